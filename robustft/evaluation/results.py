@@ -1,0 +1,253 @@
+"""`results.json`, what a finished run leaves for reports, and the table printed at its end.
+
+All accuracies are fractions in 0…1, unrounded; `percent` is the one place where they are rounded for people.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from robustft.errors import UserError
+
+SCHEMA = 1
+MASK_KEYS = ("kind", "threshold", "rate", "cam", "source", "layers")
+
+Number = int | float
+_TYPES: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "name": (str,),
+    "method": (str,),
+    "model": (str,),
+    "mask": (dict, type(None)),
+    "fill": (str, type(None)),
+    "beta": (int, float, type(None)),
+    "alpha": (int, float, type(None)),
+    "temperature": (int, float, type(None)),
+    "seed": (int,),
+    "partial": (bool,),
+    "id": (dict,),
+    "ood": (dict,),
+    "ood_avg": (float, type(None)),
+    "holdout": (dict, type(None)),
+    "zeroshot": (dict, type(None)),
+    "checkpoint": (str, type(None)),
+    "wall_s": (int, float),
+    "train_images_per_s": (int, float, type(None)),
+    "config": (dict,),
+    "versions": (dict,),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """Top-1 accuracy (0…1) over `n` images."""
+
+    top1: float
+    n: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"top1": self.top1, "n": self.n}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One model on the in-distribution set, the shift sets (in the contract's order) and the hold-out."""
+
+    id_name: str
+    id: Score
+    ood: Mapping[str, Score] = field(default_factory=dict)
+    holdout: Score | None = None
+
+    @property
+    def ood_avg(self) -> float | None:
+        """Plain mean over the shift sets that were evaluated; None where there are none."""
+        return sum(score.top1 for score in self.ood.values()) / len(self.ood) if self.ood else None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "id": {"name": self.id_name, **self.id.as_dict()},
+            "ood": {name: score.as_dict() for name, score in self.ood.items()},
+            "ood_avg": self.ood_avg,
+            "holdout": self.holdout.as_dict() if self.holdout else None,
+        }
+
+
+def results_record(
+    scores: Scores,
+    *,
+    name: str,
+    method: str,
+    model: str,
+    seed: int,
+    partial: bool,
+    wall_s: float,
+    config: Mapping[str, Any],
+    versions: Mapping[str, str],
+    zeroshot: Scores | None = None,
+    mask: Mapping[str, Any] | None = None,
+    fill: str | None = None,
+    beta: Number | None = None,
+    alpha: Number | None = None,
+    temperature: Number | None = None,
+    checkpoint: str | None = None,
+    train_images_per_s: float | None = None,
+) -> dict[str, Any]:
+    """The content of `results.json`.
+
+    `mask` may carry more than the contract's keys (a config node): the rest is dropped, what lacks is null.
+    `checkpoint` is relative to the run directory.
+    """
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "method": method,
+        "model": model,
+        "mask": None if mask is None else {key: _plain(mask.get(key)) for key in MASK_KEYS},
+        "fill": fill,
+        "beta": beta,
+        "alpha": alpha,
+        "temperature": temperature,
+        "seed": seed,
+        "partial": partial,
+        **scores.as_dict(),
+        "zeroshot": zeroshot.as_dict() if zeroshot else None,
+        "checkpoint": checkpoint,
+        "wall_s": wall_s,
+        "train_images_per_s": train_images_per_s,
+        "config": _plain(config),
+        "versions": _plain(versions),
+    }
+
+
+def write_results(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Write `record` so that the file is either complete or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Read a `results.json`.
+
+    Raises:
+        UserError: the file is missing, is no JSON, or is not what a finished run leaves.
+    """
+    path = Path(path)
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise UserError(f"Cannot read {path}: {reason}. Expected the results.json of a run.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}). Delete it and repeat the run.") from error
+    if fault := find_fault(record):
+        raise UserError(f"{path} is not the results.json of a run: {fault}.")
+    return record
+
+
+def find_fault(record: Any) -> str | None:
+    """What keeps `record` from being a results file, or None."""
+    if not isinstance(record, dict):
+        return f"it holds a {type(record).__name__}, expected an object"
+    for key, types in _TYPES.items():
+        if key not in record:
+            return f"{key!r} is missing"
+        if not isinstance(record[key], types) or (isinstance(record[key], bool) and bool not in types):
+            return f"{key!r} is {record[key]!r:.60}"
+    if record["schema"] != SCHEMA:
+        return f"its schema is {record['schema']}, this version reads {SCHEMA}"
+    blocks = {"": record} if record["zeroshot"] is None else {"": record, "zeroshot.": record["zeroshot"]}
+    for where, block in blocks.items():
+        if missing := [key for key in ("id", "ood", "ood_avg", "holdout") if key not in block]:
+            return f"'{where}{missing[0]}' is missing"
+        if not isinstance(block["ood"], dict):
+            return f"'{where}ood' is {block['ood']!r:.60}"
+        scores = {"id": block["id"], **{f"ood.{name}": score for name, score in block["ood"].items()}}
+        if block["holdout"] is not None:
+            scores["holdout"] = block["holdout"]
+        for key, score in scores.items():
+            top1 = score.get("top1") if isinstance(score, dict) else None
+            if not isinstance(top1, Number) or not 0 <= top1 <= 1:
+                return f"'{where}{key}.top1' is {top1!r}, expected a fraction in 0…1"
+        if block["ood"] and not isinstance(block["ood_avg"], Number):
+            return f"'{where}ood_avg' is {block['ood_avg']!r}"
+    if not all(isinstance(block["id"].get("name"), str) for block in blocks.values()):
+        return "'id.name' is missing"
+    return None
+
+
+def percent(fraction: float, decimals: int = 1) -> str:
+    """A fraction in percent with ties rounded up, as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
+    step = Decimal(1).scaleb(-decimals)
+    return str((Decimal(repr(float(fraction))) * 100).quantize(step, rounding=ROUND_HALF_UP))
+
+
+def set_label(name: str) -> str:
+    """Short heading of an evaluation set: imagenet_v2 and scenes_v2 are "V2", imagenet is "ImageNet"."""
+    family, _, shift = name.partition("_")
+    known = {"imagenet": "ImageNet", "scenes": "Scenes", "objectnet": "ObjectNet", "holdout": "Hold-out"}
+    shifts = {"v2": "V2", "r": "R", "sketch": "Sketch", "objectnet": "ObjectNet", "a": "A"}
+    if family in ("imagenet", "scenes") and shift:
+        return shifts.get(shift, shift)
+    return known.get(name, name)
+
+
+def summary_table(record: Mapping[str, Any]) -> Table:
+    """Zero-shot and this model on every set, in percent; ID and the shifts' average stand apart."""
+    table = Table(title=f"{record['name']}: top-1 accuracy in %", title_justify="left")
+    table.add_column("model", no_wrap=True)
+    table.add_column(f"ID {set_label(record['id']['name'])}", justify="right", style="bold")
+    if record["ood"]:
+        table.add_column("OOD avg", justify="right", style="bold")
+    for name in record["ood"]:
+        table.add_column(set_label(name), justify="right")
+    if record["holdout"]:
+        table.add_column("hold-out", justify="right", style="dim")
+    rows = {record["method"]: record}
+    if record["zeroshot"] and record["method"] != "zeroshot":
+        rows = {"zero-shot": record["zeroshot"], **rows}
+    for label, block in rows.items():
+        cells = [block["id"]["top1"]]
+        if record["ood"]:
+            cells += [block["ood_avg"], *(block["ood"].get(name, {}).get("top1") for name in record["ood"])]
+        if record["holdout"]:
+            cells.append(block["holdout"]["top1"] if block["holdout"] else None)
+        table.add_row(label, *("–" if cell is None else percent(cell) for cell in cells))
+    if record["partial"]:
+        counts = [record["id"]["n"], *(score["n"] for score in record["ood"].values())]
+        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        table.caption = f"Partial: {span} images a set; not comparable with full evaluations."
+        table.caption_justify = "left"
+    return table
+
+
+def print_table(record: Mapping[str, Any], console: Console | None = None) -> None:
+    """Print `summary_table(record)`, at its full width where the output is no terminal (a log file)."""
+    console = console or Console()
+    if not console.is_terminal:
+        console = Console(file=console.file, width=max(console.width, 120))
+    console.print(summary_table(record))
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's own types, recursively; anything else (paths, infinities, NaN) becomes text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
