@@ -1,0 +1,215 @@
+"""What every family of data has in common: the hold-out, the loaders, their order."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from robustft.data.loading import make_loader
+from robustft.data.sampling import EvalSampler, TrainSampler, split_holdout
+from robustft.data.sets import Batch, EvaluationSet, ImageSet, Preprocess, Selection
+from robustft.errors import UserError
+
+DEFAULT_HOLDOUT = 10_240
+
+
+class RobustnessData(LightningDataModule, ABC):
+    """Training images, a hold-out taken from them, the in-distribution (ID) set and the shift sets.
+
+    Subclasses set `name`, `class_names` and `templates`, and give `training_set`, `evaluation_sets` and
+    `verify`. After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out
+    (unless `holdout=0`), the ID set, the shifts.
+
+    Args:
+        preprocess: the model's transform.
+        seed: of the training order; of the hold-out too, unless `holdout_seed` is given.
+        batch_size: images per optimiser step, over all devices and accumulated micro-batches.
+        eval_batch_size: images per device and evaluation batch.
+        holdout: training images held out for model selection; None: 10,240, or 1% if that is fewer.
+        eval_images: at most so many images per evaluation set (a fixed random draw); None: all.
+        num_workers: loader processes per device; None: `default_workers()`.
+        validate: "holdout" or "all": the sets evaluated while training.
+    """
+
+    # A device may get none of a small evaluation set's images: none is repeated to fill up.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    name: str
+    class_names: Sequence[str]
+    templates: Sequence[Callable[[str], str] | str]
+
+    def __init__(
+        self,
+        *,
+        preprocess: Preprocess,
+        seed: int,
+        batch_size: int,
+        eval_batch_size: int,
+        holdout: int | None = None,
+        holdout_seed: int | None = None,
+        eval_images: int | None = None,
+        num_workers: int | None = None,
+        validate: str = "holdout",
+    ) -> None:
+        super().__init__()
+        self.preprocess, self.seed, self.validate = preprocess, seed, validate
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.holdout, self.eval_images, self.num_workers = holdout, eval_images, num_workers
+        self.holdout_seed = seed if holdout_seed is None else holdout_seed
+        self.sets: list[EvaluationSet] = []
+        self._train_indices: Int64[Tensor, " images"] | None = None
+        self._resume_at = 0
+        self._check_arguments()
+
+    # What a family of data gives
+
+    @abstractmethod
+    def training_set(self) -> ImageSet:
+        """The whole training set, hold-out included. Called often: keep it."""
+
+    @abstractmethod
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        """The ID set, then the shift sets in the order of the reports. Called often: keep them."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Check cheaply, before any training, that everything needed is there.
+
+        Raises:
+            UserError: what is missing or wrong, and what to do.
+        """
+
+    def default_workers(self) -> int:
+        """Loader processes when `num_workers` is not given: none, right for images in memory."""
+        return 0
+
+    # What all have in common
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def partial(self) -> bool:
+        """Whether an evaluation leaves images out (`eval_images`)."""
+        return any(evaluation_set.partial for evaluation_set in self.sets)
+
+    @property
+    def train_images(self) -> int:
+        """Training images without the hold-out; known after `setup`."""
+        return len(self._train_indices) if self._train_indices is not None else 0
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the hold-out and collect the evaluation sets; once, whatever the stages."""
+        if self.sets:
+            return
+        sets = self.evaluation_sets()
+        if self.holdout != 0:
+            self._train_indices, held = self._split()
+            sets = [self._holdout_set(held), *sets]
+        elif stage == TrainerFn.FITTING:
+            self._train_indices, _ = self._split()
+        self.sets = [evaluation_set.at_most(self.eval_images) for evaluation_set in sets]
+
+    def train_dataloader(self) -> DataLoader:
+        """Micro-batches of this device; see `TrainSampler`."""
+        if self._train_indices is None:
+            self._train_indices, _ = self._split()
+        rank, world_size = self._rank()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        if self.batch_size % (world_size * accumulate):
+            raise UserError(
+                f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "
+                f"trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
+            )
+        if self.train_images < self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {self.train_images} training images "
+                f"left after the hold-out: there would be no step. Give a smaller data.batch_size."
+            )
+        sampler = TrainSampler(
+            self._train_indices,
+            self.batch_size,
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+            accumulate=accumulate,
+            start_epoch=self.trainer.current_epoch if self.trainer else 0,
+            start_batch=self._resume_at,
+        )
+        self._resume_at = 0
+        return make_loader(
+            self.training_set(), sampler, sampler.micro_batch, num_workers=self._workers(), persistent=True
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """One loader per set of `sets`; while fitting, with validate="holdout", the hold-out's alone."""
+        fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        if fitting and self.validate == "holdout":
+            return [self._eval_loader(s, persistent=True) for s in self.sets if s.name == "holdout"]
+        return [self._eval_loader(s) for s in self.sets]
+
+    def resume_at(self, batch: int) -> None:
+        """Start the epoch that `train_dataloader()` begins with at this micro-batch."""
+        self._resume_at = batch
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        return batch._replace(images=self.preprocess.normalise(batch.images))
+
+    def _eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
+        sampler = EvalSampler(len(evaluation_set.dataset), *self._rank())
+        return make_loader(
+            evaluation_set.dataset,
+            sampler,
+            self.eval_batch_size,
+            num_workers=self._workers(),
+            persistent=persistent,
+        )
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _workers(self) -> int:
+        return self.default_workers() if self.num_workers is None else self.num_workers
+
+    def _split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
+        labels = self.training_set().labels
+        size = self.holdout
+        if size is None:
+            size = max(1, min(DEFAULT_HOLDOUT, len(labels) // 100))
+        if size >= len(labels):
+            raise UserError(
+                f"data.holdout={size} leaves nothing to train on: the training set has {len(labels)} images."
+            )
+        return split_holdout(labels, size, self.holdout_seed)
+
+    def _holdout_set(self, held: Int64[Tensor, " holdout"]) -> EvaluationSet:
+        """A plain set over all classes: the training set has them all."""
+        images = self.training_set()
+        return EvaluationSet(
+            "holdout",
+            Selection(images, held),
+            correct=torch.eye(self.num_classes, dtype=torch.bool),
+            keys=[images.key(i) for i in held.tolist()],
+        )
+
+    def _check_arguments(self) -> None:
+        least_values = {
+            "batch_size": 1,
+            "eval_batch_size": 1,
+            "holdout": 0,
+            "eval_images": 1,
+            "num_workers": 0,
+        }
+        for option, least in least_values.items():
+            value: Any = getattr(self, option)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise UserError(f"data.{option}={value}: give a whole number, {least} or more.")
+        if self.validate not in ("holdout", "all"):
+            raise UserError(f"data.validate={self.validate}: give holdout or all.")

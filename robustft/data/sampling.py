@@ -1,0 +1,119 @@
+"""Which images come when: deterministic functions of seeds, the same whatever the number of devices."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from torch.utils.data import Sampler
+
+
+def generator(*keys: int) -> torch.Generator:
+    """A CPU random generator that depends on all the keys, for example (seed, epoch)."""
+    (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state) >> 1)  # torch takes 63 bits
+
+
+def draw(images: int, chosen: int, seed: int) -> Int64[Tensor, " chosen"]:
+    """`chosen` of `images` positions at random, in ascending order."""
+    return torch.randperm(images, generator=generator(seed))[:chosen].sort().values
+
+
+def split_holdout(
+    labels: Int64[Tensor, " images"], size: int, seed: int
+) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
+    """Split positions into training and hold-out images, both in ascending order.
+
+    Stratified where every class has two images or more: each class gives its share of `size`, the rest goes to
+    the largest remainders, and at least one image of each class stays for training. A plain draw otherwise.
+    """
+    order = torch.randperm(len(labels), generator=generator(seed))
+    classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    if len(classes) and counts.min() >= 2 and size <= len(labels) - len(classes):
+        take = _shares(counts, size, seed)
+        order = order[inverse[order].sort(stable=True).indices]  # by class, random within each
+        first = counts.cumsum(0) - counts
+        rank_in_class = torch.arange(len(labels)) - first[inverse[order]]
+        held = order[rank_in_class < take[inverse[order]]]
+    else:
+        held = order[:size]
+    is_held = torch.zeros(len(labels), dtype=torch.bool)
+    is_held[held] = True
+    return (~is_held).nonzero().flatten(), is_held.nonzero().flatten()
+
+
+def _shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Tensor, " classes"]:
+    """Hold-out images per class, summing to `size`, less than the class has."""
+    exact = size * counts.double() / counts.sum()
+    take = exact.floor().long().minimum(counts - 1)
+    # Equal remainders (ImageNet: 10.24 images a class) are settled by lot.
+    lot = torch.rand(len(counts), generator=generator(seed, 1), dtype=torch.float64)
+    by_remainder = ((exact - take).round(decimals=9) + lot * 1e-9).argsort(descending=True)
+    while (missing := size - int(take.sum())) > 0:
+        open_classes = by_remainder[(take < counts - 1)[by_remainder]]
+        take[open_classes[:missing]] += 1
+    return take
+
+
+class TrainSampler(Sampler[int]):
+    """The images of one device, micro-batch after micro-batch.
+
+    The global order of an epoch depends on (seed, epoch) alone. Optimiser step s takes `batch_size` consecutive
+    images of it, cut into micro-batches first and devices second, so neither the number of devices nor gradient
+    accumulation changes which images make a step. The last partial step is dropped.
+
+    Lightning calls `set_epoch`. `start_batch` skips micro-batches of `start_epoch` (a resumed run).
+    """
+
+    def __init__(
+        self,
+        indices: Int64[Tensor, " images"],
+        batch_size: int,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulate: int = 1,
+        start_epoch: int = 0,
+        start_batch: int = 0,
+    ) -> None:
+        self.indices, self.seed, self.rank = indices, seed, rank
+        self.micro_batch, rest = divmod(batch_size, world_size * accumulate)
+        if rest:
+            raise ValueError(f"a batch of {batch_size} does not split over {world_size} × {accumulate}")
+        self.shape = (len(indices) // batch_size, accumulate, world_size, self.micro_batch)
+        self.epoch = self.start_epoch = start_epoch
+        self.start_batch = start_batch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Images of a full epoch on this device, also when the first one starts in the middle."""
+        steps, accumulate, _, micro_batch = self.shape
+        return steps * accumulate * micro_batch
+
+    def __iter__(self) -> Iterator[int]:
+        order = self.indices[torch.randperm(len(self.indices), generator=generator(self.seed, self.epoch))]
+        steps = order[: math.prod(self.shape)].view(self.shape)
+        mine = steps[:, :, self.rank].reshape(-1, self.micro_batch)
+        skip = self.start_batch if self.epoch == self.start_epoch else 0
+        yield from mine[skip:].flatten().tolist()
+
+
+class EvalSampler(Sampler[int]):
+    """Device `rank` of `world_size` takes images rank, rank + world_size, ...: every image exactly once.
+
+    torch's DistributedSampler repeats images to make the devices even, which changes accuracies.
+    """
+
+    def __init__(self, images: int, rank: int = 0, world_size: int = 1) -> None:
+        self.positions = range(rank, images, world_size)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.positions)

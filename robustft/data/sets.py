@@ -1,0 +1,163 @@
+"""The currency of the data package: batches, the model's transform, evaluation sets.
+
+A dataset here is anything with `len()`, `.labels` (Int64 tensor, one label per image) and items
+`dataset[i] -> (pixels, label, i)`, where pixels are uint8 RGB at the model's resolution. Normalisation
+happens on the device (`Preprocess.normalise`): bytes are a quarter of the traffic of floats.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2 import InterpolationMode
+
+from robustft.data.sampling import draw
+
+
+class Batch(NamedTuple):
+    """What a loader yields. Images are uint8 until they are on the device, then CLIP-normalised floats."""
+
+    images: UInt8[Tensor, "batch 3 height width"] | Float[Tensor, "batch 3 height width"]
+    labels: Int64[Tensor, " batch"]
+    indices: Int64[Tensor, " batch"]  # position in the dataset: finds cached maps and per-image predictions
+
+
+class ImageSet(Protocol):
+    """Items are `(uint8 image [3, height, width], label, position)`."""
+
+    labels: Int64[Tensor, " images"]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]: ...
+
+    def key(self, index: int) -> str:
+        """A name for the image that lasts: its path within the set, or its number."""
+        ...
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """The model's deterministic evaluation transform; the same pixels as open_clip's `image_transform`."""
+
+    size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: str = "bicubic"
+
+    def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
+        """RGB, shorter side resized to `size` (with PIL's antialiasing), centre crop; values 0...255."""
+        image = F.resize(image, [self.size], interpolation=InterpolationMode(self.interpolation))
+        return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
+
+    def normalise(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Scale to 0...1, subtract the mean and divide by the standard deviation of each channel."""
+        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
+        return images.float().div_(255).sub_(mean).div_(std)
+
+
+@lru_cache
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    """Kept per device: copying three numbers to a GPU at every step would make the host wait for it."""
+    with torch.inference_mode(False):  # a cached inference tensor could not take part in training
+        return torch.tensor(values, device=device).view(3, 1, 1)
+
+
+class TensorImages(Dataset):
+    """A dataset that is in memory already, as uint8 pixels at the model's resolution."""
+
+    def __init__(
+        self, images: UInt8[Tensor, "images 3 height width"], labels: Int64[Tensor, " images"]
+    ) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
+        return self.images[index], int(self.labels[index]), index
+
+    def key(self, index: int) -> str:
+        return str(index)
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """One gather for the whole batch (the loader prefers this to item by item)."""
+        chosen = torch.tensor(indices)
+        return Batch(self.images[chosen], self.labels[chosen], chosen)
+
+
+class Selection(Dataset):
+    """Some images of a dataset, renumbered from 0."""
+
+    def __init__(self, dataset: ImageSet, chosen: Int64[Tensor, " images"]) -> None:
+        self.dataset, self.chosen = dataset, chosen
+        self.labels = dataset.labels[chosen]
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
+        image, label, _ = self.dataset[int(self.chosen[index])]
+        return image, label, index
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(int(self.chosen[index]))
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A set to report accuracy on. One mechanism for plain sets (identity), class subsets (one row per kept
+    class) and ObjectNet's label sets (several right classes per row).
+    """
+
+    name: str
+    dataset: ImageSet
+    correct: Bool[Tensor, "labels classes"]  # correct[label, k]: predicting class k is right for that label
+    keys: Sequence[str]  # one name per image, its path within the set
+    full_size: int | None = None  # images before a draw; None: nothing was left out
+
+    @cached_property
+    def allowed(self) -> Bool[Tensor, " classes"]:
+        """Classes that can be predicted; the logits of the others are removed before the argmax."""
+        return self.correct.any(0)
+
+    @property
+    def partial(self) -> bool:
+        """Whether images of this set were left out (`data.eval_images`)."""
+        return self.full_size is not None and self.full_size > len(self.dataset)
+
+    def at_most(self, images: int | None) -> "EvaluationSet":
+        """This set cut to a fixed random draw of so many images: the same ones whatever the run's seed."""
+        if images is None or images >= len(self.dataset):
+            return self
+        return self.select(draw(len(self.dataset), images, seed=0))
+
+    def select(self, chosen: Int64[Tensor, " images"]) -> "EvaluationSet":
+        """This set with the chosen images only."""
+        return replace(
+            self,
+            dataset=Selection(self.dataset, chosen),
+            keys=[self.keys[i] for i in chosen.tolist()],
+            full_size=self.full_size or len(self.dataset),
+        )
+
+
+# Images in the sets as published (ObjectNet: those of its 113 classes that ImageNet has; ILSVRC2012's train).
+OFFICIAL_IMAGES = {
+    "imagenet_train": 1_281_167,
+    "imagenet": 50_000,
+    "imagenet_v2": 10_000,
+    "imagenet_r": 30_000,
+    "imagenet_sketch": 50_889,
+    "objectnet": 18_574,
+    "imagenet_a": 7_500,
+}
