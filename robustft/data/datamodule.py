@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -22,8 +23,7 @@ DEFAULT_HOLDOUT = 10_240
 class RobustnessData(LightningDataModule, ABC):
     """Training images, a hold-out taken from them, the in-distribution (ID) set and the shift sets.
 
-    Subclasses set `name`, `class_names` and `templates`, and give `training_set`, `evaluation_sets` and
-    `verify`. After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out
+    Subclasses set `name`, `class_names` and `templates`, and give `training_set` and `evaluation_sets`. After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out
     (unless `holdout=0`), the ID set, the shifts.
 
     Args:
@@ -63,7 +63,6 @@ class RobustnessData(LightningDataModule, ABC):
         self.holdout, self.eval_images, self.num_workers = holdout, eval_images, num_workers
         self.holdout_seed = seed if holdout_seed is None else holdout_seed
         self.sets: list[EvaluationSet] = []
-        self._train_indices: Int64[Tensor, " images"] | None = None
         self._resume_at = 0
         self._check_arguments()
 
@@ -77,13 +76,24 @@ class RobustnessData(LightningDataModule, ABC):
     def evaluation_sets(self) -> list[EvaluationSet]:
         """The ID set, then the shift sets in the order of the reports. Called often: keep them."""
 
-    @abstractmethod
-    def verify(self) -> None:
-        """Check cheaply, before any training, that everything needed is there.
+    def verify(self, training: bool = True) -> None:
+        """Check cheaply, before any training, that everything needed is there; subclasses look closer.
+
+        Args:
+            training: False for an evaluation alone: the training images are then needed for the hold-out only.
 
         Raises:
             UserError: what is missing or wrong, and what to do.
         """
+        self.setup()
+        if training:
+            self._check_batch_size()
+
+    def parts(self) -> dict[str, Callable[[], ImageSet]]:
+        """What to look at, one by one, when the data is checked."""
+        return {"train": self.training_set} | {
+            s.name: (lambda dataset=s.dataset: dataset) for s in self.evaluation_sets()
+        }
 
     def default_workers(self) -> int:
         """Loader processes when `num_workers` is not given: none, right for images in memory."""
@@ -102,44 +112,29 @@ class RobustnessData(LightningDataModule, ABC):
 
     @property
     def train_images(self) -> int:
-        """Training images without the hold-out; known after `setup`."""
-        return len(self._train_indices) if self._train_indices is not None else 0
+        """Training images without the hold-out."""
+        return len(self._split[0])
 
     def setup(self, stage: str | None = None) -> None:
-        """Take the hold-out and collect the evaluation sets; once, whatever the stages."""
+        """Collect the evaluation sets; once, whatever the stages."""
         if self.sets:
             return
         sets = self.evaluation_sets()
         if self.holdout != 0:
-            self._train_indices, held = self._split()
-            sets = [self._holdout_set(held), *sets]
-        elif stage == TrainerFn.FITTING:
-            self._train_indices, _ = self._split()
+            sets = [self._holdout_set(), *sets]
         self.sets = [evaluation_set.at_most(self.eval_images) for evaluation_set in sets]
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this device; see `TrainSampler`."""
-        if self._train_indices is None:
-            self._train_indices, _ = self._split()
+        self._check_batch_size()
         rank, world_size = self._rank()
-        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
-        if self.batch_size % (world_size * accumulate):
-            raise UserError(
-                f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "
-                f"trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
-            )
-        if self.train_images < self.batch_size:
-            raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {self.train_images} training images "
-                f"left after the hold-out: there would be no step. Give a smaller data.batch_size."
-            )
         sampler = TrainSampler(
-            self._train_indices,
+            self._split[0],
             self.batch_size,
             seed=self.seed,
             rank=rank,
             world_size=world_size,
-            accumulate=accumulate,
+            accumulate=self._accumulate(),
             start_epoch=self.trainer.current_epoch if self.trainer else 0,
             start_batch=self._resume_at,
         )
@@ -178,7 +173,12 @@ class RobustnessData(LightningDataModule, ABC):
     def _workers(self) -> int:
         return self.default_workers() if self.num_workers is None else self.num_workers
 
+    def _accumulate(self) -> int:
+        return self.trainer.accumulate_grad_batches if self.trainer else 1
+
+    @cached_property
     def _split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
+        """Positions in the training set: those trained on, and those held out."""
         labels = self.training_set().labels
         size = self.holdout
         if size is None:
@@ -189,15 +189,29 @@ class RobustnessData(LightningDataModule, ABC):
             )
         return split_holdout(labels, size, self.holdout_seed)
 
-    def _holdout_set(self, held: Int64[Tensor, " holdout"]) -> EvaluationSet:
+    def _holdout_set(self) -> EvaluationSet:
         """A plain set over all classes: the training set has them all."""
-        images = self.training_set()
+        images, held = self.training_set(), self._split[1]
         return EvaluationSet(
             "holdout",
             Selection(images, held),
             correct=torch.eye(self.num_classes, dtype=torch.bool),
             keys=[images.key(i) for i in held.tolist()],
         )
+
+    def _check_batch_size(self) -> None:
+        _, world_size = self._rank()
+        accumulate = self._accumulate()
+        if self.batch_size % (world_size * accumulate):
+            raise UserError(
+                f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "
+                f"trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
+            )
+        if self.train_images < self.batch_size:
+            raise UserError(
+                f"data.batch_size={self.batch_size} is more than the {self.train_images} training images "
+                "left after the hold-out: there would be no step. Give a smaller data.batch_size."
+            )
 
     def _check_arguments(self) -> None:
         least_values = {

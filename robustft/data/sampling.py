@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 
-def generator(*keys: int) -> torch.Generator:
-    """A CPU random generator that depends on all the keys, for example (seed, epoch)."""
+def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A random generator that depends on all the keys, for example (seed, epoch)."""
     (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(state) >> 1)  # torch takes 63 bits
+    return torch.Generator(device).manual_seed(int(state) >> 1)  # torch takes 63 bits
 
 
 def draw(images: int, chosen: int, seed: int) -> Int64[Tensor, " chosen"]:

@@ -1,0 +1,81 @@
+"""`check=data`: look at every set and every image without training."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from robustft.data.datamodule import RobustnessData
+from robustft.data.folders import ImageFolders, damaged_files
+from robustft.data.sets import OFFICIAL_IMAGES
+from robustft.errors import UserError
+
+
+def check(datamodule: RobustnessData) -> dict[str, Any]:
+    """Inspect, print a table, and return the record of `inspect`.
+
+    Raises:
+        UserError: after the table, if a set is missing or wrong, or an image cannot be read.
+    """
+    record = inspect(datamodule)
+    console = Console()
+    console.print(_table(record))
+    wrong = []
+    for name, found in record.items():
+        if found["error"]:
+            wrong.append(found["error"])
+        wrong += [f"{name}: cannot read {path}: {reason}" for path, reason in found["damaged"].items()]
+    if wrong:
+        raise UserError("\n".join([*dict.fromkeys(wrong), f"{len(set(wrong))} problem(s) found."]))
+    return record
+
+
+def inspect(datamodule: RobustnessData) -> dict[str, Any]:
+    """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the published
+    set, None if unknown), `damaged` (path -> reason; every image is decoded) and `error` (None if the set is as it
+    should be, its damaged images aside).
+    """
+    record = {}
+    for name, find in datamodule.parts().items():
+        found = {"path": None, "classes": 0, "images": 0, "official": OFFICIAL_IMAGES.get(name)}
+        found |= {"damaged": {}, "error": None}
+        record[name] = found
+        try:
+            images = find()
+        except UserError as error:
+            found["error"] = str(error)
+            continue
+        found |= {"classes": len(images.labels.unique()), "images": len(images)}
+        if isinstance(images, ImageFolders):
+            paths = [images.path(i) for i in range(len(images))]
+            found["path"] = str(images.root)
+            found["damaged"] = damaged_files(paths, thorough=True, title=f"Decoding {name}")
+    return record
+
+
+def _table(record: dict[str, Any]) -> Table:
+    table = Table("set", "found in", title="Data")
+    for column in ("classes", "images", "official", "unreadable"):
+        table.add_column(column, justify="right")
+    table.add_column("remark")
+    for name, found in record.items():
+        if found["error"]:
+            table.add_row(name, "[red]missing or wrong: see below[/red]")
+            continue
+        table.add_row(
+            name,
+            escape(found["path"] or "made in memory"),
+            f"{found['classes']:,}",
+            f"{found['images']:,}",
+            f"{found['official']:,}" if found["official"] else "",
+            f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",
+            _remark(found),
+        )
+    return table
+
+
+def _remark(found: dict[str, Any]) -> str:
+    if not found["official"] or found["images"] == found["official"]:
+        return ""
+    return "a subset" if found["images"] < found["official"] else "more than the published set"

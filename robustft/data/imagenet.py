@@ -1,0 +1,236 @@
+"""ImageNet with its five natural distribution shifts, in the folder layouts in which they are distributed.
+
+Every set is looked for under `data.root` by its usual names (`USUAL_NAMES`, the first one found is taken), and
+`data.sets.<name>` gives one a path of its own (or `false`: leave it out).
+
+| set             | folder                                              | holds                                  |
+|-----------------|-----------------------------------------------------|----------------------------------------|
+| imagenet        | the one that has `train/` and `val/`                | `train/<wnid>/`, `val/<wnid>/`         |
+| imagenet_v2     | matched frequency (Recht et al., ICML 2019)         | `0/` ... `999/`: the class index       |
+| imagenet_r      | renditions (Hendrycks et al., ICCV 2021)            | 200 `<wnid>/`                          |
+| imagenet_sketch | sketches (Wang et al., NeurIPS 2019)                | `<wnid>/`                              |
+| objectnet       | the one that has `images/` and `mappings/`          | `images/<folder>/`; see `objectnet.py` |
+| imagenet_a      | adversarial (Hendrycks et al., CVPR 2021)           | 200 `<wnid>/`                          |
+
+Class folders must be exactly those of the set. They may hold fewer images than the published set (a subset
+evaluates like the whole), except that training needs at least one image of every class.
+"""
+
+import difflib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from importlib.resources import files
+from pathlib import Path
+
+from robustft.data.datamodule import RobustnessData
+from robustft.data.folders import ImageFolders, damaged_files, folder_set
+from robustft.data.loading import usable_cpus
+from robustft.data.objectnet import BORDER, read_label_sets
+from robustft.data.sets import EvaluationSet, ImageSet
+from robustft.errors import UserError
+
+# In the order of the reports: the ID set, then the shifts.
+USUAL_NAMES = {
+    "imagenet": ("ILSVRC2012", "imagenet", "ImageNet", "imagenet-1k", "ILSVRC/Data/CLS-LOC", "."),
+    "imagenet_v2": ("imagenetv2-matched-frequency-format-val", "imagenetv2-matched-frequency"),
+    "imagenet_r": ("imagenet-r",),
+    "imagenet_sketch": ("imagenet-sketch/sketch", "imagenet-sketch", "sketch"),
+    "objectnet": ("objectnet-1.0", "objectnet"),
+    "imagenet_a": ("imagenet-a",),
+}
+
+
+@dataclass(frozen=True)
+class ImageNetClasses:
+    """The classes in the order of their WordNet ids, and the subsets that ImageNet-R and -A have."""
+
+    wnids: Sequence[str]
+    names: Sequence[str]
+    imagenet_r: Sequence[str]
+    imagenet_a: Sequence[str]
+
+
+@cache
+def official_classes() -> ImageNetClasses:
+    """The 1000 classes; ids from timm, names (those that suit CLIP) from open_clip."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    def wnids(file: str) -> list[str]:
+        return (files("timm.data") / "_info" / file).read_text().split()
+
+    return ImageNetClasses(
+        wnids=wnids("imagenet_synsets.txt"),
+        names=IMAGENET_CLASSNAMES,
+        imagenet_r=wnids("imagenet_r_synsets.txt"),
+        imagenet_a=wnids("imagenet_a_synsets.txt"),
+    )
+
+
+class ImageNetData(RobustnessData):
+    """ImageNet for training, ImageNet and five shifts for evaluation.
+
+    Args:
+        root: the folder under which the sets are looked for.
+        sets: per set its own path, or False to leave it out; None (or absent): look under `root`.
+        classes: other classes than the 1000 (tests).
+        options: of every data module, see `RobustnessData`.
+    """
+
+    name = "imagenet"
+
+    def __init__(
+        self,
+        *,
+        root: str | None = None,
+        sets: Mapping[str, str | bool | None] | None = None,
+        classes: ImageNetClasses | None = None,
+        **options,
+    ) -> None:
+        super().__init__(**options)
+        self.root = root
+        self.classes = classes or official_classes()
+        self.paths = dict(sets or {})
+        for name in self.paths.keys() - USUAL_NAMES.keys():
+            near = difflib.get_close_matches(name, USUAL_NAMES, n=1, cutoff=0) or list(USUAL_NAMES)
+            raise UserError(
+                f"data.sets.{name}: no such set. Nearest: {near[0]}; all: {', '.join(USUAL_NAMES)}."
+            )
+        if self.paths.get("imagenet") is False:
+            raise UserError(
+                "data.sets.imagenet=false: the ID set cannot be left out, only the shift sets can."
+            )
+        self.set_names = [name for name in USUAL_NAMES if self.paths.get(name) is not False]
+        self._kept: dict[str, EvaluationSet] = {}
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        return self.classes.names
+
+    @cached_property
+    def templates(self) -> Sequence[Callable[[str], str]]:
+        """The 80 prompts of OpenAI's ImageNet ensemble."""
+        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+        return OPENAI_IMAGENET_TEMPLATES
+
+    def default_workers(self) -> int:
+        return min(usable_cpus(), 16)
+
+    def training_set(self) -> ImageSet:
+        return self._training_set
+
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        return [self.evaluation_set(name) for name in self.set_names]
+
+    def evaluation_set(self, name: str) -> EvaluationSet:
+        """The set of that name, scanned once.
+
+        Raises:
+            UserError: it is not there, or its folders are not those of its classes.
+        """
+        if name not in self._kept:
+            self._kept[name] = self._scan(name)
+        return self._kept[name]
+
+    def parts(self) -> dict[str, Callable[[], ImageSet]]:
+        """What to look at, one by one, when a data root is checked."""
+        return {"imagenet_train": self.training_set} | {
+            name: partial(lambda n: self.evaluation_set(n).dataset, name) for name in self.set_names
+        }
+
+    def verify(self, training: bool = True) -> None:
+        """Everything found, all classes there, no file truncated; names all that is wrong at once."""
+        parts = self.parts()
+        if not training and self.holdout == 0:
+            del parts["imagenet_train"]
+        problems = []
+        for find in parts.values():
+            try:
+                find()
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("\n".join(dict.fromkeys(problems)))
+        super().verify(training)
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            self._refuse_damaged_files(training)
+
+    def find(self, name: str) -> Path:
+        """Where a set is.
+
+        Raises:
+            UserError: listing every path looked for, and what to do.
+        """
+        own = self.paths.get(name)
+        if isinstance(own, str):
+            candidates = [Path(own).expanduser()]
+        elif self.root is None:
+            raise UserError(
+                f"{name}: data.root is not set. Give the folder that holds the data sets (data.root=DIR) or this "
+                f"one's own (data.sets.{name}=DIR)."
+            )
+        else:
+            candidates = [Path(self.root).expanduser() / usual for usual in USUAL_NAMES[name]]
+        inside = {"imagenet": ("train", "val"), "objectnet": ("images",)}.get(name, ("",))
+        for candidate in candidates:
+            if any((candidate / sub).is_dir() for sub in inside):
+                return candidate
+        looked_for = "\n  ".join(str(c / sub) for c in candidates for sub in inside)
+        leave_out = "" if name == "imagenet" else f", or leave the set out with data.sets.{name}=false"
+        raise UserError(
+            f"{name}: not found. Looked for:\n  {looked_for}\n"
+            f"Give its folder with data.sets.{name}=DIR{leave_out}."
+        )
+
+    @cached_property
+    def _training_set(self) -> ImageFolders:
+        folder = self._split_folder("train")
+        images = ImageFolders(folder, self.classes.wnids, self.preprocess)
+        counts = images.labels.bincount(minlength=len(self.classes.wnids))
+        if len(empty := (counts == 0).nonzero().flatten().tolist()):
+            raise UserError(
+                f"{folder}: no training images of {len(empty)} of {len(counts)} classes "
+                f"({', '.join(self.classes.wnids[k] for k in empty[:3])}{', …' if len(empty) > 3 else ''})."
+            )
+        return images
+
+    def _split_folder(self, split: str) -> Path:
+        folder = self.find("imagenet") / split
+        if not folder.is_dir():
+            way_out = " (evaluation alone does without: data.holdout=0)" if split == "train" else ""
+            raise UserError(f"imagenet: {folder} is missing; expected train/ and val/ side by side{way_out}.")
+        return folder
+
+    def _scan(self, name: str) -> EvaluationSet:
+        wnids, ignored, border = self.classes.wnids, [], 0
+        folder = self._split_folder("val") if name == "imagenet" else self.find(name)
+        if name == "imagenet_v2":  # the folder's NAME is the class; sorted as strings they would be permuted
+            right = {str(k): [k] for k in range(len(wnids))}
+        elif name in ("imagenet_r", "imagenet_a"):
+            right = {wnid: [wnids.index(wnid)] for wnid in getattr(self.classes, name)}
+        elif name == "objectnet":
+            right, ignored = read_label_sets(folder / "mappings")
+            folder, border = folder / "images", BORDER
+        else:
+            right = {wnid: [k] for k, wnid in enumerate(wnids)}
+        images = ImageFolders(folder, list(right), self.preprocess, border=border, ignored=ignored)
+        return folder_set(name, images, list(right.values()), self.num_classes)
+
+    def _refuse_damaged_files(self, training: bool) -> None:
+        """Evaluation comes after training: better to know now that an image of it will not open."""
+        paths = []
+        if training:
+            paths += [self._training_set.path(i) for i in range(len(self._training_set))]
+        for s in self.sets:
+            images = self._training_set if s.name == "holdout" else self._kept[s.name].dataset
+            paths += [f"{images.root}/{key}" for key in s.keys]
+        damaged = damaged_files(paths, thorough=False, title="Looking at the image files")
+        if damaged:
+            path, reason = next(iter(damaged.items()))
+            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            raise UserError(
+                f"Cannot read the image {path}: {reason}{more}. Fetch damaged files again or remove them; "
+                "check=data lists them all."
+            )
