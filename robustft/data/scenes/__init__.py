@@ -1,0 +1,10 @@
+"""The embedded benchmark: rendered scenes, a class-context correlation, five distribution shifts.
+
+`docs/scenes.md` says what differs between the sets. From the bottom up: `shapes` (the objects), `contexts`
+(the backgrounds), `recipes` (the distribution of each set, and a draw from it), `render` (a draw to pixels),
+`generate` (whole sets), `cache` (on disk), `datamodule` (for training), `captions` (what is said about it).
+"""
+
+from robustft.data.scenes.datamodule import ScenesData
+
+__all__ = ["ScenesData"]

@@ -1,0 +1,70 @@
+"""python -m robustft.data.scenes --sheet docs/scenes.png: a contact sheet of all sets."""
+
+import argparse
+import os
+from pathlib import Path
+
+from robustft.data.scenes.generate import generate
+from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
+
+TITLES = {
+    "pretraining": "pre-training\ncontext, colour and\nstyle of any kind",
+    "scenes": "scenes (ID)\nclass at home 93%,\nown colour 60%",
+    "scenes_v2": "scenes_v2\na slightly\ndifferent draw",
+    "scenes_r": "scenes_r\nrenditions",
+    "scenes_sketch": "scenes_sketch\npencil drawings",
+    "scenes_objectnet": "scenes_objectnet\nany context, turned,\nscaled, stretched",
+    "scenes_a": "scenes_a\nnever at home,\nanother's colour",
+}
+
+
+def sheet(path: Path, examples: int = 2, seed: int = 0) -> None:
+    """Rows: sets; columns: classes; `examples` images of each, one above the other."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(len(TITLES), 1, figsize=(16, 2.06 * len(TITLES)), layout="constrained")
+    for panel, (name, title) in zip(axes, TITLES.items(), strict=True):
+        recipe = PRETRAINING if name == "pretraining" else SETS[name]
+        images = generate(recipe, examples * len(CLASSES), size=48, seed=seed, name=name).images
+        rows = [list(images[row * len(CLASSES) :][: len(CLASSES)]) for row in range(examples)]
+        size = images.shape[-1]
+        panel.imshow(_tiled(rows))
+        panel.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=12)
+        panel.set_yticks([])
+        panel.set_xticks([])
+        panel.spines[:].set_visible(False)
+        if panel is axes[0]:
+            panel.xaxis.tick_top()
+            panel.set_xticks([size * (i + 0.5) + GAP * i for i in range(len(CLASSES))], CLASSES, fontsize=12)
+            panel.tick_params(length=0)
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, dpi=100, format="png")
+    os.replace(part, path)
+
+
+GAP = 2  # white pixels between images
+
+
+def _tiled(rows):
+    import torch
+    import torch.nn.functional as F
+
+    padded = [torch.cat([F.pad(image, (0, GAP, 0, GAP), value=255) for image in row], dim=2) for row in rows]
+    return torch.cat(padded, dim=1).permute(1, 2, 0).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m robustft.data.scenes", description=__doc__)
+    parser.add_argument("--sheet", type=Path, required=True, help="the picture to write (PNG)")
+    parser.add_argument("--examples", type=int, default=2, help="images of each class and set")
+    parser.add_argument("--seed", type=int, default=0, help="data.data_seed")
+    arguments = parser.parse_args()
+    sheet(arguments.sheet, arguments.examples, arguments.seed)
+    print(arguments.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Rendered sets on disk, so that they are rendered once."""
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from robustft.data.scenes.generate import Rendered, generate
+from robustft.data.scenes.recipes import Recipe
+
+
+def default_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustft" / "scenes"
+
+
+@lru_cache
+def sources() -> bytes:
+    """The code that draws: another version of it must not find this one's images."""
+    modules = ("shapes", "contexts", "recipes", "render", "generate")
+    return b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
+
+
+def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folder: Path) -> Rendered:
+    """`generate(...)`, from `folder` if it is there; else rendered, with progress, and left there.
+
+    A folder that cannot be written to costs time, not the run.
+    """
+    arguments = f"{recipe}{count}/{size}/{seed}/{name}/{torch.__version__}"
+    fingerprint = hashlib.sha256(sources() + arguments.encode()).hexdigest()[:16]
+    path = folder / f"{name}-{fingerprint}.safetensors"
+    try:
+        return Rendered(**load_file(path))
+    except (OSError, SafetensorError, TypeError):  # not there, or damaged: render it (again)
+        pass
+    with Progress(transient=True) as progress:
+        task = progress.add_task(f"rendering {count} images of {name}", total=count)
+        rendered = generate(
+            recipe, count, size=size, seed=seed, name=name, progress=lambda done: progress.update(task, completed=done)
+        )
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(rendered._asdict(), part)
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+    return rendered

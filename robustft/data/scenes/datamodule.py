@@ -1,0 +1,147 @@
+"""The data module of the embedded benchmark: rendered scenes in memory."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from robustft.data.datamodule import RobustnessData
+from robustft.data.scenes.cache import cached, default_folder
+from robustft.data.scenes.captions import TEMPLATES
+from robustft.data.scenes.generate import Rendered
+from robustft.data.scenes.recipes import CLASSES, SETS, Recipe
+from robustft.data.sets import Batch, EvaluationSet, TensorImages
+from robustft.errors import UserError
+
+EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
+SMALLEST, LARGEST = 24, 512  # pixels
+
+
+class SceneImages(TensorImages):
+    """A rendered set, resized to the model's resolution when that is another.
+
+    Attributes:
+        masks: where the object is seen, at the resolution of rendering.
+    """
+
+    def __init__(self, scenes: Rendered, size: int) -> None:
+        super().__init__(scenes.images, scenes.labels)
+        self.scenes, self.size = scenes, size
+
+    @property
+    def masks(self) -> Bool[Tensor, "images height width"]:
+        return self.scenes.masks
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
+        return self.__getitems__([index]).images[0], int(self.labels[index]), index
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        batch = super().__getitems__(indices)
+        if batch.images.shape[-1] == self.size:
+            return batch
+        resized = F.interpolate(batch.images.float(), (self.size,) * 2, mode="bicubic", antialias=True)
+        return batch._replace(images=resized.round().clamp(0, 255).to(torch.uint8))
+
+
+class ScenesData(RobustnessData):
+    """Rendered scenes in memory.
+
+    Args:
+        root: folder that keeps the rendered sets; None: the user's cache.
+        sets: by name of the set, False to leave it out.
+        train_images: images to train on, the hold-out included.
+        test_images: images in each evaluation set.
+        image_size: pixels a side at which the scenes are rendered.
+        correlation: probability that a training or ID image shows its class in its home context; else the
+            context is any of the eight.
+        data_seed: which draw of all sets. 0 is the one to report; choose settings on others.
+
+    Raises:
+        UserError: a number out of range, or a set that does not exist.
+    """
+
+    name = "scenes"
+    class_names = CLASSES
+    templates = TEMPLATES
+
+    def __init__(
+        self,
+        *,
+        root: str | Path | None = None,
+        sets: Mapping[str, Any] | None = None,
+        train_images: int = 2000,
+        test_images: int = 2000,
+        image_size: int = 48,
+        correlation: float = 0.93,
+        data_seed: int = 0,
+        **common: Any,
+    ) -> None:
+        self.root = Path(root).expanduser() if root else default_folder()
+        self.shown = {name: True for name in EVALUATION_SETS} | dict(sets or {})
+        self.total_images, self.test_images = train_images, test_images
+        self.image_size, self.correlation, self.data_seed = image_size, correlation, data_seed
+        super().__init__(**common)
+
+    @cached_property
+    def _training(self) -> SceneImages:
+        return self._images("train", self.total_images)
+
+    @cached_property
+    def _evaluation(self) -> list[EvaluationSet]:
+        correct = torch.eye(len(CLASSES), dtype=torch.bool)
+        sets = []
+        for name in EVALUATION_SETS:
+            if self.shown[name] is not False:
+                images = self._images(name, self.test_images)
+                sets.append(EvaluationSet(name, images, correct, [str(i) for i in range(len(images))]))
+        return sets
+
+    def training_set(self) -> SceneImages:
+        return self._training
+
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        return self._evaluation
+
+    def verify(self) -> None:
+        """Nothing to find: what is not in the cache is rendered."""
+
+    def _images(self, name: str, count: int) -> SceneImages:
+        recipe = correlated(SETS[name], self.correlation)
+        scenes = cached(
+            recipe, count, size=self.image_size, seed=self.data_seed, name=name, folder=self.root
+        )
+        return SceneImages(scenes, self.preprocess.size)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        least_values = {"train_images": 2 * len(CLASSES), "test_images": 1, "data_seed": 0, "image_size": SMALLEST}
+        values = {"train_images": self.total_images, **{k: getattr(self, k) for k in list(least_values)[1:]}}
+        for option, least in least_values.items():
+            if not isinstance(values[option], int) or values[option] < least:
+                raise UserError(f"data.{option}={values[option]}: give a whole number, {least} or more.")
+        if self.image_size > LARGEST:
+            raise UserError(f"data.image_size={self.image_size}: give at most {LARGEST} pixels.")
+        if not 0 <= self.correlation <= 1:
+            raise UserError(f"data.correlation={self.correlation}: give a probability from 0 to 1.")
+        for name, shown in self.shown.items():
+            if name not in EVALUATION_SETS:
+                raise UserError(f"data.sets.{name}: there is no such set; there are {', '.join(EVALUATION_SETS)}.")
+            if not (shown is None or isinstance(shown, bool)):
+                raise UserError(f"data.sets.{name}={shown}: the scenes are rendered; give false to leave the set out.")
+        if self.shown["scenes"] is False:
+            raise UserError("data.sets.scenes=false: the ID set is what the shifts are compared with; keep it.")
+
+
+def correlated(recipe: Recipe, correlation: float) -> Recipe:
+    """The recipe with another correlation of class and context, for the sets that have one by design."""
+    by_design = SETS["train"].home
+    if recipe.home == by_design or recipe == SETS["scenes_v2"]:
+        return replace(recipe, home=recipe.home * correlation / by_design)
+    return recipe
+
