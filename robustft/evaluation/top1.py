@@ -51,7 +51,7 @@ class Top1(Metric):
         self.total += labels.numel()
 
     def compute(self) -> Float[Tensor, ""]:
-        """Accuracy in 0…1 over all processes (NaN without images); on CPU, as not every device has float64."""
+        """Accuracy in 0…1 over all processes (NaN without images), on the CPU: MPS has no float64."""
         return self.hits.cpu().double() / self.total.cpu().double()
 
     def score(self) -> Score:

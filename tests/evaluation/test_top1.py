@@ -10,7 +10,7 @@ from robustft.evaluation.top1 import Top1, predict
 
 
 def plain_top1(logits: list[list[float]], labels: list[int], right: dict[int, set[int]]) -> float:
-    """Loops over images: of the classes that are right for any label, is the largest one right for this one?"""
+    """Image by image: of the classes that are right for any label, is the largest right for this one?"""
     known = sorted(set().union(*right.values()))
     hits = 0
     for row, label in zip(logits, labels, strict=True):

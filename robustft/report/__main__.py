@@ -1,0 +1,132 @@
+"""`python -m robustft.report RUNS...`: compare runs in tables, a scatter plot and a page."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from robustft.errors import UserError
+from robustft.report.runs import (
+    Group,
+    Run,
+    comparable_averages,
+    group_over_seeds,
+    read_runs,
+    reading_order,
+    zeroshot_runs,
+)
+from robustft.report.stats import LogitLine, logit_fit
+from robustft.report.table import comparison, csv_text, find_baseline, latex, markdown, rich_table
+
+SEEDS = "Mean ± standard deviation over seeds."
+RANGE = "Members: mean (lowest–highest)."
+PAIRED = "Differences in points, paired by seed, with 95% t intervals."
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m robustft.report", description=__doc__)
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where tables and plots go (default: report)")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the interactive page (alone, without --out)"
+    )
+    parser.add_argument(
+        "--baseline",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help='paired differences to this system: "vanilla", a method, a label or a run\'s name (repeatable)',
+    )
+    parser.add_argument(
+        "--baselines",
+        nargs="+",
+        default=[],
+        metavar="RUNS",
+        help="models of the line for effective robustness",
+    )
+    parser.add_argument("--partial", action="store_true", help="include evaluations that were cut short")
+    parser.add_argument("--all", action="store_true", help="a row for every run, not only for every system")
+    return parser.parse_args(arguments)
+
+
+def baseline_line(patterns: Sequence[str], partial: bool) -> LogitLine | None:
+    """The line through the baseline models with a shift average, or None where no baselines are named."""
+    if not patterns:
+        return None
+    pairs = [(run.top1("id"), run.top1("ood_avg")) for run in read_runs(patterns, partial)]
+    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return logit_fit([x for x, _ in known], [y for _, y in known])
+
+
+def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
+    """Groups by model and ID set, in a reader's order."""
+    groups = group_over_seeds([*zeroshot_runs(runs), *runs])
+    panels: dict[tuple[str, str], list[Group]] = {}
+    for group in sorted(groups, key=reading_order):
+        panels.setdefault(group.runs[0].panel, []).append(group)
+    return list(panels.values())
+
+
+def report(arguments: argparse.Namespace, console: Console) -> None:
+    runs = comparable_averages(read_runs(arguments.runs, arguments.partial))
+    line = baseline_line(arguments.baselines, arguments.partial)
+    panels = panels_of(runs)
+    everything = [group for groups in panels for group in groups]
+    tables = []
+    for groups in panels:
+        names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
+        baselines = [(name, find_baseline(groups, name)) for name in arguments.baseline]
+        rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
+        tables.append(comparison(rows, list(names), baselines, line))
+        console.print(rich_table(tables[-1]))
+    notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
+    notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
+    notes += [PAIRED] if arguments.baseline else []
+    if partial := sum(run.record["partial"] for run in runs):
+        notes.append(f"{partial} of {len(runs)} runs are partial evaluations.")
+    for note in notes:
+        console.print(note)
+    if arguments.html:
+        from robustft.report.page import write_page
+
+        console.print(f"Page: {write_page(arguments.html, panels)}")
+    if arguments.out or not arguments.html:
+        from robustft.report.plot import scatter
+
+        out = arguments.out or Path("report")
+        out.mkdir(parents=True, exist_ok=True)
+        texts = {"md": markdown(tables, notes), "tex": latex(tables, notes), "csv": csv_text(tables)}
+        for suffix, text in texts.items():
+            (out / f"comparison.{suffix}").write_text(text)
+        drawable = [groups for groups in panels if any(group.values("ood_avg") for group in groups)]
+        plots = scatter(drawable, out / "scatter", line) if drawable else []
+        console.print(f"Written to {out}: comparison.md, .csv, .tex{''.join(f', {p.name}' for p in plots)}")
+
+
+def _with_members(group: Group) -> list[Group]:
+    """The group's row, then one for each of its runs."""
+    if len(group.runs) == 1:
+        return [group]
+    names = [run.record["name"] if group.published else f"seed {run.record['seed']}" for run in group.runs]
+    return [group, *(Group(f"· {name}", [run]) for name, run in zip(names, group.runs, strict=True))]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0, or 1 with one message for a mistake of the user."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, 240))
+    try:
+        report(parse(arguments), console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

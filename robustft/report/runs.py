@@ -1,0 +1,338 @@
+"""The runs a report is about: found, read, and grouped over seeds."""
+
+import glob
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustft.errors import UserError
+from robustft.evaluation.results import read_results
+
+Record = dict[str, Any]
+
+# Keys of the config that change where or how fast a run is made, but not what it is.
+INCIDENTAL = re.compile(
+    r"(name|seed|sweep|check|resume|logger|hydra|run_dir|output_dir|gallery"
+    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|sets|_target_)"
+    r"|trainer\.(?!max_epochs$|max_steps$|max_time$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
+)
+SEED_OR_TIME = re.compile(r"seed[=_. -]?\d+|\d{4}-\d\d-\d\d[T_/ -]?\d\d[-:.]?\d\d[-:.]?\d\d")
+PUBLISHED_SETS = {
+    "ImageNetV2": "imagenet_v2",
+    "ImageNetR": "imagenet_r",
+    "ImageNetSketch": "imagenet_sketch",
+    "ObjectNet": "objectnet",
+    "ImageNetA": "imagenet_a",
+}
+METHODS = {
+    "zeroshot": "zero-shot",
+    "finetune": "vanilla fine-tuning",
+    "linear_probe": "linear probe",
+    "lpft": "LP-FT",
+    "wiseft": "WiSE-FT",
+    "kd": "KD",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One results file (or one line of a published file): `record` has the keys of `results.json`.
+
+    A published result has method "published"; what it does not tell (seed, counts) is None.
+    """
+
+    path: Path
+    record: Record
+
+    @property
+    def panel(self) -> tuple[str, str]:
+        """Runs are comparable within one model and one in-distribution set."""
+        return self.record["model"], self.record["id"]["name"]
+
+    @property
+    def constant(self) -> bool:
+        """Its scores are those of every seed: nothing was drawn."""
+        return self.record["seed"] is None or self.record["method"] == "zeroshot"
+
+    def top1(self, metric: str) -> float | None:
+        """Accuracy in 0…1 by name: "id", "ood_avg", "holdout" or the name of a shift set."""
+        if metric == "ood_avg":
+            return self.record["ood_avg"]
+        score = self.record[metric] if metric in ("id", "holdout") else self.record["ood"].get(metric)
+        return score["top1"] if score else None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Flat settings that make the run what it is: all but the seed and where it was made."""
+        record = self.record
+        if record["method"] == "published":
+            return {"method": "published", "name": re.sub(r"[_-]?\d+$", "", record["name"])}
+        flat = {key: _seedless(value) for key, value in flatten(record["config"]).items()}
+        for key in ("method", "fill", "beta", "alpha", "temperature"):
+            flat[key] = record[key]
+        for key, value in (record["mask"] or {"kind": None}).items():
+            flat[f"mask.{key}"] = _seedless(value)
+        return {key: value for key, value in sorted(flat.items()) if not INCIDENTAL.match(key)}
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in nothing but their seed (or: the members of a published collection)."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def record(self) -> Record:
+        return self.runs[0].record
+
+    @property
+    def published(self) -> bool:
+        return self.record["method"] == "published"
+
+    def values(self, metric: str) -> list[float]:
+        found = [run.top1(metric) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def by_seed(self, metric: str) -> dict[int | None, float]:
+        """Values by seed; under None where they hold for every seed."""
+        found = {None if run.constant else run.record["seed"]: run.top1(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} as {"a.b": 1}; lists as JSON text."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value) if isinstance(value, list | dict) else value
+    return flat
+
+
+def _seedless(value: Any) -> Any:
+    """Paths of other runs tell their seed or time; runs that differ only in that are one system."""
+    if isinstance(value, list):
+        value = json.dumps(value)
+    return SEED_OR_TIME.sub("*", value) if isinstance(value, str) else value
+
+
+def find_files(patterns: Iterable[str | Path]) -> list[Path]:
+    """Files named or matched by `patterns`; folders are searched for results.json (else for *.jsonl).
+
+    Raises:
+        UserError: a pattern leads to no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in glob.glob(str(pattern))]
+        files: list[Path] = []
+        for place in sorted(places):
+            inside = sorted(place.rglob("results.json")) or sorted(place.glob("*.jsonl"))
+            files += inside if place.is_dir() else [place]
+        if not files:
+            what = "There is nothing at" if not places else "No results.json in"
+            raise UserError(f"{what} {pattern}. Name results.json files, folders of runs, or a quoted glob.")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def read_runs(patterns: Iterable[str | Path], partial: bool = False) -> list[Run]:
+    """Runs at `patterns`; those whose evaluation was cut short only where `partial`.
+
+    Raises:
+        UserError: nothing found, a file that is no results file, or only partial runs.
+    """
+    patterns = list(patterns)
+    runs: list[Run] = []
+    for path in find_files(patterns):
+        runs += _read_published(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
+    kept = [run for run in runs if partial or not run.record["partial"]]
+    if not kept:
+        raise UserError(
+            f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial."
+        )
+    return kept
+
+
+def _read_published(path: Path) -> list[Run]:
+    """One run per line of a file in the format of the model-soups results."""
+    runs = []
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path} ({error}).") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            given = json.loads(line)
+            sets = {name: float(given[key]) for key, name in PUBLISHED_SETS.items() if key in given}
+            scores = {"id": float(given["ImageNet"]), **sets}
+            holdout = given.get("ImageNet2p")
+            name = str(given["model_name"])
+        except (ValueError, TypeError, KeyError) as error:
+            expected = "an object with model_name, ImageNet, ImageNetV2, … as fractions"
+            raise UserError(f"{path}, line {number}: {error!r}. Expected {expected}.") from error
+        if not all(0 <= value <= 1 for value in scores.values()):
+            raise UserError(f"{path}, line {number}: accuracies must be fractions in 0…1, found {scores}.")
+        known = re.search(r"vit[a-z]\d+", path.stem)
+        runs.append(Run(path, _published_record(name, known[0] if known else "published", scores, holdout)))
+    if not runs:
+        raise UserError(f"{path} is empty. Expected one JSON object a line.")
+    return runs
+
+
+def _published_record(name: str, model: str, scores: dict[str, float], holdout: float | None) -> Record:
+    empty = dict.fromkeys(
+        ("mask", "fill", "beta", "alpha", "temperature", "seed", "zeroshot", "checkpoint", "wall_s")
+    )
+    ood = {key: {"top1": value, "n": None} for key, value in scores.items() if key != "id"}
+    return {
+        **empty,
+        **{"name": name, "method": "published", "model": model, "partial": False, "config": {}, "ood": ood},
+        "id": {"name": "imagenet", "top1": scores["id"], "n": None},
+        "ood_avg": sum(score["top1"] for score in ood.values()) / len(ood) if ood else None,
+        "holdout": None if holdout is None else {"top1": holdout, "n": None},
+    }
+
+
+def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
+    """The zero-shot models that `runs` tell of and that are not among them, each once."""
+    seen = {_values(run.record) for run in runs if run.record["method"] == "zeroshot"}
+    made = []
+    for run in runs:
+        block = run.record["zeroshot"]
+        if block is None or _values(run.record | block) in seen:
+            continue
+        seen.add(_values(run.record | block))
+        config = {"name": "zero-shot", "method": "zeroshot", "seed": None, "zeroshot": None, "config": {}}
+        empty = dict.fromkeys(("mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
+        made.append(Run(run.path, {**run.record, **block, **config, **empty}))
+    return made
+
+
+def comparable_averages(runs: Sequence[Run]) -> list[Run]:
+    """The runs, without the OOD average where a run lacks a shift set that others of its panel have.
+
+    A mean over other sets is another quantity.
+    """
+    sets: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        sets.setdefault(run.panel, set()).update(run.record["ood"])
+    return [
+        run if set(run.record["ood"]) == sets[run.panel] else Run(run.path, {**run.record, "ood_avg": None})
+        for run in runs
+    ]
+
+
+def _values(record: Record) -> tuple[Any, ...]:
+    return record["model"], record["id"]["name"], record["id"]["top1"], record["ood_avg"]
+
+
+def group_over_seeds(runs: Iterable[Run]) -> list[Group]:
+    """Groups of equal panel and settings, in order of appearance, with labels that tell them apart."""
+    parts: dict[tuple[Any, ...], list[Run]] = {}
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        given = run.settings
+        key = (*run.panel, json.dumps(given, sort_keys=True))
+        parts.setdefault(key, []).append(run)
+        settings[key] = given
+    labels = {key: label(members[0].record, len(members)) for key, members in parts.items()}
+    groups = []
+    for key, members in parts.items():
+        twins = [settings[k] for k in parts if labels[k] == labels[key] and k[:2] == key[:2]]
+        own = [_short(name, value) for name, value in settings[key].items() if len(_kinds(twins, name)) > 1]
+        groups.append(Group(f"{labels[key]} ({', '.join(own)})" if own else labels[key], members))
+    return groups
+
+
+def reading_order(group: Group) -> tuple[Any, ...]:
+    """From the zero-shot model over the baselines to the masked methods, settings ascending."""
+    record, mask = group.record, group.record["mask"] or {}
+    dials = (mask.get("threshold"), mask.get("rate"), record["beta"], record["alpha"], record["temperature"])
+    known = [
+        "zeroshot",
+        "linear_probe",
+        "finetune",
+        "lpft",
+        "wiseft",
+        "soup",
+        "published",
+        "kd",
+        "counterfactual",
+    ]
+    place = known.index(record["method"]) if record["method"] in known else len(known)
+    fill = (
+        ["none", "single", "multi"].index(record["fill"])
+        if record["fill"] in ("none", "single", "multi")
+        else -1
+    )
+    names = (mask.get("kind") or "", fill, *(-1.0 if dial is None else dial for dial in dials))
+    return place, *names, group.label
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Systems that differ in nothing but `dial` ("alpha" or "beta"), in its order."""
+
+    dial: str
+    groups: Sequence[Group]
+
+
+def curves(groups: Iterable[Group], dial: str) -> list[Curve]:
+    """The trade-off curves among `groups`: two or more values of `dial`, all else equal."""
+    parts: dict[str, list[Group]] = {}
+    for group in groups:
+        if not group.published and group.record[dial] is not None and group.values("ood_avg"):
+            rest = {key: value for key, value in group.runs[0].settings.items() if key != dial}
+            parts.setdefault(json.dumps([group.runs[0].panel, rest], sort_keys=True), []).append(group)
+    ordered = [sorted(members, key=lambda group: group.record[dial]) for members in parts.values()]
+    return [Curve(dial, members) for members in ordered if len({group.record[dial] for group in members}) > 1]
+
+
+def _kinds(twins: list[dict[str, Any]], name: str) -> set[str]:
+    return {json.dumps(twin.get(name)) for twin in twins}
+
+
+def _short(name: str, value: Any) -> str:
+    """`optimizer.lr` and a value as "lr=0.001"; a path as the folder of its run."""
+    if isinstance(value, str) and "/" in value:
+        path = Path(value)
+        value = (path.parent if path.suffix else path).name.strip("*_-. ") or path.name
+    return f"{name.rpartition('.')[2]}={value}"
+
+
+def label(record: Record, count: int = 1) -> str:
+    """What a reader calls the system: "object mask, single-fill, t=0.3, β=3", "WiSE-FT, α=0.5"."""
+    method, mask = record["method"], record["mask"] or {}
+    if method == "published":
+        stem = re.sub(r"[_-]?\d+$", "", record["name"])
+        return (
+            record["name"].replace("_", " ")
+            if count == 1
+            else f"{'members' if stem == 'model' else stem} ({count})"
+        )
+    kind = mask.get("kind") or "none"
+    parts = [METHODS.get(method, method.replace("_", " "))]
+    if kind != "none":
+        parts = ([] if method == "counterfactual" else parts) + [
+            f"{kind} mask",
+            f"{record['fill'] or 'no'}-fill",
+        ]
+        parts[-1] = parts[-1].replace("none-fill", "no-fill")
+    elif method == "counterfactual":
+        parts = ["distillation, no mask"]
+    shown = {"t": None, "rate": None, "β": record["beta"], "α": record["alpha"], "T": record["temperature"]}
+    if method == "finetune":
+        shown["β"] = None
+    if kind == "random":
+        shown["rate"] = mask.get("rate")
+    elif kind != "none":
+        shown["t"] = mask.get("threshold")
+    return ", ".join(parts + [f"{name}={value:g}" for name, value in shown.items() if value is not None])

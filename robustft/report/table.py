@@ -1,0 +1,214 @@
+"""The comparison as a table: systems × sets, mean ± std over seeds, differences; Markdown, CSV, LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from robustft.errors import UserError
+from robustft.evaluation.results import percent, set_label
+from robustft.report.runs import Group
+from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
+
+LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$"}
+LATEX |= {"…": r"\ldots{}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {letter: f"\\{letter}" for letter in "%_&#${}"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a reader sees, the numbers behind it (fractions) by name, and what the best is found by."""
+
+    text: str
+    numbers: dict[str, float | int | str | None] = field(default_factory=dict)
+    rank: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One panel (model and ID set) of the comparison."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+
+    def best(self, column: int) -> float | None:
+        ranks = [row[column].rank for row in self.rows]
+        return max((rank for rank in ranks if rank is not None), default=None)
+
+    def texts(self, emphasis: str, escape: Callable[[str], str] = str) -> list[list[str]]:
+        """Rows as escaped text, the best of each column set in `emphasis` ("**{}**")."""
+        best = [self.best(k) for k in range(len(self.columns))]
+        mark = len(self.rows) > 2
+        return [
+            [
+                emphasis.format(escape(cell.text))
+                if mark and cell.rank == top is not None
+                else escape(cell.text)
+                for cell, top in zip(row, best, strict=True)
+            ]
+            for row in self.rows
+        ]
+
+
+def comparison(
+    groups: Sequence[Group],
+    sets: Sequence[str],
+    baselines: Sequence[tuple[str, Group]] = (),
+    line: LogitLine | None = None,
+) -> Table:
+    """The groups of one panel as rows: accuracies in %, differences and effective robustness in points."""
+    model, id_name = groups[0].runs[0].panel
+    metrics = (
+        {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"}
+        if sets
+        else {"id": f"ID {set_label(id_name)}"}
+    )
+    metrics |= {name: set_label(name) for name in sets}
+    versus = [(name, base, metric) for name, base in baselines for metric in ("id", "ood_avg")]
+    columns = ["system", "seeds", *metrics.values()]
+    columns += [f"Δ {'ID' if metric == 'id' else 'OOD'} to {name}" for name, _, metric in versus]
+    columns += ["eff. robustness"] if line else []
+    rows = []
+    for group in groups:
+        row = [Cell(group.label, {"system": group.label, **_fields(group)}), _seeds(group)]
+        row += [_accuracy(group, metric) for metric in metrics]
+        row += [_difference(group, base, name, metric) for name, base, metric in versus]
+        row += [_robustness(group, line)] if line else []
+        rows.append(row)
+    return Table(f"{model} on {set_label(id_name)}", columns, rows)
+
+
+def find_baseline(groups: Sequence[Group], name: str) -> Group:
+    """The group that `name` means: "vanilla", a label, a method or a run's name.
+
+    Raises:
+        UserError: none or several fit.
+    """
+    method = {"vanilla": "finetune", "zero-shot": "zeroshot"}.get(name, name)
+    for fits in (
+        [group for group in groups if group.label == name],
+        [group for group in groups if any(run.record["name"] == name for run in group.runs)],
+        [group for group in groups if group.record["method"] == method],
+    ):
+        if len(fits) == 1:
+            return fits[0]
+        if fits:
+            several = ", ".join(f'"{group.label}"' for group in fits[:6])
+            raise UserError(f"The baseline {name} fits {len(fits)} systems: name one of {several}.")
+    known = ", ".join(f'"{group.label}"' for group in groups[:8])
+    raise UserError(
+        f"No system fits the baseline {name}. There are {known}{' …' if len(groups) > 8 else ''}."
+    )
+
+
+def _fields(group: Group) -> dict[str, float | int | str | None]:
+    record, mask = group.record, group.record["mask"] or {}
+    return {
+        **{key: record[key] for key in ("model", "method")},
+        "mask": mask.get("kind"),
+        **{key: mask.get(key) for key in ("threshold", "rate")},
+        **{key: record[key] for key in ("fill", "beta", "alpha", "temperature")},
+    }
+
+
+def _seeds(group: Group) -> Cell:
+    """How many seeds; a zero-shot model and single published numbers have none."""
+    n = len({run.record["seed"] for run in group.runs} - {None})
+    return Cell(str(n) if n else "–", {"runs": len(group.runs), "seeds": n})
+
+
+def _accuracy(group: Group, metric: str) -> Cell:
+    values = group.values(metric)
+    if not values:
+        return Cell("–", dict.fromkeys((metric, f"{metric}_std", f"{metric}_min", f"{metric}_max")))
+    mean, std = mean_std(values)
+    text = percent(mean)
+    if std is not None and group.published:
+        text += f" ({percent(min(values))}–{percent(max(values))})"
+    elif std is not None:
+        text += f" ± {percent(std)}"
+    low_high = {f"{metric}_min": min(values), f"{metric}_max": max(values)}
+    return Cell(text, {metric: mean, f"{metric}_std": std, **low_high}, rank=mean)
+
+
+def _difference(group: Group, base: Group, name: str, metric: str) -> Cell:
+    key = f"{metric}_minus_{re.sub(r'[^a-z0-9]+', '_', name.lower())}"
+    found = None if group is base else paired_difference(group.by_seed(metric), base.by_seed(metric))
+    if found is None:
+        return Cell(
+            "–", {key: None, f"{key}_low": None, f"{key}_high": None, f"{key}_p": None, f"{key}_n": 0}
+        )
+    numbers = {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high, f"{key}_p": found.p}
+    text = signed(found.mean)
+    if found.low is not None and found.high is not None:
+        text += f" [{signed(found.low)}, {signed(found.high)}]"
+    return Cell(text, {**numbers, f"{key}_n": found.n})
+
+
+def _robustness(group: Group, line: LogitLine) -> Cell:
+    pairs = [(run.top1("id"), run.top1("ood_avg")) for run in group.runs]
+    values = [effective_robustness(x, y, line) for x, y in pairs if x is not None and y is not None]
+    if not values:
+        return Cell("–", {"effective_robustness": None, "effective_robustness_std": None})
+    mean, std = mean_std(values)
+    text = signed(mean) + ("" if std is None else f" ± {percent(std)}")
+    return Cell(text, {"effective_robustness": mean, "effective_robustness_std": std}, rank=mean)
+
+
+def signed(fraction: float) -> str:
+    """A difference in percentage points with its sign."""
+    text = percent(abs(fraction))
+    return text if float(text) == 0 else f"{'+' if fraction > 0 else '−'}{text}"
+
+
+def rich_table(table: Table) -> RichTable:
+    shown = RichTable(title=f"{table.title}: top-1 accuracy in %", title_justify="left")
+    for k, column in enumerate(table.columns):
+        shown.add_column(column, justify="right" if k else "left", no_wrap=k != 0)
+    for row in table.texts("[bold]{}[/bold]", escape):
+        shown.add_row(*row)
+    return shown
+
+
+def markdown(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+    parts = []
+    for table in tables:
+        head = f"| {' | '.join(table.columns)} |\n|---|{'---:|' * (len(table.columns) - 1)}"
+        rows = [
+            f"| {' | '.join(row)} |" for row in table.texts("**{}**", lambda text: text.replace("|", r"\|"))
+        ]
+        parts.append("\n".join([f"### {table.title}: top-1 accuracy in %", "", head, *rows]))
+    return "\n\n".join([*parts, *notes]) + "\n"
+
+
+def latex(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
+    """One booktabs tabular per panel; the notes as comments."""
+    parts = [f"% {note}" for note in notes]
+    for table in tables:
+        rows = [[tex(text) for text in table.columns], *table.texts("\\textbf{{{}}}", tex)]
+        lines = [" & ".join(row) + r" \\" for row in rows]
+        body = "\n".join([r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"])
+        columns = "l" + "r" * (len(table.columns) - 1)
+        parts.append(f"% {table.title}\n\\begin{{tabular}}{{{columns}}}\n{body}\n\\end{{tabular}}")
+    return "\n\n".join(parts) + "\n"
+
+
+def tex(text: str) -> str:
+    """`text` with what LaTeX would take for commands, and the letters its default fonts lack, written out."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def csv_text(tables: Sequence[Table]) -> str:
+    """Every number behind the tables, as unrounded fractions; a system's fields have columns of their own."""
+    rows = [{k: v for cell in row for k, v in cell.numbers.items()} for table in tables for row in table.rows]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
