@@ -32,9 +32,9 @@ def check(datamodule: RobustnessData) -> dict[str, Any]:
 
 
 def inspect(datamodule: RobustnessData) -> dict[str, Any]:
-    """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the published
-    set, None if unknown), `damaged` (path -> reason; every image is decoded) and `error` (None if the set is as it
-    should be, its damaged images aside).
+    """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the
+    published set, None if unknown), `damaged` (path -> reason; every image is decoded) and `error` (None if
+    the set is as it should be, its damaged images aside).
     """
     record = {}
     for name, find in datamodule.parts().items():
@@ -55,7 +55,9 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
 
 
 def _table(record: dict[str, Any]) -> Table:
-    table = Table("set", "found in", title="Data")
+    table = Table(title="Data")
+    table.add_column("set", no_wrap=True)
+    table.add_column("found in", overflow="fold")
     for column in ("classes", "images", "official", "unreadable"):
         table.add_column(column, justify="right")
     table.add_column("remark")

@@ -23,8 +23,9 @@ DEFAULT_HOLDOUT = 10_240
 class RobustnessData(LightningDataModule, ABC):
     """Training images, a hold-out taken from them, the in-distribution (ID) set and the shift sets.
 
-    Subclasses set `name`, `class_names` and `templates`, and give `training_set` and `evaluation_sets`. After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out
-    (unless `holdout=0`), the ID set, the shifts.
+    Subclasses set `name`, `class_names` and `templates`, and give `training_set` and `evaluation_sets`.
+    After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out (unless
+    `holdout=0`), the ID set, the shifts.
 
     Args:
         preprocess: the model's transform.
@@ -80,7 +81,7 @@ class RobustnessData(LightningDataModule, ABC):
         """Check cheaply, before any training, that everything needed is there; subclasses look closer.
 
         Args:
-            training: False for an evaluation alone: the training images are then needed for the hold-out only.
+            training: False for an evaluation alone; training images then serve the hold-out only.
 
         Raises:
             UserError: what is missing or wrong, and what to do.

@@ -108,6 +108,7 @@ def match_folders(root: Path, expected: Sequence[str], ignored: Collection[str] 
         raise UserError(
             f"{root}: its folders do not match the classes. Expected {len(expected)} folders "
             f"({_some(expected)}); found {len(found)}: {' and '.join(differences)}."
+            + ("" if found else " Sort the images into one folder per class.")
         )
 
 
@@ -130,9 +131,9 @@ def read_image(path: str) -> Image.Image:
 def damaged_files(paths: Sequence[str], *, thorough: bool, title: str) -> dict[str, str]:
     """Paths of unreadable and truncated images, with the reason.
 
-    Thorough means decoding every image. Otherwise only the ends of the files are read (20 µs each), and only a
-    file that does not end as its format should is decoded: that finds truncated files and files that are no
-    images at a hundredth of the cost, and never blames a good one.
+    Thorough means decoding every image. Otherwise only the ends of the files are read (20 µs each), and
+    only a file that does not end as its format should is decoded: that finds truncated files and files that
+    are no images at a hundredth of the cost, and never blames a good one.
     """
     examine = _decoding_error if thorough else _ending_error
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:

@@ -1,16 +1,16 @@
 """ImageNet with its five natural distribution shifts, in the folder layouts in which they are distributed.
 
-Every set is looked for under `data.root` by its usual names (`USUAL_NAMES`, the first one found is taken), and
-`data.sets.<name>` gives one a path of its own (or `false`: leave it out).
+Every set is looked for under `data.root` by its usual names (`USUAL_NAMES`, the first one found is taken),
+and `data.sets.<name>` gives one a path of its own (or `false`: leave it out).
 
-| set             | folder                                              | holds                                  |
-|-----------------|-----------------------------------------------------|----------------------------------------|
-| imagenet        | the one that has `train/` and `val/`                | `train/<wnid>/`, `val/<wnid>/`         |
-| imagenet_v2     | matched frequency (Recht et al., ICML 2019)         | `0/` ... `999/`: the class index       |
-| imagenet_r      | renditions (Hendrycks et al., ICCV 2021)            | 200 `<wnid>/`                          |
-| imagenet_sketch | sketches (Wang et al., NeurIPS 2019)                | `<wnid>/`                              |
-| objectnet       | the one that has `images/` and `mappings/`          | `images/<folder>/`; see `objectnet.py` |
-| imagenet_a      | adversarial (Hendrycks et al., CVPR 2021)           | 200 `<wnid>/`                          |
+| set             | folder                                        | holds                                  |
+|-----------------|-----------------------------------------------|----------------------------------------|
+| imagenet        | the one that has `train/` and `val/`          | `train/<wnid>/`, `val/<wnid>/`         |
+| imagenet_v2     | matched frequency (Recht et al., ICML 2019)   | `0/` ... `999/`: the class index       |
+| imagenet_r      | renditions (Hendrycks et al., ICCV 2021)      | 200 `<wnid>/`                          |
+| imagenet_sketch | sketches (Wang et al., NeurIPS 2019)          | `<wnid>/`                              |
+| objectnet       | the one that has `images/` and `mappings/`    | `images/<folder>/`; see `objectnet.py` |
+| imagenet_a      | adversarial (Hendrycks et al., CVPR 2021)     | 200 `<wnid>/`                          |
 
 Class folders must be exactly those of the set. They may hold fewer images than the published set (a subset
 evaluates like the whole), except that training needs at least one image of every class.
@@ -168,8 +168,8 @@ class ImageNetData(RobustnessData):
             candidates = [Path(own).expanduser()]
         elif self.root is None:
             raise UserError(
-                f"{name}: data.root is not set. Give the folder that holds the data sets (data.root=DIR) or this "
-                f"one's own (data.sets.{name}=DIR)."
+                f"{name}: data.root is not set. Give the folder that holds the data sets (data.root=DIR) "
+                f"or this one's own (data.sets.{name}=DIR)."
             )
         else:
             candidates = [Path(self.root).expanduser() / usual for usual in USUAL_NAMES[name]]

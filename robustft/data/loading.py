@@ -14,8 +14,8 @@ from robustft.errors import UserError
 class Loader(DataLoader):
     """A DataLoader that raises what `Fetch` caught.
 
-    Being a generator, `__iter__` starts the workers at the first batch: Lightning makes the iterator before it
-    calls the sampler's `set_epoch`, and workers started then would fetch another epoch's images.
+    Being a generator, `__iter__` starts the workers at the first batch: Lightning makes the iterator before
+    it calls the sampler's `set_epoch`, and workers started then would fetch another epoch's images.
     """
 
     def __iter__(self) -> Iterator[Batch]:
@@ -28,8 +28,8 @@ class Loader(DataLoader):
 class Fetch(Dataset):
     """A dataset asked for whole batches.
 
-    torch re-raises a worker's exception with a traceback for its message, so a UserError (an unreadable image)
-    is returned in place of the batch instead.
+    torch re-raises a worker's exception with a traceback for its message, so a UserError (an unreadable
+    image) is returned in place of the batch instead.
     """
 
     def __init__(self, dataset: ImageSet) -> None:

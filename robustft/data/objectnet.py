@@ -17,8 +17,8 @@ def read_label_sets(mappings: Path) -> tuple[dict[str, list[int]], list[str]]:
     """The mapping of ObjectNet as distributed.
 
     Returns:
-        the right ImageNet classes (position in the order of the WordNet ids) for each folder evaluated, and the
-        other folders of the data set.
+        the right ImageNet classes (position in the order of the WordNet ids) for each folder evaluated, and
+        the other folders of the data set.
 
     Raises:
         UserError: a file of the mapping is missing or is not what it should be.
@@ -38,12 +38,12 @@ def read_label_sets(mappings: Path) -> tuple[dict[str, list[int]], list[str]]:
         }
     except FileNotFoundError as error:
         raise UserError(
-            f"ObjectNet: {error.filename} is missing. The folder mappings/ comes with the data set and belongs "
-            "beside images/."
+            f"ObjectNet: {error.filename} is missing. The folder mappings/ comes with the data set and "
+            "belongs beside images/."
         ) from error
     except (ValueError, KeyError, AttributeError) as error:
         raise UserError(
-            f"ObjectNet: the files in {mappings} do not fit together ({error!r}). Take mappings/ from the data set "
-            "as distributed."
+            f"ObjectNet: the files in {mappings} do not fit together ({error!r}). "
+            "Take mappings/ from the data set as distributed."
         ) from error
     return dict(sorted(right.items())), [folder for folder in folder_to_label if folder not in right]

@@ -26,8 +26,9 @@ def split_holdout(
 ) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
     """Split positions into training and hold-out images, both in ascending order.
 
-    Stratified where every class has two images or more: each class gives its share of `size`, the rest goes to
-    the largest remainders, and at least one image of each class stays for training. A plain draw otherwise.
+    Stratified where every class has two images or more: each class gives its share of `size`, the rest goes
+    to the largest remainders, and at least one image of each class stays for training. A plain draw
+    otherwise.
     """
     order = torch.randperm(len(labels), generator=generator(seed))
     classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
@@ -60,9 +61,9 @@ def _shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Te
 class TrainSampler(Sampler[int]):
     """The images of one device, micro-batch after micro-batch.
 
-    The global order of an epoch depends on (seed, epoch) alone. Optimiser step s takes `batch_size` consecutive
-    images of it, cut into micro-batches first and devices second, so neither the number of devices nor gradient
-    accumulation changes which images make a step. The last partial step is dropped.
+    The global order of an epoch depends on (seed, epoch) alone. Optimiser step s takes `batch_size`
+    consecutive images of it, cut into micro-batches first and devices second, so neither the number of
+    devices nor gradient accumulation changes which images make a step. The last partial step is dropped.
 
     Lightning calls `set_epoch`. `start_batch` skips micro-batches of `start_epoch` (a resumed run).
     """
