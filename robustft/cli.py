@@ -1,0 +1,239 @@
+"""The command line: composes the config, checks it, chooses the run folder, and calls `experiment.run`.
+
+Nothing heavy is imported before the config is known to be sound. Errors are shown here, outside of the runs:
+a run of a sweep that fails leaves error.txt in its folder, and the others go on.
+"""
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from robustft import config, overrides, runs
+from robustft.errors import UserError, user_error
+
+log = logging.getLogger(__name__)
+
+# Runs in other processes import this module to find `task`, and with it the resolver.
+OmegaConf.register_new_resolver("slug", runs.slug, replace=True)
+
+_failures: list[Exception] = []  # of a single run, shown by `main` once Hydra has finished
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is handed to Hydra."""
+
+    arguments: list[str]
+    sweep: Path | None  # folder of the sweep
+
+
+def main() -> int:
+    """Runs the command in sys.argv; returns the exit status."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
+    started = time.time()
+    try:
+        plan = _plan(sys.argv[1:])
+        # Lightning starts the other processes of a run with these arguments: they join it in its folder.
+        sys.argv[1:] = plan.arguments
+        hydra.main(config_path=str(overrides.CONF), config_name="config", version_base="1.3")(task)()
+        if _failures:
+            raise _failures.pop()
+        return _report_failed(plan.sweep, started) if plan.sweep else 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = user_error(error)
+        hydras = isinstance(error, HydraException | OmegaConfBaseException)
+        if mistake is None and hydras and not _in_task(error):
+            mistake = UserError(overrides.describe(error))
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 1
+
+
+def task(cfg: DictConfig) -> dict[str, Any] | None:
+    """One run, called by Hydra: its results, or None after an error that `main` will show."""
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir)
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    try:
+        return _run(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
+    except Exception as error:
+        mistake = user_error(error)
+        if _is_first_process():
+            text = str(mistake) if mistake else traceback.format_exc()
+            runs.write(folder / "error.txt", text.rstrip() + "\n")
+        if not sweep:
+            _failures.append(error)
+        elif mistake:
+            log.error("%s failed: %s", folder.name, mistake)
+        else:
+            log.exception("%s failed", folder.name)
+        return None
+
+
+def _run(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool) -> dict[str, Any] | None:
+    config.check(cfg)
+    name = folder.name if sweep else runs.name(cfg)
+    config.resolve(cfg, sweep=sweep)
+    if sweep and runs.is_finished(folder):
+        advice = "Name another sweep with sweep=..., or delete the folder"
+        runs.refuse_other_config(cfg, folder, f"the finished run in {folder}", advice)
+        (folder / "error.txt").unlink(missing_ok=True)
+        log.info("%s: finished before, skipped", name)
+        return json.loads((folder / "results.json").read_text())
+    with open_dict(cfg):
+        if sweep:
+            cfg.resume = runs.newest_interrupted(cfg, [folder])
+        cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
+        cfg.run_dir, cfg.run_name = str(folder), name
+    if _is_first_process():
+        runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
+        for stale in ("results.json", "error.txt"):
+            (folder / stale).unlink(missing_ok=True)
+    log.info("%s%s", "continuing " if cfg.resume else "", _readable(folder))
+
+    from robustft import experiment  # torch, lightning and open_clip take seconds to import
+
+    return experiment.run(cfg)
+
+
+def _plan(arguments: list[str]) -> Plan:
+    """Checks what was typed and adds to it where the run or the sweep goes."""
+    args = get_args_parser().parse_intermixed_args(arguments)
+    if args.help or args.hydra_help or args.shell_completion or args.info:
+        return Plan(arguments, None)
+    if args.config_name or args.config_path or args.config_dir or args.experimental_rerun:
+        raise UserError("configs come from conf/: put a preset of your own in conf/experiment")
+    flags = [argument for argument in arguments if argument not in args.overrides]
+    parsed = overrides.parse(args.overrides)
+    resume = _value(parsed, "resume")
+    if resume not in (None, "null", "auto"):
+        folder = Path(resume).expanduser()
+        runs.check_resumable(folder)
+        keys = {override.key_or_group for override in parsed}
+        before = overrides.parse(runs.saved_overrides(folder))
+        parsed = [override for override in before if override.key_or_group not in keys] + parsed
+    cfg = overrides.compose_first(parsed)
+    lines = [str(override.input_line) for override in parsed]
+    if args.cfg:
+        return Plan([*flags, *lines], None)
+    with open_dict(cfg):
+        hydra_config = cfg.pop("hydra")
+    if args.multirun or hydra_config.mode == RunMode.MULTIRUN:
+        added, folder = _plan_sweep(cfg, hydra_config, parsed)
+        return Plan([*flags, *lines, *added], folder)
+    return Plan([*flags, *lines, *_plan_single(cfg, parsed, resume)], None)
+
+
+def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) -> list[str]:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: several values make a sweep: add -m")
+    config.check(cfg)
+    config.resolve(cfg)
+    given = _value(parsed, "hydra.run.dir")
+    if given is not None and any(character in given for character in "=,"):
+        raise UserError(f"hydra.run.dir={given}: names with '=' or ',' cannot be typed back later")
+    if resume in (None, "null"):
+        return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
+    if resume == "auto":
+        candidates = [Path(given)] if given else list((runs.RUNS / runs.name(cfg)).glob("*"))
+        found = runs.newest_interrupted(cfg, [path for path in candidates if path.is_dir()])
+        if found is None:
+            print("resume=auto: found no interrupted run with this config, starting a new one")
+            return ["resume=null", f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
+        return [f"resume='{found}'", f"hydra.run.dir='{found}'"]
+    folder = Path(str(resume)).expanduser()
+    if given is not None and Path(given).resolve() != folder.resolve():
+        raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
+    advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
+    runs.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
+    return [f"hydra.run.dir='{folder}'"]
+
+
+def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
+    if _value(parsed, "resume") not in (None, "null", "auto"):
+        raise UserError("resume=FOLDER is for single runs: a sweep goes on by the same command")
+    _check_devices(cfg, "submitit" in hydra_config.launcher._target_)
+    typed = {override.key_or_group: override for override in parsed}
+    preset = hydra_config.sweeper.get("params") or {}
+    swept = [key for key in preset if key not in typed]
+    swept += [key for key, override in typed.items() if override.is_sweep_override()]
+    own = [key for key in typed if key not in swept and not key.startswith("hydra")]
+    constants = [
+        str(typed[key].input_line)
+        for key in own
+        if key not in ("experiment", "logger") and not config.INCIDENTAL.fullmatch(key)
+    ]
+    name = _value(parsed, "sweep")
+    if name in (None, "null"):
+        choice = hydra_config.runtime.choices.get("experiment")
+        name = runs.sweep_name(choice if preset else None, swept, constants)
+    elif runs.slug(name) != name:
+        raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
+    folder = Path(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
+    added = [f"sweep='{name}'", f"hydra.sweep.dir='{folder}'"]
+    if "hydra.sweep.subdir" not in typed:
+        added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
+    return added, folder
+
+
+def _check_devices(cfg: DictConfig, own_process: bool) -> None:
+    """Refuses several devices where the other processes of a run would start the whole sweep again."""
+    devices = cfg.trainer.devices
+    several = devices not in ("auto", 1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1)
+    if (several or cfg.trainer.num_nodes > 1) and not own_process:
+        raise UserError(
+            f"trainer.devices={devices}: a run of a sweep takes one device here."
+            " Use hydra/launcher=slurm, or start the runs one by one"
+        )
+
+
+def _report_failed(folder: Path, started: float) -> int:
+    """Lists the runs of a sweep that failed just now; the exit status."""
+    errors = [path for path in sorted(folder.glob("**/error.txt")) if path.stat().st_mtime >= started - 1]
+    if errors:
+        print(f"{len(errors)} of the runs in {folder} failed:", file=sys.stderr)
+    for path in errors:
+        reason = path.read_text().strip().splitlines()[-1]
+        print(f"  {path.parent.relative_to(folder)}: {reason}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _value(parsed: list[Override], key: str) -> str | None:
+    """The last value typed for a setting, as text."""
+    single = [override for override in parsed if not override.is_sweep_override()]
+    found = [override.value() for override in single if override.key_or_group == key]
+    return str(found[-1]) if found and found[-1] is not None else None
+
+
+def _in_task(error: BaseException) -> bool:
+    """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
+    return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _is_first_process() -> bool:
+    """False in the further processes of a run on several devices."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
+
+
+def _readable(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,24 @@
+"""Users' mistakes: raised as `UserError`, shown as one short message without a traceback."""
+
+_IN_WORKER = "robustft.errors.UserError: "
+
+
+class UserError(Exception):
+    """A mistake the user can put right.
+
+    The message names the thing, what was found, what was expected, and what to do.
+    """
+
+
+def user_error(error: BaseException | None) -> UserError | None:
+    """The `UserError` at the root of an exception, if that is what it comes from.
+
+    Hydra wraps what a constructor raises, and a loader's worker process sends its exceptions as text
+    with a traceback in it: both are unwrapped.
+    """
+    while error is not None:
+        if isinstance(error, UserError):
+            message = str(error)
+            return UserError(message.rsplit(_IN_WORKER, 1)[1].strip()) if _IN_WORKER in message else error
+        error = error.__cause__
+    return None

@@ -1,0 +1,165 @@
+"""Run folders: how they are named, which are finished, and which one to go on with.
+
+    runs/<what it is>/<time>             a single run
+    runs/sweeps/<name>/<what varies>     a run of a sweep; the same command finds the same folders again
+
+Names hold letters, digits, dots, dashes and underscores only, because they are typed back as values of
+settings (`checkpoint=...`), where Hydra's grammar does not take "=" or ",".
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from robustft import config
+from robustft.errors import UserError
+
+RUNS = Path("runs")
+SWEEPS = RUNS / "sweeps"
+LONGEST = 48  # characters of a value in a folder's name
+
+
+def slug(value: Any) -> str:
+    """A value as part of a folder's name; long ones keep their end and a digest."""
+    text = "null" if value is None else str(value)
+    short = re.sub(r"[^A-Za-z0-9._]+", "-", text.strip("[]")).strip(".") or "empty"
+    return short if len(short) <= LONGEST else f"{digest(text)}-{short[-LONGEST:].lstrip('-.')}"
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def name(cfg: DictConfig) -> str:
+    """What a single run is, readable: method, mask and fill, model."""
+    if cfg.check is not None:
+        return f"check-{cfg.check}"
+    masks = [] if cfg.mask.kind == "none" else [cfg.mask.kind, cfg.fill.kind]
+    return "_".join(slug(part) for part in (cfg.method.name, *masks, cfg.model.name))
+
+
+def new_folder(cfg: DictConfig) -> Path:
+    """Creates the folder of a new single run; two that start in the same second get two."""
+    parent = RUNS / name(cfg)
+    parent.mkdir(parents=True, exist_ok=True)
+    now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    for attempt in range(1, 1000):
+        folder = parent / (now if attempt == 1 else f"{now}-{attempt}")
+        try:
+            folder.mkdir()
+            return folder
+        except FileExistsError:
+            continue
+    raise UserError(f"{parent}: no free name for a run folder at {now}")
+
+
+def sweep_name(preset: str | None, swept: Sequence[str], constants: Sequence[str]) -> str:
+    """Name of a sweep's folder: what is swept (or the preset), and a digest of what else was asked for."""
+    what = slug(preset) if preset else "_".join(short_names(swept)) or "one"
+    return f"{what}-{digest(' '.join(sorted(constants)))}" if constants else what
+
+
+def short_names(keys: Sequence[str]) -> list[str]:
+    """Last parts of dotted names, more of them where two would be the same."""
+    last = [key.replace("/", ".").rsplit(".", 1)[-1] for key in keys]
+    return [slug(key) if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
+
+
+def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
+    """An OmegaConf expression for the name of a sweep's run: swept keys with their values, nothing else.
+
+    It travels to the runs as a value of `hydra.sweep.subdir`, so runs in other processes agree on it.
+    """
+    values = [f"hydra:runtime.choices.{key}" if key in groups else key for key in swept]
+    parts = [
+        f"{short}-${{slug:${{{value}}}}}" for short, value in zip(short_names(swept), values, strict=True)
+    ]
+    return "_".join(parts) or "run"
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a complete evaluation lies in a run folder."""
+    try:
+        return json.loads((folder / "results.json").read_text())["schema"] == 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_interrupted(folder: Path) -> bool:
+    return (folder / "last.ckpt").exists() and not (folder / "results.json").exists()
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The config a run folder was made with; None where there is none to read."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # noqa: BLE001 -- half a file, another tool's file: either way not one of ours
+        return None
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else None
+
+
+def saved_overrides(folder: Path) -> list[str]:
+    """What was typed to start the run in a folder."""
+    path = folder / "overrides.yaml"
+    return [str(line) for line in OmegaConf.load(path)] if path.exists() else []
+
+
+def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Writes config.yaml (all settings, resolved) and overrides.yaml (what was typed)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for filename, content in (("config.yaml", config.plain(cfg)), ("overrides.yaml", list(overrides))):
+        write(folder / filename, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file that is either whole or not there."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def newest_interrupted(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
+    """Of some run folders, the newest that was interrupted and has this very config."""
+    wanted = config.plain(cfg)
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        saved = saved_config(folder) if is_interrupted(folder) else None
+        if saved is not None and not config.differences(wanted, saved):
+            return folder
+    return None
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuses a folder with nothing to go on from.
+
+    Raises:
+        UserError: it is no folder, is finished, or has no training state or config.
+    """
+    if not folder.is_dir():
+        raise UserError(
+            f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run"
+        )
+    if is_finished(folder):
+        raise UserError(f"resume={folder}: that run is finished. Leave out resume= to start another")
+    if not (folder / "last.ckpt").exists() or saved_config(folder) is None:
+        raise UserError(
+            f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from"
+        )
+
+
+def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -> None:
+    """Refuses to go on in a folder whose run was another one.
+
+    Raises:
+        UserError: names up to three settings that differ.
+    """
+    found = config.differences(config.plain(cfg), saved_config(folder) or {})
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise UserError(f"{what} has other settings: {', '.join(found[:3])}{more}. {advice}")

@@ -1,0 +1,8 @@
+"""python run.py [setting=value ...]: see python run.py --help."""
+
+import sys
+
+from robustft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

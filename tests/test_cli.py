@@ -1,0 +1,282 @@
+"""The command line through the real command, with a stand-in for what comes after it: `experiment.run`."""
+
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import lightning
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from robustft import config, runs
+from robustft.errors import UserError, user_error
+from robustft.overrides import CONF, groups
+
+ROOT = CONF.parent
+NAMES = """mask.threshold mask.rate mask.cam mask.source mask.layers beta temperature alpha
+    model.pretrained model.architecture init teacher checkpoint checkpoints resume optimizer.lr
+    optimizer.weight_decay optimizer.warmup trainer.max_epochs data.batch_size data.root data.holdout
+    data.holdout_seed data.eval_images data.num_workers seed sweep check
+    trainer.accumulate_grad_batches""".split()
+SHIFTS = "imagenet imagenet_v2 imagenet_r imagenet_sketch objectnet imagenet_a".split()
+
+# Python imports sitecustomize at its start: the command finds this in place of the real module.
+STAND_IN = """
+import json, pathlib, sys, types
+
+def run(cfg):
+    from robustft import config, errors
+    folder = pathlib.Path(cfg.run_dir)
+    with open(folder / "calls", "a") as calls:
+        calls.write(f"{cfg.run_name} {cfg.resume}\\n")
+    if cfg.beta == 3:
+        raise errors.UserError("a mistake")
+    if cfg.beta == 4:
+        raise RuntimeError("a bug")
+    if cfg.beta == 7 and cfg.resume is None:
+        (folder / "last.ckpt").touch()
+        raise KeyboardInterrupt
+    results = {"schema": 1, "config": config.plain(cfg)}
+    (folder / "results.json").write_text(json.dumps(results))
+    return results
+
+module = types.ModuleType("robustft.experiment")
+module.run = run
+sys.modules["robustft.experiment"] = module
+"""
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Runs `python run.py ARGUMENTS` in an empty folder."""
+    (tmp_path / "stand_in").mkdir()
+    (tmp_path / "stand_in" / "sitecustomize.py").write_text(STAND_IN)
+    paths = [str(tmp_path / "stand_in"), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, str(ROOT / "run.py"), *arguments]
+        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
+def composed(*overrides: str):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def test_every_promised_name_is_in_the_config():
+    for arguments in ([], ["model=vitb32"], ["method=wiseft"]):
+        cfg = composed(*arguments)
+        missing = [name for name in NAMES if name not in dict(config.flatten(config.plain(cfg)))]
+        assert not missing
+    assert list(composed("model=vitb16").data.sets) == SHIFTS
+    assert "correlation" in composed().data
+
+
+def test_the_trainers_arguments_are_lightnings():
+    signature = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
+    expected = signature - {"logger", "callbacks", "default_root_dir"}
+    for option in groups()["trainer"]:
+        assert set(composed(f"trainer={option}").trainer) == expected, option
+
+
+def test_the_recipe_comes_with_the_model():
+    tiny, vit = composed(), composed("model=vitb32")
+    recipe = "optimizer.lr optimizer.weight_decay optimizer.warmup beta data.batch_size trainer.max_epochs"
+    assert [OmegaConf.select(vit, name) for name in recipe.split()] == [3e-5, 0.1, 0.02, 30.0, 512, 10]
+    assert (tiny.optimizer.lr, tiny.beta, tiny.data.batch_size, tiny.trainer.max_epochs) == (5e-4, 1.0, 32, 5)
+    assert "scenes" in tiny.data._target_ and "imagenet" in vit.data._target_
+    assert "scenes" in composed("model=vitb32", "data=scenes").data._target_
+    assert vit.mask.threshold == 0.3 and (vit.mask.kind, vit.fill.kind) == ("object", "single")
+
+
+def test_every_method_and_mask_is_sound_as_it_comes():
+    for method in groups()["method"]:
+        cfg = composed(f"method={method}")
+        for need in cfg.method.needs:
+            cfg[need] = str(ROOT / "run.py")
+        config.check(cfg)
+        config.resolve(cfg)
+        assert (cfg.mask.kind == "object") == (method == "counterfactual")
+        assert (cfg.beta is None) == (method not in ("counterfactual", "kd"))
+    for mask in groups()["mask"]:
+        cfg = composed(f"mask={mask}")
+        config.check(cfg)
+        config.resolve(cfg)
+        assert (cfg.fill.kind == "none") == (mask == "none")
+        assert (cfg.mask.threshold is None) == (mask in ("none", "random"))
+        assert (cfg.mask.rate is None) == (mask != "random")
+    assert composed("mask=none", "method=kd").fill.kind == "none"
+    config.check(composed("method=kd", "mask=random", "fill=multi"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("mask.threshold=0", "mask.threshold=0: expected a number between 0 and 1"),
+        ("mask.threshold=abc", "mask.threshold=abc"),
+        ("mask=random mask.rate=1", "mask.rate=1"),
+        ("mask=random mask.rate=null", "mask.rate has no value"),
+        ("beta=-1", "beta=-1: expected a number, 0 or more"),
+        ("beta=null", "beta has no value"),
+        ("alpha=1.1", "alpha=1.1"),
+        ("temperature=0", "temperature=0"),
+        ("mask.cam=rollout", "one of relevance, gradcam"),
+        ("mask.source=us", "one of student, teacher"),
+        ("mask.layers=[a]", "mask.layers"),
+        ("optimizer.lr=0", "optimizer.lr=0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs=0"),
+        ("trainer.max_steps=2.5", "trainer.max_steps=2.5"),
+        ("trainer.use_distributed_sampler=true", "expected one of false"),
+        ("data.batch_size=1", "fill=single takes patches from other images"),
+        ("data.batch_size=4 trainer.accumulate_grad_batches=8", "cannot be split"),
+        ("model=vitb32 data.root=/no/such/folder", "data.root=/no/such/folder: no such folder"),
+        ("model.pretrained=weights.pt", "model.pretrained=weights.pt: no such file"),
+        ("model=openclip", "model.architecture has no value"),
+        ("method=wiseft", "method=wiseft needs checkpoint="),
+        ("method=soup", "method=soup needs checkpoints="),
+        ("method=evaluate checkpoint=nothing.safetensors", "checkpoint=nothing.safetensors: no such file"),
+        ("method=finetune fill=multi", "method=finetune takes no mask or fill: leave out fill=multi"),
+        ("method=finetune mask.threshold=0.4", "leave out mask.threshold=0.4"),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments, expected):
+    with pytest.raises(UserError, match=re.escape(expected)):
+        config.check(composed(*arguments.split()))
+
+
+def test_bad_input_gets_one_message(command, tmp_path):
+    cases = {
+        "mask.treshold=0.3": "unknown setting 'mask.treshold'. Did you mean mask.threshold?",
+        "lr=0.1": "Did you mean optimizer.lr",
+        "maks=object": "Did you mean mask?",
+        "mask=objekt": "Did you mean mask=object? Options: context, none, object, random",
+        "+foo=1": "unknown setting 'foo'",
+        "~beta": "cannot be removed",
+        "foo": "'foo' is no setting",
+        "checkpoint=a=b": "cannot read 'checkpoint=a=b'",
+        "mask.threshold=1.5": "mask.threshold=1.5: expected a number between 0 and 1, both excluded",
+        "mask=random mask.rate=0": "mask.rate=0",
+        "method=finetune mask=object": "method=finetune takes no mask or fill: leave out mask=object",
+        "mask=none fill=single": "fill=single has nothing to fill with mask=none",
+        "beta=1,3": "add -m",
+        "-m beta=1,3 sede=1": "Did you mean seed?",
+        "-m mask=object,nothing": "mask=nothing: no such option",
+        "-m seed=1,2 trainer.devices=2": "a run of a sweep takes one device",
+        "-m seed=1,2 sweep=a/b": "sweep=a/b",
+        "resume=nowhere": "resume=nowhere: no such folder",
+        "hydra.run.dir='a,b'": "hydra.run.dir=a,b",
+        "hydra/launcher=foo": "hydra/launcher/foo",
+    }
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        answers = pool.map(lambda line: command(*line.split()), cases)
+        for (line, expected), answer in zip(cases.items(), answers, strict=True):
+            assert answer.returncode == 1 and expected in answer.stderr, (line, answer.stderr)
+            assert answer.stderr.count("\n") == 1 and "Traceback" not in answer.stdout + answer.stderr, line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_help_and_errors_come_at_once(command):
+    for arguments, expected in (["--help"], "mask: context, none, object, random"), (["beta=-1"], ""):
+        started = time.monotonic()
+        answer = command(*arguments)
+        assert time.monotonic() - started < 6 and expected in answer.stdout
+    heavy = "import sys, robustft.cli; sys.exit(any(name in sys.modules for name in ('torch', 'lightning')))"
+    assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT).returncode == 0
+
+
+def test_a_single_run_has_a_folder_of_its_own(command, tmp_path):
+    assert command("mask=random", "+experiment=debug").returncode == 0
+    (folder,) = tmp_path.glob("runs/counterfactual_random_single_tiny/*")
+    results = json.loads((folder / "results.json").read_text())
+    assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == results["config"]
+    assert results["config"]["trainer"]["enable_checkpointing"] is True
+    assert (folder / "run.log").read_text()
+    assert command("beta=3", "hydra.run.dir=mine").stderr == "error: a mistake\n"
+    assert (tmp_path / "mine" / "error.txt").read_text() == "a mistake\n"
+    bug = command("beta=4")
+    assert bug.returncode == 1 and "Traceback" in bug.stderr and "RuntimeError: a bug" in bug.stderr
+
+
+def test_an_interrupted_run_goes_on_in_its_folder(command, tmp_path):
+    assert command("beta=7", "seed=1").returncode == 130
+    (folder,) = tmp_path.glob("runs/counterfactual_object_single_tiny/*")
+    started = folder.relative_to(tmp_path)
+    fresh = command("resume=auto", "beta=7", "hydra.run.dir=other")
+    assert "found no interrupted run" in fresh.stdout and (tmp_path / "other" / "last.ckpt").exists()
+    other = command(f"resume={started}", "beta=2")
+    assert other.returncode == 1 and "beta=2 (there: 7)" in other.stderr
+    assert command("resume=auto", "seed=1", "beta=7", "data.num_workers=0").returncode == 0
+    assert (folder / "calls").read_text().splitlines()[1].split()[1] == str(folder)
+    finished = command(f"resume={started}")
+    assert finished.returncode == 1 and "that run is finished" in finished.stderr
+    (folder / "results.json").unlink()
+    assert command(f"resume={started}").returncode == 0  # what was typed then need not be typed again
+    assert json.loads((folder / "results.json").read_text())["config"]["seed"] == 1
+
+
+def test_a_sweep_names_its_runs_lists_failures_and_goes_on(command, tmp_path):
+    line = ("-m", "mask.threshold=0.3,0.4", "beta=1,3,4")
+    answer = command(*line)
+    folder = tmp_path / "runs" / "sweeps" / "threshold_beta"
+    names = {f"threshold-{threshold}_beta-{beta}" for threshold in (0.3, 0.4) for beta in (1, 3, 4)}
+    assert answer.returncode == 1 and {path.name for path in folder.iterdir() if path.is_dir()} == names
+    assert "4 of the runs in runs/sweeps/threshold_beta failed" in answer.stderr
+    assert "threshold-0.3_beta-3: a mistake\n" in answer.stderr
+    assert "threshold-0.4_beta-4: RuntimeError: a bug\n" in answer.stderr
+    again = command(*line)
+    assert again.returncode == 1 and "threshold-0.3_beta-1: finished before, skipped" in again.stdout
+    calls = {name: len((folder / name / "calls").read_text().splitlines()) for name in names}
+    assert calls == {name: 1 if name.endswith("beta-1") else 2 for name in names}
+
+
+def test_a_sweep_never_overwrites_another(command, tmp_path):
+    assert command("-m", "seed=1,2", "sweep=mine").returncode == 0
+    other = command("-m", "seed=1,2", "sweep=mine", "beta=2")
+    assert other.returncode == 1 and "beta=2 (there: 1.0). Name another sweep" in other.stderr
+    assert command("-m", "seed=1,2", "beta=2").returncode == 0
+    (folder,) = tmp_path.glob("runs/sweeps/seed-*")
+    assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "seed-1", "seed-2"}
+
+
+def test_presets_sweep_without_a_flag_and_groups_name_runs(command, tmp_path):
+    assert command("experiment=sweep_masking", "seed=1", "mask=object,random").returncode == 0
+    (folder,) = tmp_path.glob("runs/sweeps/sweep_masking-*")
+    names = {path.name for path in folder.iterdir() if path.is_dir()}
+    assert names == {
+        f"fill-{fill}_mask-{mask}" for fill in ("none", "single", "multi") for mask in ("object", "random")
+    }
+
+
+@pytest.mark.slow
+def test_runs_in_other_processes_agree_on_names(command, tmp_path):
+    answer = command("-m", "mask=object,random", "beta=1,3", "hydra/launcher=local")
+    assert answer.returncode == 1 and "2 of the runs" in answer.stderr
+    names = {path.parent.name for path in tmp_path.glob("runs/sweeps/mask_beta/*/results.json")}
+    assert names == {"mask-object_beta-1", "mask-random_beta-1"}
+
+
+def test_names_of_folders_can_be_typed_back():
+    for value in ("a/b=c,d e", "x" * 200, None, [1, 2], -1, 1e-5):
+        assert re.fullmatch(r"[\w.-]{1,60}", runs.slug(value))
+    assert runs.slug("x" * 200) != runs.slug("x" * 201)
+    assert runs.short_names(["mask.kind", "fill.kind", "beta"]) == ["mask.kind", "fill.kind", "beta"]
+
+
+def test_a_mistake_is_found_inside_of_other_errors():
+    wrapped = RuntimeError("outer")
+    wrapped.__cause__ = UserError("inner")
+    from_worker = UserError(
+        "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1\nrobustft.errors.UserError: an image\n'
+    )
+    assert str(user_error(wrapped)) == "inner" and str(user_error(from_worker)) == "an image"
+    assert user_error(RuntimeError()) is None
