@@ -1,0 +1,20 @@
+"""Robust fine-tuning of CLIP with masked images as counterfactual samples."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustft.clip.classifier import Classifier
+
+__version__ = "0.1.0"
+
+
+def load(path: "str | Path") -> "Classifier":
+    """A model left by a run (its ``model.safetensors``), ready to classify.
+
+    Raises:
+        robustft.errors.UserError: the file is missing or is no model of this project.
+    """
+    from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
+
+    return load_classifier(Path(path))

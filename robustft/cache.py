@@ -1,0 +1,57 @@
+"""What is computed once and kept in the user's cache: scores of models that do not change."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustft.data.sets import EvaluationSet
+from robustft.evaluation.results import Score
+
+
+def cache_folder() -> Path:
+    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder."""
+    own = os.environ.get("ROBUSTFT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "robustft"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class ScoreCache:
+    """Scores of one model under given settings, one small file per evaluation set.
+
+    A set is known by what ``EvaluationSet.fingerprint`` says of its images, labels and classes.
+    """
+
+    def __init__(self, folder: Path, model: str, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self.key = f"{model}{json.dumps(dict(settings), sort_keys=True, default=str)}torch{torch.__version__}"
+
+    def get(self, evaluation_set: EvaluationSet) -> Score | None:
+        try:
+            return Score(**json.loads(self._path(evaluation_set).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def put(self, evaluation_set: EvaluationSet, score: Score) -> None:
+        path = self._path(evaluation_set)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        partial.write_text(json.dumps(score.as_dict()))
+        os.replace(partial, path)
+
+    def _path(self, evaluation_set: EvaluationSet) -> Path:
+        digest = hashlib.sha256(f"{self.key}{evaluation_set.fingerprint}".encode()).hexdigest()[:32]
+        return self.folder / f"{digest}.json"

@@ -1,0 +1,231 @@
+"""What goes on around the training step: state to resume from, a check on the loss, speed, progress."""
+
+import logging
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTheme
+from torch import Tensor
+
+from robustft.errors import UserError
+
+log = logging.getLogger(__name__)
+
+LAST = "last.ckpt"
+
+
+class Interrupted(Exception):
+    """Training was asked to stop and has written its state."""
+
+
+def between_steps(trainer: Trainer) -> bool:
+    """Whether the last micro-batch ended an optimiser step: only then is the state whole."""
+    micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return (
+        micro_batches % trainer.accumulate_grad_batches == 0 or micro_batches == trainer.num_training_batches
+    )
+
+
+class KeepState(Callback):
+    """Writes ``last.ckpt`` every ``minutes``, at the end of each epoch, and when asked to stop.
+
+    Ctrl-C and SIGTERM stop the run at the end of the optimiser step; a second Ctrl-C stops it at once.
+
+    Raises:
+        Interrupted: after the state is written.
+    """
+
+    def __init__(self, folder: Path, minutes: float, keep: bool = True) -> None:
+        self.folder, self.seconds, self.keep = folder, minutes * 60, keep
+        self.received: int | None = None
+        self.last_saved = time.monotonic()
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.last_saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {
+                name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)
+            }
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if not between_steps(trainer):
+            return
+        if self._asked_to_stop(trainer):
+            self._save(trainer)
+            self._restore()
+            raise Interrupted(f"interrupted after step {trainer.global_step}")
+        if time.monotonic() - self.last_saved >= self.seconds:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _asked_to_stop(self, trainer: Trainer) -> bool:
+        if trainer.world_size == 1:
+            return self.received is not None
+        if trainer.global_step % trainer.log_every_n_steps:
+            return False  # agreeing makes every process wait, so not at every step
+        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
+
+    def _save(self, trainer: Trainer) -> None:
+        if self.keep:
+            trainer.save_checkpoint(self.folder / LAST)
+        self.last_saved = time.monotonic()
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        log.info("stopping after this step …")
+
+    def _restore(self) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+        self._previous = {}
+
+
+class StopOnNonFinite(Callback):
+    """Stops the run when the loss is no longer finite, and keeps such a state out of every checkpoint.
+
+    On an accelerator the check waits for the device only every ``log_every_n_steps``; the step that is named is the
+    first bad one all the same.
+
+    Raises:
+        UserError: names the step and the terms of the loss.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.terms: Tensor | None = None  # of the first bad micro-batch, else of the last one
+        self.step: Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self.names = list(pl_module.terms)
+        terms = torch.stack(list(pl_module.terms.values())).float()
+        step = torch.full_like(terms[0], trainer.global_step)
+        if self.terms is None or self.step is None:
+            self.terms, self.step = terms, step
+        else:
+            was_fine = self.terms.isfinite().all()
+            self.terms = torch.where(was_fine, terms, self.terms)
+            self.step = torch.where(was_fine, step, self.step)
+        if terms.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+            self.check()
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self.check()
+
+    def check(self) -> None:
+        if self.terms is None or self.step is None or bool(self.terms.isfinite().all()):
+            return
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in zip(self.names, self.terms.tolist(), strict=True)
+        )
+        raise UserError(
+            f"the loss is no longer finite at step {int(self.step)}: {shown}. "
+            "Lower optimizer.lr or beta, or use trainer.precision=32-true."
+        )
+
+
+class Speed(Callback):
+    """Training images per second over all devices, evaluations and the first step left out.
+
+    Says what is coming: images, steps and devices at the start, the expected time once the speed is known.
+    """
+
+    PROBE = 3  # optimiser steps after which the expected time is said
+
+    def __init__(self, describe: Callable[[], str], images_per_step: int, steps: int) -> None:
+        self.describe, self.images_per_step, self.steps = describe, images_per_step, steps
+        self.timed_steps, self.seconds = 0, 0.0
+        self.since: float | None = None
+
+    @property
+    def images_per_s(self) -> float | None:
+        return self.timed_steps * self.images_per_step / self.seconds if self.seconds else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log.info(self.describe())
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if not between_steps(trainer):
+            return
+        now = time.perf_counter()
+        if self.since is not None:
+            self.seconds += now - self.since
+            self.timed_steps += 1
+            pl_module.log("train/images_per_s", float(self.images_per_s or 0), prog_bar=True)
+        self.since = now
+        if self.timed_steps == self.PROBE and self.steps > 10 * self.PROBE:
+            left = (self.steps - trainer.global_step) * self.seconds / self.timed_steps
+            log.info(f"about {duration(left)} of training to go at {self.images_per_s:,.0f} images/s")
+
+    def on_validation_start(self, *_: Any) -> None:
+        self.since = None
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: 45 s, 12 min, 3 h 20 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+class ProgressLines(Callback):
+    """Progress where the output is no terminal (a log file): one line now and then instead of a bar."""
+
+    def __init__(self, seconds: float = 20) -> None:
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if time.monotonic() - self.last >= self.seconds:
+            self._say(trainer, f"step {trainer.global_step}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._say(
+            trainer, f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, step {trainer.global_step}"
+        )
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, _module: Any, _outputs: Any, _batch: Any, index: int, dataloader_idx: int = 0
+    ) -> None:
+        if time.monotonic() - self.last >= self.seconds and trainer.is_global_zero:
+            self.last = time.monotonic()
+            loaders = trainer.num_val_batches if not trainer.sanity_checking else [0]
+            done, total = sum(loaders[:dataloader_idx]) + index + 1, sum(loaders)
+            log.info(f"evaluation: {done} of {total:.0f} batches")
+
+    def _say(self, trainer: Trainer, where: str) -> None:
+        self.last = time.monotonic()
+        if trainer.is_global_zero:
+            metrics = {
+                k.removeprefix("train/"): float(v)
+                for k, v in trainer.progress_bar_metrics.items()
+                if k != "v_num"
+            }
+            log.info(f"{where}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+
+
+def progress() -> Callback:
+    """A bar on a terminal, lines elsewhere."""
+    if not sys.stderr.isatty():
+        return ProgressLines()
+    theme = RichProgressBarTheme(metrics_format=".3g")
+    return RichProgressBar(refresh_rate=20, leave=False, theme=theme)

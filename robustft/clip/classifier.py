@@ -1,0 +1,112 @@
+"""The network that is fine-tuned: an open_clip vision transformer and a linear head."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+
+from robustft.clip.attention import WatchedAttention
+from robustft.data.sets import Preprocess
+from robustft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What is needed to build the vision tower again: open_clip's name and model config, and the transform."""
+
+    name: str
+    config: dict[str, Any] = field(repr=False)
+    preprocess: Preprocess
+
+
+class Classifier(nn.Module):
+    """Image encoder f (``visual``) and linear head g (``head``): logits = g(f(x) / ‖f(x)‖).
+
+    State-dict keys are ``visual.<open_clip's own names>``, ``head.weight`` [classes, features] and ``head.bias``.
+
+    Raises:
+        UserError: the tower is no plain CLIP vision transformer (class token, standard blocks, learnt projection).
+    """
+
+    def __init__(self, visual: nn.Module, head: nn.Linear, architecture: Architecture) -> None:
+        super().__init__()
+        _require_plain(visual, architecture.name)
+        for block in visual.transformer.resblocks:
+            if not isinstance(block.attn, WatchedAttention):
+                block.attn = WatchedAttention.wrap(block.attn)
+        self.visual = visual
+        self.head = head
+        self.architecture = architecture
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.architecture.preprocess
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The transformer's residual attention blocks, first to last."""
+        return self.visual.transformer.resblocks
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch in pixels."""
+        return self.visual.patch_size[0]
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of an image."""
+        rows, columns = self.visual.grid_size
+        return rows * columns
+
+    def encode(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> Float[Tensor, "batch features"]:
+        """f(x): features after the projection, before L2 normalisation.
+
+        Args:
+            images: CLIP-normalised pixels.
+            masked: patches no query may attend to (they stay in the sequence; the class token is never masked).
+            kept: the only patches that enter the sequence, at their own positions (shorter, hence cheaper).
+        """
+        visual = self.visual
+        tokens = visual._embeds(images)
+        bias = None
+        if kept is not None:
+            index = F.pad(kept + 1, (1, 0))  # the class token, at position 0, stays
+            tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        if masked is not None:
+            keys = F.pad(masked, (1, 0))[:, None, None, :]
+            bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
+        tokens = visual.transformer(tokens, attn_mask=bias)
+        pooled, _ = visual._pool(tokens)
+        return pooled @ visual.proj
+
+    def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        """g(f): logits of the linear head on the L2-normalised features."""
+        return self.head(F.normalize(features, dim=-1))
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
+        return self.classify(self.encode(images))
+
+
+def _require_plain(visual: nn.Module, name: str) -> None:
+    plain = (
+        isinstance(visual, VisionTransformer)
+        and visual.attn_pool is None
+        and visual.pool_type == "tok"
+        and visual.proj is not None
+        and all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
+    )
+    if not plain:
+        raise UserError(
+            f"model {name!r} is not a plain CLIP vision transformer (class token, standard attention blocks, "
+            "projection), which the relevance map and the masks need. Choose one such as ViT-B-32, ViT-B-16, "
+            "ViT-L-14 or ViT-H-14."
+        )

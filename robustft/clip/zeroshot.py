@@ -1,0 +1,153 @@
+"""The zero-shot model: CLIP's image tower with a linear head made of its text embeddings."""
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from robustft.clip.classifier import Architecture, Classifier
+from robustft.clip.weights import create_clip, load_classifier, model_config, read_metadata
+from robustft.data.sets import Preprocess
+from robustft.errors import UserError
+
+Template = str | Callable[[str], str]
+Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
+
+
+def zeroshot_classifier(
+    architecture: str,
+    pretrained: str | None,
+    class_names: Sequence[str],
+    templates: Sequence[Template],
+    seed: int = 0,
+    tokenizer: Tokenizer | None = None,
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Classifier:
+    """The classifier that fine-tuning starts from and whose encoder teaches.
+
+    Head: one row per class, the mean over ``templates`` of the L2-normalised text embeddings, normalised again,
+    times exp(logit_scale); zero bias. With random weights (``pretrained=None``) no text is encoded: the rows are
+    seeded random unit vectors. A model left by a run is taken as it is, head included.
+
+    Raises:
+        UserError: see ``create_clip`` and ``load_classifier``.
+    """
+    if pretrained is not None and Path(pretrained).is_file() and read_metadata(Path(pretrained)) is not None:
+        model = load_classifier(Path(pretrained), classes=class_names)
+        _require_same(model.architecture.name, architecture, pretrained)
+        return model
+    clip = create_clip(architecture, pretrained, seed)
+    if pretrained is None:
+        rows = _random_rows(len(class_names), clip.visual.output_dim, seed)
+    else:
+        tokenizer = tokenizer or open_clip.get_tokenizer(architecture)
+        rows = text_rows(clip, tokenizer, class_names, templates, cache, device)
+    head = nn.Linear(rows.shape[1], rows.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(rows * clip.logit_scale.exp())
+        head.bias.zero_()
+    config = model_config(architecture)
+    tower = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+    described = Architecture(architecture, deepcopy(tower), preprocess_of(architecture, pretrained))
+    return Classifier(clip.visual, head, described).eval()
+
+
+def preprocess_of(architecture: str, pretrained: str | None) -> Preprocess:
+    """The transform a model was trained with: known from its name and tag, without its weights.
+
+    Weights files and random weights get OpenAI's mean and standard deviation.
+
+    Raises:
+        UserError: unknown architecture.
+    """
+    config = model_config(architecture)
+    tag = open_clip.get_pretrained_cfg(architecture, pretrained or "") or {}
+    return Preprocess(
+        size=config["vision_cfg"]["image_size"],
+        mean=tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
+        interpolation=tag.get("interpolation") or "bicubic",
+    )
+
+
+def text_rows(
+    clip: nn.Module,
+    tokenizer: Tokenizer,
+    class_names: Sequence[str],
+    templates: Sequence[Template],
+    cache: Path | None = None,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "classes features"]:
+    """Unit-norm class embeddings of the prompt ensemble, with progress.
+
+    Args:
+        cache: a folder that keeps them by text tower, prompts and tokens, since ImageNet's 80,000 prompts take long.
+    """
+    text = _TextTower(clip.to(device))
+    path = None if cache is None else cache / f"{_fingerprint(text, tokenizer, class_names, templates)}.safetensors"
+    if path is not None and path.is_file():
+        return load_file(path)["rows"]
+    rows = open_clip.build_zero_shot_classifier(
+        text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
+        use_tqdm=len(class_names) * len(templates) > 2000,
+    ).T.float().cpu().contiguous()  # fmt: skip
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        save_file({"rows": rows}, partial)
+        os.replace(partial, path)
+    return rows
+
+
+class _TextTower:
+    """CLIP's text tower run only as far as the longest prompt of a batch.
+
+    The tower is causal and pools at the end-of-text token, so positions behind it change nothing.
+    """
+
+    def __init__(self, clip: nn.Module) -> None:
+        self.clip = clip
+
+    def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
+        end = int(tokens.argmax(1).max()) + 1
+        short = {}
+        if isinstance(self.clip, open_clip.CLIP):  # the other class, CustomTextCLIP, shortens these itself
+            short["positional_embedding"] = self.clip.positional_embedding[:end]
+            short["attn_mask"] = self.clip.attn_mask[:end, :end]
+        _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
+        return features if normalize else F.normalize(features, dim=-1)
+
+
+def _fingerprint(
+    text: _TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
+) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(text.clip.state_dict().items()):
+        if not name.startswith("visual."):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    prompts = [t.format(c) if isinstance(t, str) else t(c) for c in class_names for t in templates]
+    digest.update(str(len(class_names)).encode())
+    for prompt in prompts:
+        digest.update(prompt.encode() + b"\0")
+    digest.update(tokenizer(prompts[:64]).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _random_rows(classes: int, features: int, seed: int) -> Float[Tensor, "classes features"]:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(classes, features, generator=generator), dim=-1)
+
+
+def _require_same(found: str, expected: str, path: str) -> None:
+    if found != expected:
+        raise UserError(f"{path} is a {found}, expected a {expected}. Choose the model= it was made with.")

@@ -1,0 +1,123 @@
+"""Class activation maps: how much each patch of an image speaks for its true label.
+
+Both maps share one forward pass with the loss: they return the features and logits they were made from, with the
+graph still alive, so that cross-entropy costs no second forward. Weight gradients are never computed here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from robustft.clip.classifier import Classifier
+
+Explanation = tuple[
+    Float[Tensor, "batch features"], Float[Tensor, "batch classes"], Float[Tensor, "batch patches"]
+]
+Explain = Callable[[Classifier, Tensor, Tensor], Explanation]
+
+
+def relevance(
+    model: Classifier,
+    images: Float[Tensor, "batch 3 height width"],
+    labels: Int64[Tensor, " batch"],
+    layers: int | None = None,
+) -> Explanation:
+    """Generic attention explainability (Chefer, Gur, Wolf, ICCV 2021, eqs. 5-7) of the true labels' logits.
+
+    With attention P of a layer and s the sum of the true logits, A = mean over heads of relu(dS/dP ∘ P), and the map
+    is the class token's row of (I + A_L) ··· (I + A_1). That row obeys r ← r + r A from the LAST layer to the first,
+    starting at the class token, which is the order of back-propagation: it is gathered in the backward pass, with
+    one layer's A alive at a time.
+
+    Args:
+        layers: take only the last so many layers into account; the backward pass stops there. None: all.
+
+    Returns:
+        Features, logits, and the map, at most 1 and at least 0, each image divided by its maximum.
+    """
+    depth = len(model.blocks)
+    watched = [block.attn for block in model.blocks[depth - min(layers or depth, depth) :]]
+    outputs: list[Tensor] = []
+    hooks = []
+    row: Tensor | None = None
+
+    def gather(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> None:
+        nonlocal row
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
+            if row is None:  # r starts as the class token's unit vector: only that query's attention matters
+                row = _attention_relevance(q[:, :, :1], k, v, grad[:, :, :1])[:, 0]
+                row[:, 0] += 1
+            else:
+                a = _attention_relevance(q, k, v, grad)
+                row = torch.baddbmm(row.unsqueeze(1), row.unsqueeze(1), a).squeeze(1)
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        if not out.requires_grad:  # a frozen model: its graph begins here
+            out.requires_grad_()
+        hooks.append(out.register_hook(partial(gather, q.detach(), k.detach(), v.detach())))
+        outputs.append(out)
+
+    for attention in watched:
+        attention.watcher = watch
+    try:
+        features, logits, score = _score(model, images, labels)
+        torch.autograd.grad(score, outputs[0], retain_graph=True)
+    finally:
+        for attention in watched:
+            attention.watcher = None
+        for hook in hooks:
+            hook.remove()
+    assert row is not None
+    return features, logits, _normalise(row[:, 1:])
+
+
+def _attention_relevance(
+    q: Float[Tensor, "batch heads queries dim"],
+    k: Float[Tensor, "batch heads tokens dim"],
+    v: Float[Tensor, "batch heads tokens dim"],
+    grad: Float[Tensor, "batch heads queries dim"],
+) -> Float[Tensor, "batch queries tokens"]:
+    """A = mean_h relu(dS/dP ∘ P), from the queries, keys and values of a layer and dS/d(P v)."""
+    probability = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).float().softmax(-1)
+    gradient = (grad @ v.transpose(-2, -1)).float()
+    return gradient.mul_(probability).relu_().mean(1)
+
+
+def gradcam(
+    model: Classifier, images: Float[Tensor, "batch 3 height width"], labels: Int64[Tensor, " batch"]
+) -> Explanation:
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of the true labels' logits at ``ln_1`` of the last block.
+
+    Channel weights are the gradient summed over ALL tokens; the map is relu(Σ_c weight_c · activation_c) at the
+    patch tokens, each image divided by its maximum.
+    """
+    activations: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _inputs: object, output: Tensor) -> None:
+        activations.append(output if output.requires_grad else output.requires_grad_())
+
+    hook = model.blocks[-1].ln_1.register_forward_hook(keep)
+    try:
+        features, logits, score = _score(model, images, labels)
+        (gradient,) = torch.autograd.grad(score, activations[0], retain_graph=True)
+    finally:
+        hook.remove()
+    with torch.no_grad():
+        weights = gradient.float().sum(1, keepdim=True)
+        cam = (activations[0][:, 1:].float() * weights).sum(-1).relu()
+    return features, logits, _normalise(cam)
+
+
+def _score(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        features = model.encode(images)
+        logits = model.classify(features)
+        score = logits.gather(1, labels.unsqueeze(1)).sum()
+    return features, logits, score
+
+
+def _normalise(cam: Float[Tensor, "batch patches"]) -> Float[Tensor, "batch patches"]:
+    return cam / (cam.amax(1, keepdim=True) + 1e-8)

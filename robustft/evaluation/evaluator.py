@@ -1,0 +1,123 @@
+"""Top-1 of a classifier on every evaluation set of a data module, with each image's prediction."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from robustft.clip.classifier import Classifier
+from robustft.data.sets import Batch, EvaluationSet
+from robustft.evaluation.results import Score, Scores
+from robustft.evaluation.top1 import Top1, predict
+
+UNSEEN = -1
+
+
+class Evaluator(LightningModule):
+    """Validates ``model`` on ``sets``, in their order; after ``trainer.validate`` see ``scores`` and ``predictions``.
+
+    Logs ``holdout/top1``, ``id/top1``, ``ood/<set>`` and their plain mean ``ood/avg``, fractions in 0…1.
+
+    Args:
+        sets: all evaluation sets, in the order of the data module's ``val_dataloader()``.
+        keep_predictions: remember the predicted class of every image (one integer each, on the device).
+    """
+
+    def __init__(
+        self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.sets = list(sets)
+        self.keep_predictions = keep_predictions
+        self.metrics = nn.ModuleList(Top1(evaluation_set.correct) for evaluation_set in self.sets)
+        self.predictions: dict[str, Int64[Tensor, " images"]] = {}
+        self.scores: dict[str, Score] = {}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Pixels become the model's input here, on the device."""
+        return batch._replace(images=self.model.preprocess.normalise(batch.images))
+
+    def on_validation_epoch_start(self) -> None:
+        self.scores = {}
+        self.predictions = {}
+        for metric in self.metrics:
+            metric.reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        logits = self.model(batch.images)
+        evaluation_set, metric = self.sets[dataloader_idx], self.metrics[dataloader_idx]
+        metric.update(logits, batch.labels)
+        if self.keep_predictions:
+            known = self.predictions.setdefault(
+                evaluation_set.name, self._unseen(len(evaluation_set.dataset))
+            )
+            known[batch.indices] = predict(logits, metric.correct.any(0))
+
+    def on_validation_epoch_end(self) -> None:
+        for evaluation_set, metric in zip(self.sets, self.metrics, strict=True):
+            if metric.update_called or self.trainer.world_size > 1:
+                self.scores[evaluation_set.name] = metric.score()
+        if self.keep_predictions and self.trainer.world_size > 1:
+            for evaluation_set in self.sets:  # each process saw its own share, the rest is UNSEEN = -1
+                mine = self.predictions.setdefault(
+                    evaluation_set.name, self._unseen(len(evaluation_set.dataset))
+                )
+                self.predictions[evaluation_set.name] = self.all_gather(mine).amax(0)
+        self.log_dict(summary(self.scores), rank_zero_only=False)
+
+    def _unseen(self, images: int) -> Int64[Tensor, " images"]:
+        return torch.full((images,), UNSEEN, device=self.device)
+
+
+def summary(scores: dict[str, Score]) -> dict[str, float]:
+    """Accuracies under the names that loggers and model selection use."""
+    named = {"holdout/top1": scores["holdout"].top1} if "holdout" in scores else {}
+    rest = [name for name in scores if name != "holdout"]
+    if rest:
+        named["id/top1"] = scores[rest[0]].top1
+        named |= {f"ood/{name}": scores[name].top1 for name in rest[1:]}
+    if len(rest) > 1:
+        named["ood/avg"] = sum(scores[name].top1 for name in rest[1:]) / (len(rest) - 1)
+    return named
+
+
+def as_scores(scores: dict[str, Score]) -> Scores:
+    """ID, shifts and hold-out apart, from the scores of an evaluation of all sets."""
+    rest = {name: score for name, score in scores.items() if name != "holdout"}
+    id_name, *shifts = rest
+    return Scores(id_name, rest[id_name], {name: rest[name] for name in shifts}, scores.get("holdout"))
+
+
+def right(evaluation_set: EvaluationSet, predictions: Int64[Tensor, " images"]) -> Float[Tensor, " images"]:
+    """1 where a prediction is among the label's classes, 0 where not, NaN where there is none."""
+    predictions = predictions.cpu()
+    hit = evaluation_set.correct[evaluation_set.dataset.labels, predictions.clamp(min=0)].float()
+    return hit.masked_fill(predictions == UNSEEN, torch.nan)
+
+
+def prediction_rows(
+    sets: Sequence[EvaluationSet], predictions: dict[str, Int64[Tensor, " images"]]
+) -> list[tuple[Any, ...]]:
+    """(set, image, label, predicted class, 1 if right) for every image that was evaluated."""
+    rows: list[tuple[Any, ...]] = []
+    for evaluation_set in sets:
+        if evaluation_set.name not in predictions:
+            continue
+        predicted = predictions[evaluation_set.name]
+        hits = right(evaluation_set, predicted)
+        columns = (
+            evaluation_set.keys,
+            evaluation_set.dataset.labels.tolist(),
+            predicted.tolist(),
+            hits.tolist(),
+        )
+        rows += [
+            (evaluation_set.name, key, label, guess, int(hit))
+            for key, label, guess, hit in zip(*columns, strict=True)
+            if guess != UNSEEN
+        ]
+    return rows

@@ -1,0 +1,249 @@
+"""One run from its config to its results: data, models, method, evaluation, what is left in the folder."""
+
+import csv
+import gzip
+import io
+import logging
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig
+
+from robustft import config
+from robustft.cache import ScoreCache, cache_folder, fingerprint
+from robustft.clip.classifier import Classifier
+from robustft.clip.weights import load_classifier, save_classifier
+from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
+from robustft.data.datamodule import RobustnessData
+from robustft.data.sets import EvaluationSet
+from robustft.distillation import Distillation, make_distillation
+from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
+from robustft.evaluation.results import Scores, print_table, results_record, write_results
+from robustft.tracking import log_results, make_loggers
+from robustft.training import Trained, make_trainer, train
+
+log = logging.getLogger(__name__)
+
+MODEL = "model.safetensors"
+PREDICTIONS = "predictions.csv.gz"
+
+
+def run(cfg: DictConfig) -> dict[str, Any] | None:
+    """Do what a checked config asks for (robustft/cli.py composes it); the content of results.json.
+
+    Raises:
+        UserError: the user can put it right. Nothing is left that looks finished.
+    """
+    started = time.perf_counter()
+    quieten()
+    seed_everything(cfg.seed, workers=True, verbose=False)
+    this = Run(cfg)
+    if cfg.check == "data":
+        from robustft.data.check import check
+
+        check(this.data)
+        return None
+    this.data.verify(training=cfg.method.trains)
+    method = import_module(f"robustft.methods.{cfg.method.name}")
+    baseline = this.zeroshot_scores()
+    made: Trained = method.make(this)
+    record = this.finish(made, baseline, started)
+    return record
+
+
+@dataclass
+class Run:
+    """What methods work with: the config, the data, the models, training and evaluation."""
+
+    cfg: DictConfig
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.cfg.run_dir)
+
+    @cached_property
+    def data(self) -> RobustnessData:
+        model = self.cfg.model
+        preprocess = preprocess_of(model.architecture, model.pretrained)
+        return instantiate(self.cfg.data, _partial_=True, _convert_="all")(preprocess=preprocess, seed=self.cfg.seed)
+
+    @cached_property
+    def zeroshot(self) -> Classifier:
+        """The zero-shot model, on the CPU. Never changed: who trains takes a copy."""
+        model = self.cfg.model
+        tokenizer = model.get("tokenizer")
+        return zeroshot_classifier(
+            model.architecture,
+            model.pretrained,
+            self.data.class_names,
+            self.data.templates,
+            seed=self.cfg.seed,
+            tokenizer=instantiate(tokenizer) if tokenizer else None,
+            cache=cache_folder() / "heads",
+            device="cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator != "cpu" else "cpu",
+        )
+
+    @cached_property
+    def loggers(self) -> list[Logger]:
+        return make_loggers(self.cfg, self.folder)
+
+    def load(self, path: str) -> Classifier:
+        """A model left by a run, of this run's architecture and classes."""
+        return load_classifier(Path(path).expanduser(), like=self.zeroshot, classes=self.data.class_names)
+
+    def student(self) -> Classifier:
+        """What training starts from: ``init``, or the zero-shot model."""
+        return deepcopy(self.zeroshot) if self.cfg.init is None else self.load(self.cfg.init)
+
+    def teacher(self) -> Classifier:
+        """Who teaches: ``teacher``, or the zero-shot model."""
+        return deepcopy(self.zeroshot) if self.cfg.teacher is None else self.load(self.cfg.teacher)
+
+    def distillation(self, temperature: float | None = None) -> Distillation | None:
+        """The configured second term of the loss; None where β is 0."""
+        cfg = self.cfg
+        if not cfg.beta:
+            return None
+        return make_distillation(
+            self.teacher(), beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
+        )
+
+    def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
+        """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
+        cfg = config.plain(self.cfg)
+        arguments: dict[str, Any] = {
+            "folder": self.folder,
+            "trainer": cfg["trainer"],
+            "optimizer": cfg["optimizer"],
+            "distillation": distillation,
+            "loggers": self.loggers,
+            "seed": self.cfg.seed,
+            "resume": self.cfg.resume is not None,
+            "save_minutes": self.cfg.save_minutes,
+        }
+        return train(student, self.data, **(arguments | changes))
+
+    def evaluate(
+        self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False
+    ) -> Evaluator:
+        """``model`` on ``sets`` (default: all); see ``scores`` and ``predictions`` of what is returned."""
+        options = config.plain(self.cfg)["trainer"]
+        self.data.setup("validate")
+        sets = self.data.sets if sets is None else list(sets)
+        evaluator = Evaluator(model, sets, keep_predictions)
+        trainer = make_trainer(options, self.folder)
+        self.data.trainer = trainer
+        loaders = [self.data.eval_loader(evaluation_set) for evaluation_set in sets]
+        trainer.validate(evaluator, dataloaders=loaders, verbose=False)
+        model.cpu()
+        return evaluator
+
+    def zeroshot_scores(self) -> Scores | None:
+        """Scores of the zero-shot model; each set is evaluated once and remembered by model and images."""
+        if self.cfg.method.name == "zeroshot":
+            return None
+        self.data.setup("validate")
+        cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
+        known = {s.name: cache.get(s) for s in self.data.sets}
+        missing = [s for s in self.data.sets if known[s.name] is None]
+        if missing:
+            log.info("evaluating the zero-shot model")
+            for name, score in self.evaluate(self.zeroshot, missing).scores.items():
+                known[name] = score
+                if rank_zero_only.rank == 0:
+                    cache.put(next(s for s in missing if s.name == name), score)
+        return as_scores({name: score for name, score in known.items() if score is not None})
+
+    def _evaluation_settings(self) -> dict[str, Any]:
+        """What else a score depends on."""
+        trainer = self.cfg.trainer
+        return {key: trainer[key] for key in ("precision", "accelerator", "limit_val_batches", "fast_dev_run")}
+
+    def finish(self, made: Trained, zeroshot: Scores | None, started: float) -> dict[str, Any]:
+        """Evaluate the model and leave everything in the run's folder, results.json last."""
+        cfg = self.cfg
+        log.info("evaluating")
+        evaluator = self.evaluate(made.model, keep_predictions=True)
+        scores = as_scores(evaluator.scores)
+        keep = bool(cfg.trainer.enable_checkpointing)
+        if rank_zero_only.rank == 0:
+            if keep:
+                save_classifier(self.folder / MODEL, made.model, self.data.class_names)
+            write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
+        gallery = []
+        plain = config.plain(cfg)
+        masked = cfg.method.masks
+        record = results_record(
+            scores,
+            name=cfg.run_name,
+            method=cfg.method.name,
+            model=cfg.model.name,
+            seed=cfg.seed,
+            partial=self.data.partial or cfg.trainer.limit_val_batches is not None or bool(cfg.trainer.fast_dev_run),
+            wall_s=time.perf_counter() - started,
+            config=plain,
+            versions=versions(),
+            zeroshot=zeroshot if zeroshot is not None else scores if cfg.method.name == "zeroshot" else None,
+            mask=plain["mask"] if masked else None,
+            fill=cfg.fill.kind if masked else None,
+            beta=cfg.beta,
+            alpha=cfg.alpha,
+            temperature=cfg.temperature,
+            checkpoint=MODEL if keep else None,
+            train_images_per_s=made.images_per_s,
+        )
+        if rank_zero_only.rank == 0:
+            log_results(self.loggers, summary(evaluator.scores), record, gallery)
+            write_results(self.folder / "results.json", record)
+            print_table(record)
+        return record
+
+
+def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:
+    """Every image's predicted class as gzipped CSV (set, image, label, prediction, correct), for paired tests."""
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    rows.writerow(("set", "image", "label", "prediction", "correct"))
+    rows.writerows(prediction_rows(sets, dict(predictions)))
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    os.replace(partial, path)
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    packages = ("robustft", "torch", "lightning", "open_clip_torch", "torchvision")
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def quieten() -> None:
+    """Lightning's hints on settings that are chosen on purpose here, and its start-up lines."""
+    import warnings
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for text in (
+        ".*does not have many workers.*",
+        ".*resuming from a checkpoint that ended before the epoch.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*The `srun` command is available.*",
+        ".*is smaller than the logging interval.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*It is recommended to use `self.log.*sync_dist=True.*",
+    ):
+        warnings.filterwarnings("ignore", text)

@@ -1,0 +1,8 @@
+"""Any model left by a run, on any data."""
+
+from robustft.experiment import Run
+from robustft.training import Trained
+
+
+def make(run: Run) -> Trained:
+    return Trained(run.load(run.cfg.checkpoint))

@@ -1,0 +1,8 @@
+"""Vanilla fine-tuning: every weight, cross-entropy alone."""
+
+from robustft.experiment import Run
+from robustft.training import Trained
+
+
+def make(run: Run) -> Trained:
+    return run.train(run.student())

@@ -1,0 +1,8 @@
+"""The pre-trained model as it is."""
+
+from robustft.experiment import Run
+from robustft.training import Trained
+
+
+def make(run: Run) -> Trained:
+    return Trained(run.zeroshot)

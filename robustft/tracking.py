@@ -1,0 +1,92 @@
+"""Loggers of a run: CSV, and Weights & Biases, which is offline unless the user is logged in or asks."""
+
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig, OmegaConf
+
+from robustft import config
+
+WANDB_ID = "wandb_id.txt"
+
+
+def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
+    """The configured loggers, writing into the run's folder."""
+    loggers: list[Logger] = []
+    for kind, node in cfg.logger.items():
+        options = {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}
+        options.pop("_target_")
+        if kind == "csv":
+            loggers.append(CSVLogger(save_dir=folder, name="", version="", **options))
+        else:
+            loggers.append(_wandb(cfg, folder, options))
+    return loggers
+
+
+def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogger:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    offline = options.pop("offline")
+    folder.mkdir(parents=True, exist_ok=True)
+    if offline is None:
+        offline = not _logged_in()
+    return WandbLogger(
+        save_dir=folder,
+        name=cfg.run_name,
+        id=_run_id(folder),
+        resume="allow",
+        offline=offline,
+        mode="offline" if offline else "online",
+        config=dict(config.flatten(config.plain(cfg))),
+        **options,
+    )
+
+
+def _logged_in() -> bool:
+    import wandb
+
+    return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
+
+
+def _run_id(folder: Path) -> str:
+    """W&B's id of the run in ``folder``: a resumed run goes on under the same one."""
+    path = folder / WANDB_ID
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def log_results(
+    loggers: Sequence[Logger], accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
+) -> None:
+    """The run's result: accuracies as summary metrics everywhere; on W&B the table of sets and the gallery too."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            import wandb
+
+            run = logger.experiment
+            run.summary.update({**accuracies, "wall_s": record["wall_s"]})
+            run.log({"results": wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))})
+            for path in gallery:
+                run.log({f"gallery/{path.stem}": wandb.Image(str(path))})
+        else:
+            logger.log_metrics({f"final/{name}": value for name, value in accuracies.items()})
+        logger.finalize("success")
+    if any(isinstance(logger, WandbLogger) for logger in loggers):
+        import wandb
+
+        wandb.finish()
+
+
+def _rows(record: dict[str, Any]) -> list[list[Any]]:
+    rows = []
+    for model, block in (("zero-shot", record["zeroshot"]), (record["method"], record)):
+        if block is None:
+            continue
+        scores = {block["id"]["name"]: block["id"], **block["ood"]}
+        scores |= {"holdout": block["holdout"]} if block["holdout"] else {}
+        rows += [[model, name, score["top1"], score["n"]] for name, score in scores.items()]
+    return rows

@@ -1,0 +1,170 @@
+"""Training under Lightning: one loop for every method that trains."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from robustft.callbacks import LAST, Interrupted, KeepState, Speed, StopOnNonFinite, progress
+from robustft.clip.classifier import Classifier
+from robustft.data.datamodule import RobustnessData
+from robustft.distillation import Distillation
+from robustft.errors import UserError
+from robustft.finetuner import Finetuner, Schedule
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training leaves: the student with its selected weights, and how fast it went (images/s)."""
+
+    model: Classifier
+    images_per_s: float | None = None
+
+
+def train(
+    student: Classifier,
+    data: RobustnessData,
+    *,
+    folder: Path,
+    trainer: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    distillation: Distillation | None = None,
+    loggers: list[Logger] | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    save_minutes: float = 10,
+) -> Trained:
+    """Fine-tune ``student``; select the epoch with the best hold-out accuracy (the last one without a score).
+
+    Args:
+        trainer: arguments of Lightning's Trainer.
+        optimizer: lr, weight_decay, betas, warmup.
+        resume: go on from ``folder/last.ckpt``.
+        save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
+
+    Raises:
+        UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
+        KeyboardInterrupt: the run was interrupted; its message says how to resume.
+    """
+    keep = bool(trainer["enable_checkpointing"])
+    guard, state = StopOnNonFinite(), KeepState(folder, save_minutes, keep)
+    best = ModelCheckpoint(
+        folder,
+        "best",
+        monitor="holdout/top1",
+        mode="max",
+        save_weights_only=True,
+        save_on_train_epoch_end=False,
+        enable_version_counter=False,
+    )
+    lightning = make_trainer(trainer, folder, [guard, state, best], loggers)
+    data.trainer = lightning
+    data.setup("fit")
+    steps = planned_steps(data, lightning)
+    speed = Speed(lambda: _describe(data, lightning, steps), data.batch_size, steps)
+    lightning.callbacks.insert(0, speed)
+    checkpoint = _checkpoint(folder, data) if resume else None
+    sets = data.sets if data.validate == "all" else [s for s in data.sets if s.name == "holdout"]
+    schedule = Schedule(
+        optimizer["lr"], optimizer["weight_decay"], tuple(optimizer["betas"]), optimizer["warmup"], steps
+    )
+    finetuner = Finetuner(student, sets, schedule, distillation, seed)
+    student.train()
+    try:
+        lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except Interrupted as stop:
+        again = f"Resume with: python run.py resume={folder}" if keep else "Nothing was kept: sweeps keep no state"
+        raise KeyboardInterrupt(f"{stop} of {steps}. {again}") from stop
+    guard.check()
+    if best.best_model_path:
+        saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
+        student.load_state_dict(
+            {key.removeprefix("model."): value for key, value in saved.items() if key.startswith("model.")}
+        )
+        if lightning.is_global_zero:
+            Path(best.best_model_path).unlink(missing_ok=True)
+    return Trained(student.eval(), speed.images_per_s)
+
+
+def make_trainer(
+    options: Mapping[str, Any],
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    loggers: list[Logger] | None = None,
+) -> Trainer:
+    """Lightning's Trainer with the product's loggers, callbacks and folder."""
+    bar = [progress()] if options["enable_progress_bar"] else []
+    chosen = dict(options) | {
+        "precision": resolve_precision(options["precision"], options["accelerator"]),
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
+    }
+    return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
+
+
+def resolve_precision(precision: Any, accelerator: str) -> Any:
+    """``auto`` is bf16-mixed on hardware that computes in bfloat16, else 32-true."""
+    if precision != "auto":
+        return precision
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
+    if accelerator in ("auto", "cpu") and cpu_has_bf16():
+        return "bf16-mixed"
+    return "32-true"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware (AVX512-BF16, AMX); emulated it is slower than float32."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
+    """Optimiser steps of the whole training, known without making a loader.
+
+    Raises:
+        UserError: there is no end to the training, or it has no step.
+    """
+    per_epoch = data.train_images // data.batch_size
+    limit = trainer.limit_train_batches
+    if isinstance(limit, int) and not isinstance(limit, bool):
+        per_epoch = min(per_epoch, math.ceil(limit / trainer.accumulate_grad_batches))
+    elif isinstance(limit, float):
+        per_epoch = math.ceil(
+            int(per_epoch * trainer.accumulate_grad_batches * limit) / trainer.accumulate_grad_batches
+        )
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
+    limits = [epochs * per_epoch] if epochs is not None else []
+    limits += [trainer.max_steps] if trainer.max_steps != -1 else []
+    if not limits:
+        raise UserError("give trainer.max_epochs or trainer.max_steps: the learning-rate schedule needs an end.")
+    return max(1, min(limits))
+
+
+def _checkpoint(folder: Path, data: RobustnessData) -> Path:
+    """``folder/last.ckpt``; the data module is told where in its epoch that state stands."""
+    path = folder / LAST
+    try:
+        loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
+        progress = loops["epoch_loop.batch_progress"]
+        epoch_done = progress["is_last_batch"] or progress["current"]["ready"] == 0
+    except (OSError, KeyError, RuntimeError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Start the run again without resume=.") from error
+    data.resume_at(0 if epoch_done else progress["current"]["ready"])
+    return path
+
+
+def _describe(data: RobustnessData, trainer: Trainer, steps: int) -> str:
+    devices = f"{trainer.world_size} {trainer.strategy.root_device.type} device{'s' * (trainer.world_size > 1)}"
+    return (
+        f"training: {steps:,} steps of {data.batch_size} images ({data.train_images:,} images in all, "
+        f"{steps * data.batch_size / max(1, data.train_images):.3g} epochs) on {devices}, {trainer.precision}"
+    )
