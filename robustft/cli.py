@@ -7,6 +7,7 @@ a run of a sweep that fails leaves error.txt in its folder, and the others go on
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -172,7 +173,10 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
 def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
     if _value(parsed, "resume") not in (None, "null", "auto"):
         raise UserError("resume=FOLDER is for single runs: a sweep goes on by the same command")
-    _check_devices(cfg, "submitit" in hydra_config.launcher._target_)
+    slurm = hydra_config.launcher._target_.endswith("SlurmLauncher")
+    if slurm and shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
+    _check_devices(cfg, own_process=slurm)
     typed = {override.key_or_group: override for override in parsed}
     preset = hydra_config.sweeper.get("params") or {}
     swept = [key for key in preset if key not in typed]
@@ -196,7 +200,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     return added, folder
 
 
-def _check_devices(cfg: DictConfig, own_process: bool) -> None:
+def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
     """Refuses several devices where the other processes of a run would start the whole sweep again."""
     devices = cfg.trainer.devices
     several = devices not in ("auto", 1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1)
