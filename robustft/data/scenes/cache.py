@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +41,12 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
     with Progress(transient=True) as progress:
         task = progress.add_task(f"rendering {count} images of {name}", total=count)
         rendered = generate(
-            recipe, count, size=size, seed=seed, name=name, progress=lambda done: progress.update(task, completed=done)
+            recipe,
+            count,
+            size=size,
+            seed=seed,
+            name=name,
+            progress=lambda done: progress.update(task, completed=done),
         )
     part = path.with_suffix(f".{os.getpid()}")
     try:
@@ -48,5 +54,6 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
         save_file(rendered._asdict(), part)
         os.replace(part, path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return rendered

@@ -16,23 +16,25 @@ def mix(low: tuple[float, float, float], high: tuple[float, float, float], share
     return a + share.clamp(0, 1)[:, None] * (b - a)
 
 
-def water(x, y, t, smooth, grain) -> Image:
+def water(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     waves = torch.sin(y * (14 + 8 * t[0]) + 3 * torch.sin(x * (2 + 3 * t[1]) + 6 * t[2]) + 5 * smooth[:, 0])
     return mix((0.05, 0.28, 0.52), (0.45, 0.76, 0.90), 0.5 + 0.35 * waves + 0.3 * (t[3] - 0.5))
 
 
-def grass(x, y, t, smooth, grain) -> Image:
+def grass(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     blades = torch.nn.functional.avg_pool2d(grain[:, None], (5, 1), 1, (2, 0))[:, 0]
     tufts = torch.sin(x * (34 + 14 * t[0]) + 5 * smooth[:, 0] + 2 * y * (t[1] - 0.5))
     return mix((0.10, 0.32, 0.06), (0.56, 0.80, 0.24), 0.45 + 0.6 * blades + 0.2 * tufts + 0.4 * (t[2] - 0.5))
 
 
-def sand(x, y, t, smooth, grain) -> Image:
+def sand(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     ripples = torch.sin((x * (t[0] - 0.5) + y) * (9 + 5 * t[1]) + 7 * smooth[:, 1])
-    return mix((0.70, 0.54, 0.30), (0.98, 0.88, 0.64), 0.5 + 0.2 * ripples + 0.22 * grain + 0.3 * (t[2] - 0.5))
+    return mix(
+        (0.70, 0.54, 0.30), (0.98, 0.88, 0.64), 0.5 + 0.2 * ripples + 0.22 * grain + 0.3 * (t[2] - 0.5)
+    )
 
 
-def brick(x, y, t, smooth, grain) -> Image:
+def brick(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     rows = (y + t[0]) * (3.2 + 1.4 * t[1])
     row = rows.floor()
     columns = (x + t[2]) * (1.6 + 0.7 * t[1]) + 0.5 * (row % 2)
@@ -42,7 +44,7 @@ def brick(x, y, t, smooth, grain) -> Image:
     return torch.where(joint[:, None], torch.tensor([0.78, 0.75, 0.70])[:, None, None], wall)
 
 
-def wood(x, y, t, smooth, grain) -> Image:
+def wood(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     planks = (y + t[0]) * (1.5 + 1.2 * t[1])
     plank = planks.floor()
     rings = torch.sin(planks * 16 + 7 * smooth[:, 0] + x * (1 + t[2]) + 40 * plank)
@@ -51,19 +53,21 @@ def wood(x, y, t, smooth, grain) -> Image:
     return mix((0.36, 0.20, 0.09), (0.74, 0.50, 0.28), torch.where(seam, -0.1, tone))
 
 
-def snow(x, y, t, smooth, grain) -> Image:
+def snow(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     drifts = torch.sin(y * (4 + 3 * t[0]) + 3 * torch.sin(x * (1.5 + t[1]) + 6 * t[2]) + 3 * smooth[:, 2])
     flakes = (grain > 1.9).float()
-    return mix((0.66, 0.74, 0.86), (0.97, 0.98, 1.00), 0.5 + 0.35 * drifts + 0.6 * flakes + 0.3 * (t[3] - 0.5))
+    return mix(
+        (0.66, 0.74, 0.86), (0.97, 0.98, 1.00), 0.5 + 0.35 * drifts + 0.6 * flakes + 0.3 * (t[3] - 0.5)
+    )
 
 
-def sky(x, y, t, smooth, grain) -> Image:
+def sky(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     blue = mix((0.28, 0.55, 0.92), (0.68, 0.85, 0.98), 0.5 - 0.4 * y + 0.4 * (t[0] - 0.5))
     clouds = ((smooth[:, 0] + 0.6 * smooth[:, 1] - 0.75 - 0.2 * t[1]) * 3).clamp(0, 1)
     return blue + clouds[:, None] * (0.98 - blue)
 
 
-def night(x, y, t, smooth, grain) -> Image:
+def night(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     dark = mix((0.02, 0.02, 0.10), (0.14, 0.12, 0.36), 0.5 - 0.4 * y + 0.5 * (smooth[:, 0] - 0.5))
     stars = (grain > 2.0).float() * 0.9
     moon = ((x - (1.6 * t[0] - 0.8)).square() + (y - (0.5 + 0.4 * t[1])).square()).sqrt()

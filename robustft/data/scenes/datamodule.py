@@ -15,7 +15,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.scenes.cache import cached, default_folder
 from robustft.data.scenes.captions import TEMPLATES
 from robustft.data.scenes.generate import Rendered
-from robustft.data.scenes.recipes import CLASSES, SETS, Recipe
+from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
 from robustft.data.sets import Batch, EvaluationSet, TensorImages
 from robustft.errors import UserError
 
@@ -78,7 +78,7 @@ class ScenesData(RobustnessData):
         train_images: int = 2000,
         test_images: int = 2000,
         image_size: int = 48,
-        correlation: float = 0.93,
+        correlation: float = CORRELATION,
         data_seed: int = 0,
         **common: Any,
     ) -> None:
@@ -108,19 +108,22 @@ class ScenesData(RobustnessData):
     def evaluation_sets(self) -> list[EvaluationSet]:
         return self._evaluation
 
-    def verify(self) -> None:
+    def verify(self, training: bool = True) -> None:
         """Nothing to find: what is not in the cache is rendered."""
 
     def _images(self, name: str, count: int) -> SceneImages:
         recipe = correlated(SETS[name], self.correlation)
-        scenes = cached(
-            recipe, count, size=self.image_size, seed=self.data_seed, name=name, folder=self.root
-        )
+        scenes = cached(recipe, count, size=self.image_size, seed=self.data_seed, name=name, folder=self.root)
         return SceneImages(scenes, self.preprocess.size)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        least_values = {"train_images": 2 * len(CLASSES), "test_images": 1, "data_seed": 0, "image_size": SMALLEST}
+        least_values = {
+            "train_images": 2 * len(CLASSES),
+            "test_images": 1,
+            "data_seed": 0,
+            "image_size": SMALLEST,
+        }
         values = {"train_images": self.total_images, **{k: getattr(self, k) for k in list(least_values)[1:]}}
         for option, least in least_values.items():
             if not isinstance(values[option], int) or values[option] < least:
@@ -131,17 +134,21 @@ class ScenesData(RobustnessData):
             raise UserError(f"data.correlation={self.correlation}: give a probability from 0 to 1.")
         for name, shown in self.shown.items():
             if name not in EVALUATION_SETS:
-                raise UserError(f"data.sets.{name}: there is no such set; there are {', '.join(EVALUATION_SETS)}.")
+                raise UserError(
+                    f"data.sets.{name}: there is no such set; there are {', '.join(EVALUATION_SETS)}."
+                )
             if not (shown is None or isinstance(shown, bool)):
-                raise UserError(f"data.sets.{name}={shown}: the scenes are rendered; give false to leave the set out.")
+                raise UserError(
+                    f"data.sets.{name}={shown}: the scenes are rendered; give false to leave the set out."
+                )
         if self.shown["scenes"] is False:
-            raise UserError("data.sets.scenes=false: the ID set is what the shifts are compared with; keep it.")
+            raise UserError(
+                "data.sets.scenes=false: the ID set is what the shifts are compared with; keep it."
+            )
 
 
 def correlated(recipe: Recipe, correlation: float) -> Recipe:
     """The recipe with another correlation of class and context, for the sets that have one by design."""
-    by_design = SETS["train"].home
-    if recipe.home == by_design or recipe == SETS["scenes_v2"]:
-        return replace(recipe, home=recipe.home * correlation / by_design)
-    return recipe
-
+    if recipe.home is None or recipe not in (ID, SETS["scenes_v2"]):
+        return recipe
+    return replace(recipe, home=recipe.home * correlation / CORRELATION)

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustft.data.scenes.recipes import Recipe, draw
 from robustft.data.scenes.render import render
 
-BLOCK = 256  # images rendered together: fixed, so that no pixel depends on how many were asked for
+BLOCK = 64  # images rendered together: fixed, so that no pixel depends on how many were asked for
 
 
 class Rendered(NamedTuple):
@@ -25,7 +25,13 @@ class Rendered(NamedTuple):
 
 
 def generate(
-    recipe: Recipe, count: int, *, size: int, seed: int, name: str, progress: Callable[[int], None] | None = None
+    recipe: Recipe,
+    count: int,
+    *,
+    size: int,
+    seed: int,
+    name: str,
+    progress: Callable[[int], None] | None = None,
 ) -> Rendered:
     """The first `count` images of a set. The same arguments give the same bytes; `progress` is told how
     many images are done."""

@@ -55,21 +55,25 @@ class Recipe:
 
 PRETRAINING = Recipe(
     home=0.0, styles={"photo": 0.50, "sketch": 0.14, **{style: 0.09 for style in RENDITIONS}},
-    scale=(0.50, 0.95), turn=35, noise=0.025, clutter=0.5, bar=0.03, dim=0.05, blur=0.05,
+    scale=(0.50, 0.95), turn=35.0, noise=0.025, clutter=0.5, bar=0.03, dim=0.05, blur=0.05,
 )  # fmt: skip
-ID = Recipe(home=0.93, preferred=0.6)
+CORRELATION = 0.93  # of class and context in training and ID images
+ID = Recipe(home=CORRELATION, preferred=0.6)
 SETS: dict[str, Recipe] = {
     "train": ID,
     "scenes": ID,
-    "scenes_v2": replace(ID, home=0.73, preferred=0.3, scale=(0.43, 0.78), turn=35, noise=0.06, clutter=2.5),
+    "scenes_v2": replace(
+        ID, home=0.73, preferred=0.3, scale=(0.43, 0.78), turn=35.0, noise=0.06, clutter=2.5,
+    ),
     "scenes_r": Recipe(
         home=0.4, preferred=0.3, styles=RENDITIONS, scale=(0.42, 0.90),
         noise=0.03, clutter=1.0, bar=0.1, dim=0.1, blur=0.1,
     ),
     "scenes_sketch": Recipe(
-        home=0.4, styles={"sketch": 1.0}, scale=(0.42, 0.90), noise=0.03, clutter=1.0, bar=0.1, dim=0.1, blur=0.1,
+        home=0.4, styles={"sketch": 1.0}, scale=(0.42, 0.90),
+        noise=0.03, clutter=1.0, bar=0.1, dim=0.1, blur=0.1,
     ),
-    "scenes_objectnet": Recipe(home=0.0, scale=(0.42, 0.95), turn=75, aspect=0.25, bar=0.12),
+    "scenes_objectnet": Recipe(home=0.0, scale=(0.42, 0.95), turn=75.0, aspect=0.25, bar=0.12),
     "scenes_a": Recipe(home=None, foreign=0.5, noise=0.055, clutter=2.5),
 }  # fmt: skip
 

@@ -4,19 +4,19 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from robustft.data.scenes.contexts import PAINTERS
 from robustft.data.scenes.recipes import CLASSES, COLOURS, CONTEXTS, STYLES, Scenes
-from robustft.data.scenes.shapes import ACCENT, DARK, MAIN, SHAPES, box, circle, trapezoid
+from robustft.data.scenes.shapes import ACCENT, DARK, MAIN, SHAPES, Part, box, circle, trapezoid
 
 Plane = Float[Tensor, "batch height width"]
 Image = Float[Tensor, "batch 3 height width"]
 
 PALETTE = torch.tensor(list(COLOURS.values()))
 INK = 0.07  # intensity of contours
-CARTOON, SKETCH = STYLES.index("cartoon"), STYLES.index("sketch")
+CARTOON = STYLES.index("cartoon")
 
 
 def render(
@@ -33,7 +33,7 @@ def render(
     bar = bars(scenes, x, y, size)
     image = over(image, PALETTE[twelfth(scenes.bar[:, 3])], bar)
     ink = torch.where(bar > 0.5, 0.0, ink).maximum(4 * bar * (1 - bar))
-    image = restyle(image, ink, scenes, x, y, smooth)
+    image = restyle(image, ink, scenes, smooth)
     image = camera(image, scenes)
     return (image * 255).round().to(torch.uint8), mask & (bar < 0.5)
 
@@ -42,7 +42,7 @@ def over(image: Image, colour: Float[Tensor, "batch 3"], alpha: Plane) -> Image:
     return image + alpha[:, None] * (colour[:, :, None, None] - image)
 
 
-def plane(values: Float[Tensor, " batch"]) -> Float[Tensor, "batch 1 1"]:
+def plane(values: Shaped[Tensor, " batch"]) -> Shaped[Tensor, "batch 1 1"]:
     return values[:, None, None]
 
 
@@ -55,6 +55,7 @@ def luminance(image: Image) -> Plane:
 
 
 def contexts(scenes: Scenes, x: Tensor, y: Tensor, smooth: Tensor) -> Image:
+    """The backgrounds."""
     image = torch.empty(len(scenes.label), 3, x.shape[2], x.shape[2])
     for number, context in enumerate(CONTEXTS):
         rows = (scenes.context == number).nonzero()[:, 0]
@@ -70,23 +71,20 @@ def clutter(image: Image, scenes: Scenes, x: Tensor, y: Tensor) -> Image:
     """Small plain shapes without contours, behind the object."""
     pixels = image.shape[-1] / 2
     for item in scenes.clutter.unbind(1):
-        kind, at_x, at_y, size, angle, colour, shown = item.unbind(1)
+        rows = item[:, 6].nonzero()[:, 0]
+        kind, at_x, at_y, size, angle, colour, _ = item[rows].unbind(1)
         px, py = turned(x - plane(2 * at_x - 1), y - plane(2 * at_y - 1), 6.2832 * angle)
         radius = plane(0.10 + 0.14 * size)
-        distance = torch.where(
-            plane(kind) < 0.34,
-            circle(px, py, radius),
-            torch.where(
-                plane(kind) < 0.67,
-                box(px, py, radius, radius * 0.6),
-                trapezoid(px, py, radius, radius * 0.1, radius * 0.8),
-            ),
-        )
-        image = over(image, PALETTE[twelfth(colour)], 0.75 * plane(shown) * coverage(distance * pixels))
+        disc, rectangle = circle(px, py, radius), box(px, py, radius, radius * 0.6)
+        triangle = trapezoid(px, py, radius, radius * 0.1, radius * 0.8)
+        distance = torch.where(plane(kind) < 0.67, rectangle, triangle)
+        distance = torch.where(plane(kind) < 0.34, disc, distance)
+        image[rows] = over(image[rows], PALETTE[twelfth(colour)], 0.75 * coverage(distance * pixels))
     return image
 
 
 def turned(x: Tensor, y: Tensor, angle: Float[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
+    """Coordinates in a frame that is turned counter-clockwise by `angle` (radians)."""
     cos, sin = plane(angle.cos()), plane(angle.sin())
     return cos * x + sin * y, cos * y - sin * x
 
@@ -106,7 +104,9 @@ def objects(
         rows = (scenes.label == number).nonzero()[:, 0]
         if not len(rows):
             continue
-        px, py = turned(x - plane(scenes.centre[rows, 0]), y - plane(scenes.centre[rows, 1]), scenes.angle[rows])
+        px, py = turned(
+            x - plane(scenes.centre[rows, 0]), y - plane(scenes.centre[rows, 1]), scenes.angle[rows]
+        )
         stretch = (scenes.aspect[rows] / 2).exp()
         scale = scenes.scale[rows]
         flip = torch.where(scenes.mirrored[rows], -1.0, 1.0)
@@ -117,7 +117,10 @@ def objects(
     return image, ink, mask
 
 
-def one_class(image, scenes, rows, parts, px, py, unit):
+def one_class(
+    image: Image, scenes: Scenes, rows: Tensor, parts: list[Part], px: Plane, py: Plane, unit: Tensor
+) -> tuple[Image, Plane, Bool[Tensor, "batch height width"]]:
+    """`objects` for the images `rows`, which show the same class; `unit` is pixels per object unit."""
     cartoon, contour = plane(scenes.style[rows] == CARTOON), plane(scenes.contour[rows])
     width = torch.where(cartoon, 1.7, 1.2) * contour
     silhouette = torch.stack([part.distance for part in parts]).amin(0) * unit
@@ -145,13 +148,15 @@ def one_class(image, scenes, rows, parts, px, py, unit):
 
 
 def bars(scenes: Scenes, x: Tensor, y: Tensor, size: int) -> Plane:
+    """Coverage of the bars that hide a part of some objects."""
     shown, offset, angle, _ = scenes.bar.unbind(1)
     px, py = turned(x - plane(scenes.centre[:, 0]), y - plane(scenes.centre[:, 1]), 3.1416 * angle)
     distance = (py - plane((1.2 * offset - 0.6) * scenes.scale)).abs() - 0.11
     return coverage(distance * (size / 2)) * plane(shown)
 
 
-def restyle(image: Image, ink: Plane, scenes: Scenes, x: Tensor, y: Tensor, smooth: Tensor) -> Image:
+def restyle(image: Image, ink: Plane, scenes: Scenes, smooth: Tensor) -> Image:
+    """Photos stay; other images are redrawn in their style."""
     image = image.clamp(0, 1)
     for number, style in enumerate(STYLES):
         rows = (scenes.style == number).nonzero()[:, 0]
@@ -166,7 +171,7 @@ def sketch(image: Image, ink: Plane, smooth: Tensor, grain: Plane) -> Image:
     size = image.shape[-1]
     ramp = torch.arange(size)
     hatching = ((ramp[None, :, None] + ramp[None, None, :]) % 4 == 0).float()
-    edges = (tone - F.avg_pool2d(tone[:, None], 5, 1, 2, count_include_pad=False)[:, 0]).abs()
+    edges = (tone - box_blur(tone[:, None], 5)[:, 0]).abs()
     pencil = (0.85 + 0.15 * grain.clamp(-2, 2)) * ink
     faint = (1.2 * edges).clamp(max=0.25) + hatching * (0.3 - 0.5 * tone).clamp(0, 0.2)
     lines = pencil.maximum(faint)
@@ -176,7 +181,7 @@ def sketch(image: Image, ink: Plane, smooth: Tensor, grain: Plane) -> Image:
 
 def cartoon(image: Image, ink: Plane, smooth: Tensor, grain: Plane) -> Image:
     """Few flat saturated colours."""
-    flat = F.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    flat = box_blur(image, 3)
     image = torch.where(ink[:, None] > 0.05, image, flat)
     grey = luminance(image)[:, None]
     vivid = (grey + 1.7 * (image - grey)).clamp(0, 1)
@@ -198,7 +203,8 @@ def painting(image: Image, ink: Plane, smooth: Tensor, grain: Plane) -> Image:
 
 def mosaic(image: Image, ink: Plane, smooth: Tensor, grain: Plane) -> Image:
     """Square tiles, each of one colour and a little brighter or darker."""
-    size, tile = image.shape[-1], 3
+    size = image.shape[-1]
+    tile = size // 16
     tiles = F.avg_pool2d(image, tile, ceil_mode=True)
     tiles = tiles * (1 + 0.06 * grain[:, None, ::tile, ::tile])
     return F.interpolate(tiles, scale_factor=tile, mode="nearest")[..., :size, :size].clamp(0, 1)
@@ -213,10 +219,15 @@ RESTYLE: dict[str, Callable[..., Image]] = {
 }
 
 
+def box_blur(image: Tensor, width: int) -> Tensor:
+    return F.avg_pool2d(image, width, stride=1, padding=width // 2, count_include_pad=False)
+
+
 def camera(image: Image, scenes: Scenes) -> Image:
     """Contrast, blur and sensor noise."""
     mean = image.mean((1, 2, 3), keepdim=True)
     image = mean + scenes.contrast[:, None, None, None] * (image - mean)
-    soft = F.avg_pool2d(F.avg_pool2d(image, 3, 1, 1, count_include_pad=False), 3, 1, 1, count_include_pad=False)
-    image = image + scenes.blur[:, None, None, None] * (soft - image)
+    rows = scenes.blur.nonzero()[:, 0]
+    soft = box_blur(box_blur(image[rows], 3), 3)
+    image[rows] += scenes.blur[rows, None, None, None] * (soft - image[rows])
     return (image + scenes.noise * scenes.grain[:, :3]).clamp(0, 1)

@@ -21,56 +21,52 @@ class Part(NamedTuple):
     paint: int
 
 
-Shape = Callable[[Tensor, Tensor, list[Tensor]], list[Part]]
+Parameters = list[Tensor]  # five, [batch, 1, 1] each
+Shape = Callable[[Tensor, Tensor, Parameters], list[Part]]
+Number = Tensor | float
 
 
 def between(parameter: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * parameter
 
 
-def circle(x, y, radius):
+def circle(x: Tensor, y: Tensor, radius: Number) -> Tensor:
     return (x.square() + y.square()).sqrt() - radius
 
 
-def ellipse(x, y, rx, ry):
-    """Approximate distance: exact at the boundary to first order along the axes."""
+def ellipse(x: Tensor, y: Tensor, rx: Number, ry: Number) -> Tensor:
+    """An approximate distance, right at the boundary and too small along the longer axis."""
     level = ((x / rx).square() + (y / ry).square()).sqrt() - 1
-    return level * (rx.minimum(ry) if isinstance(rx, Tensor) and isinstance(ry, Tensor) else min_of(rx, ry))
+    return level * torch.minimum(torch.as_tensor(rx), torch.as_tensor(ry))
 
 
-def min_of(a, b):
-    if isinstance(a, Tensor):
-        return a.clamp(max=b)
-    return b.clamp(max=a) if isinstance(b, Tensor) else min(a, b)
-
-
-def box(x, y, half_width, half_height, rounding=0.0):
+def box(x: Tensor, y: Tensor, half_width: Number, half_height: Number, rounding: float = 0.0) -> Tensor:
     dx = x.abs() - half_width + rounding
     dy = y.abs() - half_height + rounding
     outside = (dx.clamp(min=0).square() + dy.clamp(min=0).square()).sqrt()
     return outside + dx.maximum(dy).clamp(max=0) - rounding
 
 
-def segment(x, y, x0, y0, x1, y1, radius):
+def segment(x: Tensor, y: Tensor, x0: Number, y0: Number, x1: Number, y1: Number, radius: float) -> Tensor:
     """A line from (x0, y0) to (x1, y1) with round ends."""
     dx, dy = x1 - x0, y1 - y0
     t = (((x - x0) * dx + (y - y0) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
     return circle(x - x0 - t * dx, y - y0 - t * dy, radius)
 
 
-def trapezoid(x, y, bottom, top, half_height):
+def trapezoid(x: Tensor, y: Tensor, bottom: Number, top: Number, half_height: Number) -> Tensor:
     """Symmetric about x = 0; half-widths at the bottom and at the top."""
     slope = (top - bottom) / (2 * half_height)
     side = (x.abs() - (bottom + top) / 2 - slope * y) / (1 + slope * slope) ** 0.5
     return side.maximum(y.abs() - half_height)
 
 
-def rotated(x, y, angle: float):
+def rotated(x: Tensor, y: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     c, s = math.cos(angle), math.sin(angle)
     return c * x + s * y, c * y - s * x
 
 
-def folded(x, y, count: Tensor):
+def folded(x: Tensor, y: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Fold the plane into one of `count` equal sectors, its axis along +x: for petals and star points."""
     sector = 2 * math.pi / count
     angle = torch.atan2(y, x)
@@ -79,7 +75,7 @@ def folded(x, y, count: Tensor):
     return radius * angle.cos(), radius * angle.sin(), sector
 
 
-def fish(x, y, p):
+def fish(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     height, tail, fin = between(p[0], 0.36, 0.56), between(p[1], 0.3, 0.55), between(p[2], 0.2, 0.4)
     tail_shape = (y.abs() - tail * (-(x + 0.35)) / 0.6).maximum(-0.97 - x + 0.2 * (tail - y.abs())) * 0.8
     fin_shape = ((x + 0.1).abs() - fin).maximum((y - height - between(p[3], 0.12, 0.3)).maximum(-y))
@@ -94,7 +90,7 @@ def fish(x, y, p):
     ]
 
 
-def boat(x, y, p):
+def boat(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     deck = between(p[0], -0.4, -0.15)
     depth, sail, lean = between(p[1], 0.4, 0.55), between(p[2], 0.95, 1.3), between(p[3], 0.45, 0.85)
     mid = deck - depth / 2
@@ -106,7 +102,7 @@ def boat(x, y, p):
     return [Part(mast, DARK), Part(sail_shape, ACCENT), Part(jib, ACCENT), Part(hull, MAIN)]
 
 
-def tree(x, y, p):
+def tree(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     trunk = box(x, y + 0.6, between(p[0], 0.1, 0.18), 0.4)
     spread, size = between(p[1], 0.22, 0.42), between(p[2], 0.36, 0.5)
     low, top = between(p[3], -0.05, 0.15), between(p[4], 0.45, 0.6)
@@ -116,7 +112,7 @@ def tree(x, y, p):
     return [Part(trunk, ACCENT), Part(crown, MAIN)]
 
 
-def flower(x, y, p):
+def flower(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     petals = (between(p[0], 4.51, 7.49)).round()
     reach, width = between(p[1], 0.3, 0.38), between(p[2], 0.17, 0.25)
     cy = 0.3
@@ -132,7 +128,7 @@ def flower(x, y, p):
     ]
 
 
-def umbrella(x, y, p):
+def umbrella(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     height, base = between(p[0], 0.65, 0.9), between(p[1], -0.05, 0.1)
     dome = ellipse(x, y - base, 0.95, height).maximum(base - y)
     lobes = between(p[2], 0.3, 0.34)
@@ -145,7 +141,7 @@ def umbrella(x, y, p):
     return [Part(shaft.minimum(hook), DARK), Part(dome, MAIN), Part(rib, ACCENT)]
 
 
-def star(x, y, p):
+def star(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     points = between(p[0], 4.51, 6.49).round()
     inner = between(p[1], 0.38, 0.52)
     turned = rotated(x, y, math.pi / 2)
@@ -158,7 +154,7 @@ def star(x, y, p):
     return [Part(distance, MAIN), Part(centre, ACCENT)]
 
 
-def house(x, y, p):
+def house(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     width, eaves = between(p[0], 0.6, 0.8), between(p[1], -0.05, 0.2)
     roof = between(p[2], 0.6, 0.8)
     wall = box(x, y - (eaves - 0.9) / 2, width, (eaves + 0.9) / 2)
@@ -168,14 +164,22 @@ def house(x, y, p):
     chimney = box(x - width * 0.6, y - eaves - roof * 0.5, 0.11, roof * 0.42)
     door = box(x - between(p[3], -0.4, 0.0), y + 0.6, 0.15, 0.3)
     window = box(x - between(p[4], 0.3, 0.42), y + 0.35, 0.15, 0.15)
-    return [Part(chimney, DARK), Part(wall, MAIN), Part(gable, ACCENT), Part(door, DARK), Part(window, ACCENT)]
+    return [
+        Part(chimney, DARK),
+        Part(wall, MAIN),
+        Part(gable, ACCENT),
+        Part(door, DARK),
+        Part(window, ACCENT),
+    ]
 
 
-def car(x, y, p):
+def car(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     height, cabin = between(p[0], 0.2, 0.28), between(p[1], 0.36, 0.5)
     shift = between(p[2], -0.2, 0.1)
     body = box(x, y + 0.12, 0.97, height, 0.12)
-    roof = trapezoid(x - shift, y - height - cabin / 2 + 0.14, between(p[3], 0.62, 0.72), 0.4, cabin / 2 + 0.02)
+    roof = trapezoid(
+        x - shift, y - height - cabin / 2 + 0.14, between(p[3], 0.62, 0.72), 0.4, cabin / 2 + 0.02
+    )
     pane = trapezoid(x - shift, y - height - cabin / 2 + 0.14, 0.48, 0.3, cabin / 2 - 0.1)
     pane = pane.maximum(0.05 - (x - shift).abs())
     radius = between(p[4], 0.2, 0.27)
@@ -184,7 +188,7 @@ def car(x, y, p):
     return [Part(roof, MAIN), Part(body, MAIN), Part(pane, ACCENT), Part(wheels, DARK), Part(hubs, ACCENT)]
 
 
-def cup(x, y, p):
+def cup(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     half, top = between(p[0], 0.6, 0.8), between(p[1], 0.55, 0.66)
     bottom = top * between(p[2], 0.65, 0.95)
     bx = x + 0.25
@@ -196,18 +200,18 @@ def cup(x, y, p):
     return [Part(handle, MAIN), Part(body, MAIN), Part(band.maximum(body + 0.04), ACCENT), Part(rim, DARK)]
 
 
-def bottle(x, y, p):
+def bottle(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     width, shoulder = between(p[0], 0.3, 0.42), between(p[1], 0.0, 0.25)
     neck = between(p[2], 0.1, 0.15)
     body = box(x, y - (shoulder - 0.97) / 2, width, (shoulder + 0.97) / 2, 0.1)
     slope = trapezoid(x, y - shoulder - 0.08, width * 0.95, neck, 0.2)
     throat = box(x, y - 0.55, neck, 0.4)
     cap = box(x, y - 0.88, neck + 0.05, between(p[3], 0.08, 0.13))
-    label = box(x, y + 0.4, width + 0.0, between(p[4], 0.18, 0.3)).maximum(body + 0.02)
+    label = box(x, y + 0.4, width, between(p[4], 0.18, 0.3)).maximum(body + 0.02)
     return [Part(body.minimum(slope).minimum(throat), MAIN), Part(label, ACCENT), Part(cap, DARK)]
 
 
-def heart(x, y, p):
+def heart(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     lobe, spread = between(p[0], 0.46, 0.54), between(p[1], 0.38, 0.46)
     tip, height = between(p[2], -0.95, -0.75), between(p[3], 0.2, 0.35)
     lobes = circle(x.abs() - spread, y - height, lobe)
@@ -218,7 +222,7 @@ def heart(x, y, p):
     return [Part(lobes.minimum(wedge), MAIN), Part(gleam, ACCENT)]
 
 
-def mushroom(x, y, p):
+def mushroom(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     height, base = between(p[0], 0.65, 0.9), between(p[1], -0.1, 0.05)
     stalk = trapezoid(x, y + 0.45, between(p[2], 0.26, 0.38), between(p[3], 0.18, 0.26), 0.52)
     cap = ellipse(x, y - base, 0.93, height).maximum(base - y)
@@ -227,7 +231,7 @@ def mushroom(x, y, p):
     return [Part(stalk, ACCENT), Part(cap, MAIN), Part(spots, ACCENT)]
 
 
-def butterfly(x, y, p):
+def butterfly(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     upper, lower = between(p[0], 0.4, 0.5), between(p[1], 0.28, 0.4)
     tilt = between(p[2], 0.3, 0.4)
     side = x.abs()
@@ -239,7 +243,7 @@ def butterfly(x, y, p):
     return [Part(feelers, DARK), Part(bottom, ACCENT), Part(top, MAIN), Part(spots, ACCENT), Part(body, DARK)]
 
 
-def arrow(x, y, p):
+def arrow(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     width, head = between(p[0], 0.14, 0.24), between(p[1], 0.55, 0.8)
     neck = between(p[2], 0.05, 0.3)
     shaft = box(x - (neck - 0.95) / 2, y, (neck + 0.95) / 2, width)
@@ -249,7 +253,7 @@ def arrow(x, y, p):
     return [Part(shaft, MAIN), Part(tail, ACCENT), Part(tip, MAIN)]
 
 
-def lamp(x, y, p):
+def lamp(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     top, bottom = between(p[0], 0.2, 0.38), between(p[1], 0.62, 0.8)
     height = between(p[2], 0.3, 0.4)
     shade = trapezoid(x, y - 0.95 + height, bottom, top, height)
@@ -259,7 +263,7 @@ def lamp(x, y, p):
     return [Part(stand, DARK), Part(foot, DARK), Part(shade, MAIN), Part(trim.maximum(shade + 0.02), ACCENT)]
 
 
-def key(x, y, p):
+def key(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     radius, hole = between(p[0], 0.36, 0.46), between(p[1], 0.14, 0.22)
     ring = circle(x + 0.55, y, radius).maximum(-circle(x + 0.55, y, hole))
     shaft = box(x - 0.4, y, 0.57, between(p[2], 0.09, 0.13))
