@@ -105,7 +105,9 @@ def _run(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool) -> dic
             cfg.resume = runs.newest_interrupted(cfg, [folder])
         cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
         cfg.run_dir, cfg.run_name = str(folder), name
-    if _is_first_process():
+    if not _is_first_process():
+        logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
+    else:
         runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
         for stale in ("results.json", "error.txt"):
             (folder / stale).unlink(missing_ok=True)
