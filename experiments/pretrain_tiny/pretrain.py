@@ -11,6 +11,7 @@ Nothing depends on the time that passes: the same arguments give the same curve.
 import argparse
 import csv
 import math
+import os
 import time
 from pathlib import Path
 
@@ -22,11 +23,13 @@ from safetensors.torch import save_file
 
 from robustft.clip import tiny
 from robustft.data.scenes.captions import TEMPLATES, captions
+from robustft.data.scenes.datamodule import EVALUATION_SETS
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
 
 HERE = Path(__file__).parent
 SIZE, SHIFT, EVERY = 48, 3, 50
+DEVELOPMENT_SEED = 1000  # a draw of the evaluation sets that is not reported
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
 
@@ -65,89 +68,16 @@ def schedule(step, steps):
 
 
 @torch.no_grad()
-def zero_shot(model, tokenizer, count):
+def zero_shot(model, count):
     """Accuracy of the prompt-ensembled zero-shot head on each evaluation set's development draw."""
     model.eval()
-    head = open_clip.build_zero_shot_classifier(
-        model, tokenizer, CLASSES, [template.format for template in TEMPLATES]
-    )
+    head = open_clip.build_zero_shot_classifier(model, tiny.tokenizer(), CLASSES, TEMPLATES)
     accuracy = {}
-    for name in list(SETS)[1:]:
+    for name in EVALUATION_SETS:
         scenes = generate(SETS[name], count, size=SIZE, seed=DEVELOPMENT_SEED, name=name)
         features = [model.encode_image(normalised(batch), normalize=True) for batch in scenes.images.split(500)]
         accuracy[name] = ((torch.cat(features) @ head).argmax(1) == scenes.labels).double().mean().item()
-    model.train()
     return accuracy
-
-
-DEVELOPMENT_SEED = 1000  # no reported draw
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--images", type=int, default=64_000)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--lr-matrices", type=float, default=4e-3, help="Muon")
-    parser.add_argument("--lr-rest", type=float, default=1.5e-3, help="AdamW")
-    parser.add_argument("--seed", type=int, default=2000, help="of the images, the weights and the order")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="folder for weights and curve instead of the package's")
-    arguments = parser.parse_args()
-    if arguments.out:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    weights = arguments.out / "tiny.safetensors" if arguments.out else tiny.WEIGHTS
-    curve = (arguments.out or HERE) / "curve.csv"
-
-    torch.set_num_threads(arguments.threads)
-    torch.manual_seed(arguments.seed)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    tiny.register()
-    tokenizer = tiny.tokenizer()
-    model = open_clip.create_model(tiny.ARCHITECTURE).train()
-    both = optimisers(model, arguments.lr_matrices, arguments.lr_rest)
-    rates = [[group["lr"] for group in optimiser.param_groups] for optimiser in both]
-
-    start = time.perf_counter()
-    rows, sums = [], torch.zeros(4)
-    with Progress() as progress:
-        bar = progress.add_task("rendering", total=arguments.images)
-        scenes = generate(
-            PRETRAINING, arguments.images, size=SIZE, seed=arguments.seed, name="pretraining",
-            progress=lambda done: progress.update(bar, completed=done),
-        )  # fmt: skip
-        bar = progress.add_task("training", total=arguments.steps)
-        order = torch.empty(0, dtype=torch.long)
-        for step in range(arguments.steps):
-            if len(order) < arguments.batch_size:
-                order = torch.randperm(arguments.images, generator=generator)
-            batch, order = order[: arguments.batch_size], order[arguments.batch_size :]
-            factor = schedule(step, arguments.steps)
-            for optimiser, lrs in zip(both, rates, strict=True):
-                for group, lr in zip(optimiser.param_groups, lrs, strict=True):
-                    group["lr"] = lr * factor
-
-            losses = step_losses(model, tokenizer, scenes, batch, generator)
-            (0.5 * losses[0] + losses[1]).backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in both:
-                optimiser.step()
-                optimiser.zero_grad()
-            with torch.no_grad():
-                model.logit_scale.clamp_(0, math.log(100))
-            sums += torch.stack([*losses, torch.ones(())]).detach()
-            if (step + 1) % EVERY == 0 or step + 1 == arguments.steps:
-                contrastive, classes, accuracy = (sums[:3] / sums[3]).tolist()
-                rows.append([step + 1, contrastive, classes, accuracy])
-                write_curve(rows, curve)
-                sums.zero_()
-            progress.update(bar, advance=1, description=f"training, class loss {losses[1].item():.2f}")
-
-    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, weights)
-    print(f"{time.perf_counter() - start:.0f} s, {weights}")
-    for name, accuracy in zero_shot(model, tokenizer, 1000).items():
-        print(f"{name:18s}{100 * accuracy:5.1f}%")
-    plot(rows, curve.with_suffix(".png"))
 
 
 def step_losses(model, tokenizer, scenes, batch, generator):
@@ -164,6 +94,34 @@ def step_losses(model, tokenizer, scenes, batch, generator):
     logits = scale * images @ encoded[len(texts) :].T
     labels = scenes.labels[batch]
     return contrastive, F.cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+
+
+def train(model, scenes, arguments, report):
+    """Runs the schedule; every EVERY steps `report` gets the means of both losses and the accuracy since."""
+    tokenizer = tiny.tokenizer()
+    generator = torch.Generator().manual_seed(arguments.seed)
+    both = optimisers(model, arguments.lr_matrices, arguments.lr_rest)
+    groups = [(group, group["lr"]) for optimiser in both for group in optimiser.param_groups]
+    order = torch.empty(0, dtype=torch.long)
+    recent = []
+    for step in range(arguments.steps):
+        if len(order) < arguments.batch_size:
+            order = torch.randperm(len(scenes.labels), generator=generator)
+        batch, order = order[: arguments.batch_size], order[arguments.batch_size :]
+        for group, lr in groups:
+            group["lr"] = lr * schedule(step, arguments.steps)
+        contrastive, classes, accuracy = step_losses(model, tokenizer, scenes, batch, generator)
+        (0.5 * contrastive + classes).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimiser in both:
+            optimiser.step()
+            optimiser.zero_grad()
+        with torch.no_grad():
+            model.logit_scale.clamp_(0, math.log(100))
+        recent.append(torch.stack([contrastive, classes, accuracy]).detach())
+        if (step + 1) % EVERY == 0 or step + 1 == arguments.steps:
+            report(step + 1, torch.stack(recent).mean(0).tolist())
+            recent.clear()
 
 
 def write_curve(rows, path):
@@ -190,6 +148,50 @@ def plot(rows, path):
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--images", type=int, default=48_000)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--lr-matrices", type=float, default=4e-3, help="Muon")
+    parser.add_argument("--lr-rest", type=float, default=1.5e-3, help="AdamW")
+    parser.add_argument("--seed", type=int, default=2000, help="of the images, the weights and the order")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="folder for weights and curve instead of the package's")
+    arguments = parser.parse_args()
+    weights = arguments.out / "tiny.safetensors" if arguments.out else tiny.WEIGHTS
+    curve = (arguments.out or HERE) / "curve.csv"
+    curve.parent.mkdir(parents=True, exist_ok=True)
+
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    tiny.register()
+    model = open_clip.create_model(tiny.ARCHITECTURE, load_weights=False).train()
+    start, rows = time.perf_counter(), []
+    with Progress() as progress:
+        rendering = progress.add_task("rendering", total=arguments.images)
+        scenes = generate(
+            PRETRAINING, arguments.images, size=SIZE, seed=arguments.seed, name="pretraining",
+            progress=lambda done: progress.update(rendering, completed=done),
+        )  # fmt: skip
+        training = progress.add_task("training", total=arguments.steps)
+
+        def report(step, means):
+            rows.append([step, *means])
+            write_curve(rows, curve)
+            progress.update(training, completed=step, description=f"training, class loss {means[1]:.2f}")
+
+        train(model, scenes, arguments, report)
+
+    part = weights.with_suffix(".part")
+    save_file({name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}, part)
+    os.replace(part, weights)
+    print(f"{time.perf_counter() - start:.0f} s, {weights}")
+    plot(rows, curve.with_suffix(".png"))
+    for name, accuracy in zero_shot(model, 1000).items():
+        print(f"{name:18s}{100 * accuracy:5.1f}%")
 
 
 if __name__ == "__main__":
