@@ -3,12 +3,13 @@
 Xiao, Tang, Wei, Liu, Lin: Masked Images Are Counterfactual Samples for Robust Fine-tuning, CVPR 2023.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -70,33 +71,61 @@ class Finetuner(Evaluator):
         return self._distillation[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        x, y = batch.images, batch.labels
-        if self.distillation is None:
-            loss = F.cross_entropy(self.student(x), y)
-            self._report(loss=loss)
-            return loss
+        measure = self.trainer.global_step % self.trainer.log_every_n_steps == 0
+        terms = self.objective(batch.images, batch.labels, self._random(batch_idx), self._backward, measure)
+        self.terms = {name: value.detach() for name, value in terms.items()}
+        for name, value in self.terms.items():
+            self.log(f"train/{name}", value, prog_bar=name in ("loss", "ce", "distance", "masked"))
+        return terms["loss"]
 
-        distill, teacher, random = self.distillation, self.distillation.teacher, self._random(batch_idx)
-        features, logits, cam = distill.explain(
-            self.student, teacher, x, y
-        )  # one forward of x; the CAM comes with it
+    def objective(
+        self,
+        x: Float[Tensor, "batch 3 height width"],
+        y: Int64[Tensor, " batch"],
+        random: torch.Generator,
+        backward: Callable[[Tensor], Any],
+        measure: bool = False,
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The loss and its terms on a batch.
+
+        Where x and x_cf have graphs of their own, cross-entropy is back-propagated here, by ``backward``, before
+        x_cf is encoded: its graph is freed first, which halves the memory. The gradient of what is returned as
+        ``loss`` is the rest, and the two add up to that of L.
+
+        Args:
+            measure: also return the disagreement MSE(f̂(x), f(x)) on the factual images (one more forward).
+        """
+        distill = self.distillation
+        if distill is None:
+            return {"loss": F.cross_entropy(self.student(x), y)}
+        student, teacher = self.student, distill.teacher
+
+        features, logits, cam = distill.explain(student, teacher, x, y)  # one forward of x; the CAM comes with it
         ce = F.cross_entropy(logits, y)
+        extra = {}
+        if measure:
+            extra["disagreement_x"] = feature_distance(student, teacher, Counterfactual(x), features.detach())
         if distill.mask is None:
-            masked = None
-            distance = distill.distance(self.student, teacher, Counterfactual(x), features)
+            distance = distill.distance(student, teacher, Counterfactual(x), features)
         else:
+            backward(ce)
+            ce = ce.detach()
             mask = distill.mask(len(x), cam, random)  # which patches to replace
             x_cf = distill.fill(x, mask, random)  # the counterfactual sample
-            masked = mask.float().mean()
-            distance = distill.distance(self.student, teacher, x_cf, None)
-        loss = ce + distill.beta * distance
-        self._report(loss=loss, ce=ce, distance=distance, masked=masked)
-        if self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            self.log(
-                "train/disagreement_x",
-                feature_distance(self.student, teacher, Counterfactual(x), features.detach()),
-            )
-        return loss
+            distance = distill.distance(student, teacher, x_cf, None)
+            extra["masked"] = mask.float().mean()
+        return {"loss": ce + distill.beta * distance, "ce": ce, "distance": distance, **extra}
+
+    def _backward(self, loss: Tensor) -> None:
+        """As Lightning does it: scaled for accumulation, under the precision and strategy of the trainer."""
+        self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
+
+    def optimizer_zero_grad(self, *_: Any) -> None:
+        """Lightning's place for it is between our two backward passes: ``optimizer_step`` does it instead."""
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        optimizer.zero_grad()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         schedule = self.schedule
@@ -149,8 +178,3 @@ class Finetuner(Evaluator):
     def _random(self, batch_idx: int) -> torch.Generator:
         micro_batch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         return generator(self.seed, micro_batch, self.global_rank, device=self.device)
-
-    def _report(self, **terms: Tensor | None) -> None:
-        """Log without waiting for the device; ``terms`` stay at hand for the check that they are finite."""
-        self.terms = {name: value.detach() for name, value in terms.items() if value is not None}
-        self.log_dict({f"train/{name}": value for name, value in self.terms.items()}, prog_bar=True)

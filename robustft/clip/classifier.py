@@ -86,11 +86,13 @@ class Classifier(nn.Module):
             bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
         tokens = visual.transformer(tokens, attn_mask=bias)
         pooled, _ = visual._pool(tokens)
-        return pooled @ visual.proj
+        with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
+            return pooled.float() @ visual.proj
 
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """g(f): logits of the linear head on the L2-normalised features."""
-        return self.head(F.normalize(features, dim=-1))
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(F.normalize(features, dim=-1))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.encode(images))

@@ -25,7 +25,7 @@ def no_fill(images: Tensor, mask: Bool[Tensor, "batch patches"], kept: int | Non
     """
     if kept is None:
         return Counterfactual(images, masked=mask)
-    visible = mask.to(torch.uint8).argsort(1, stable=True)[:, :kept]
+    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :kept]
     return Counterfactual(images, kept=visible)
 
 
