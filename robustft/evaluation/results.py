@@ -133,7 +133,7 @@ def write_results(path: str | Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", "utf-8")
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot read {path}: {reason}. Expected the results.json of a run.") from error

@@ -31,9 +31,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where tables and plots go (default: report)")
-    parser.add_argument(
-        "--html", type=Path, metavar="FILE", help="write the interactive page (alone, without --out)"
-    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the interactive page (alone, without --out)")
     parser.add_argument(
         "--baseline",
         action="append",
@@ -101,7 +99,7 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
         out.mkdir(parents=True, exist_ok=True)
         texts = {"md": markdown(tables, notes), "tex": latex(tables, notes), "csv": csv_text(tables)}
         for suffix, text in texts.items():
-            (out / f"comparison.{suffix}").write_text(text)
+            (out / f"comparison.{suffix}").write_text(text, "utf-8")
         drawable = [groups for groups in panels if any(group.values("ood_avg") for group in groups)]
         plots = scatter(drawable, out / "scatter", line) if drawable else []
         console.print(f"Written to {out}: comparison.md, .csv, .tex{''.join(f', {p.name}' for p in plots)}")

@@ -10,6 +10,7 @@ from robustft.report.runs import Group, Record, curves
 from robustft.report.stats import LogitLine, mean_std
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, told apart with any colour vision; shapes tell the same in grey.
@@ -21,8 +22,7 @@ METHODS = {
     "linear_probe": ("#56B4E9", "P"),
     "lpft": ("#56B4E9", "v"),
     "wiseft": ("#CC79A7", "D"),
-    "soup": ("#E69F00", "p"),
-    "kd": ("#009E73", "h"),
+    "kd": ("#009E73", "d"),
     "published": ("#999999", "o"),
 }
 OTHER = ("#CC79A7", ">")
@@ -41,16 +41,14 @@ def style(group: Group) -> Style:
     """Masked methods by mask and fill; the others by method."""
     record = group.record
     method, kind = record["method"], _mask_kind(record)
+    if "soup" in group.label:
+        return Style("#E69F00", "h" if "greedy" in group.label else "p", group.label.split(" (")[0])
     if method == "published":
-        if len(group.runs) == 1 and "soup" in record["name"]:
-            return Style("#E69F00", "p" if "uniform" in record["name"] else "h", group.label)
         return Style(*METHODS[method], group.label)
     if method in ("counterfactual", "kd") and kind != "none":
         fill = record["fill"] or "none"
         name = f"{kind} mask, {'no' if fill == 'none' else fill}-fill"
-        return Style(
-            MASKS.get(kind, OTHER[0]), FILLS.get(fill, OTHER[1]), f"KD, {name}" if method == "kd" else name
-        )
+        return Style(MASKS.get(kind, OTHER[0]), FILLS.get(fill, OTHER[1]), f"KD, {name}" if method == "kd" else name)
     if method == "counterfactual":
         return Style(MASKS["none"], FILLS["none"], "distillation, no mask")
     colour, marker = METHODS.get(method, OTHER)
@@ -61,13 +59,11 @@ def _mask_kind(record: Record) -> str:
     return (record["mask"] or {}).get("kind") or "none"
 
 
-def scatter(
-    panels: Sequence[Sequence[Group]], path: Path, line: LogitLine | None = None, seeds: bool = False
-) -> list[Path]:
+def scatter(panels: Sequence[Sequence[Group]], path: Path, line: LogitLine | None = None) -> list[Path]:
     """Draw one panel per model and ID set to `path` with the suffixes .png and .svg; return the files.
 
-    Groups are drawn at their mean with standard deviations; `seeds` adds every run as a small point. Members
-    of a published collection are drawn one by one. `line` is the baselines' fit (effective robustness).
+    Groups are drawn at their mean with standard deviations, members of a published collection one by one. `line`
+    is the baselines' fit (effective robustness).
     """
     import matplotlib
 
@@ -80,7 +76,7 @@ def scatter(
         1, len(panels), figsize=(5.4 * len(panels) + 2.2, 4.6), squeeze=False, layout="constrained"
     )
     for ax, groups in zip(axes[0], panels, strict=True):
-        _draw(ax, groups, line, seeds)
+        _draw(ax, groups, line)
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
     for file in files:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -89,8 +85,8 @@ def scatter(
     return files
 
 
-def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, seeds: bool) -> None:
-    drawn: dict[str, object] = {}
+def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None) -> None:
+    drawn: dict[str, Artist] = {}
     for group in groups:
         look = style(group)
         pairs = [(run.top1("id"), run.top1("ood_avg")) for run in group.runs]
@@ -103,8 +99,6 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, seeds: bo
         if group.published and len(points) > 1:
             drawn[look.name] = ax.scatter(xs, ys, s=14, c=look.colour, alpha=0.6, linewidths=0, zorder=2)
             continue
-        if seeds and len(points) > 1:
-            ax.scatter(xs, ys, s=9, c=look.colour, marker=look.marker, alpha=0.35, linewidths=0, zorder=2)
         if x_std is not None:
             ax.errorbar(x, y, y_std, x_std, color=look.colour, linewidth=0.9, capsize=0, alpha=0.8, zorder=2)
         size = 150 if look.marker == "*" else 55 if len(groups) < 40 else 28
@@ -134,6 +128,4 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, seeds: bo
     ax.grid(color="#dddddd", linewidth=0.5)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(
-        drawn.values(), drawn.keys(), fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.01)
-    )
+    ax.legend(drawn.values(), drawn.keys(), fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.01))

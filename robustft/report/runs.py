@@ -16,8 +16,8 @@ Record = dict[str, Any]
 # Keys of the config that change where or how fast a run is made, but not what it is.
 INCIDENTAL = re.compile(
     r"(name|seed|sweep|check|resume|logger|hydra|run_dir|output_dir|gallery"
-    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|sets|_target_)"
-    r"|trainer\.(?!max_epochs$|max_steps$|max_time$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
+    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|sets|validate|_target_)"
+    r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
 )
 SEED_OR_TIME = re.compile(r"seed[=_. -]?\d+|\d{4}-\d\d-\d\d[T_/ -]?\d\d[-:.]?\d\d[-:.]?\d\d")
 PUBLISHED_SETS = {
@@ -153,9 +153,7 @@ def read_runs(patterns: Iterable[str | Path], partial: bool = False) -> list[Run
         runs += _read_published(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
     kept = [run for run in runs if partial or not run.record["partial"]]
     if not kept:
-        raise UserError(
-            f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial."
-        )
+        raise UserError(f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial.")
     return kept
 
 
@@ -163,7 +161,7 @@ def _read_published(path: Path) -> list[Run]:
     """One run per line of a file in the format of the model-soups results."""
     runs = []
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read {path} ({error}).") from error
     for number, line in enumerate(lines, 1):
@@ -188,15 +186,14 @@ def _read_published(path: Path) -> list[Run]:
 
 
 def _published_record(name: str, model: str, scores: dict[str, float], holdout: float | None) -> Record:
-    empty = dict.fromkeys(
-        ("mask", "fill", "beta", "alpha", "temperature", "seed", "zeroshot", "checkpoint", "wall_s")
-    )
-    ood = {key: {"top1": value, "n": None} for key, value in scores.items() if key != "id"}
+    empty = dict.fromkeys(("mask", "fill", "beta", "alpha", "temperature", "seed", "zeroshot", "checkpoint", "wall_s"))
+    shifts = {key: value for key, value in scores.items() if key != "id"}
     return {
         **empty,
-        **{"name": name, "method": "published", "model": model, "partial": False, "config": {}, "ood": ood},
+        **{"name": name, "method": "published", "model": model, "partial": False, "config": {}},
         "id": {"name": "imagenet", "top1": scores["id"], "n": None},
-        "ood_avg": sum(score["top1"] for score in ood.values()) / len(ood) if ood else None,
+        "ood": {key: {"top1": value, "n": None} for key, value in shifts.items()},
+        "ood_avg": sum(shifts.values()) / len(shifts) if shifts else None,
         "holdout": None if holdout is None else {"top1": holdout, "n": None},
     }
 
@@ -210,7 +207,13 @@ def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
         if block is None or _values(run.record | block) in seen:
             continue
         seen.add(_values(run.record | block))
-        config = {"name": "zero-shot", "method": "zeroshot", "seed": None, "zeroshot": None, "config": {}}
+        config: Record = {
+            "name": "zero-shot",
+            "method": "zeroshot",
+            "seed": None,
+            "zeroshot": None,
+            "config": {},
+        }
         empty = dict.fromkeys(("mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
         made.append(Run(run.path, {**run.record, **block, **config, **empty}))
     return made
@@ -268,11 +271,7 @@ def reading_order(group: Group) -> tuple[Any, ...]:
         "counterfactual",
     ]
     place = known.index(record["method"]) if record["method"] in known else len(known)
-    fill = (
-        ["none", "single", "multi"].index(record["fill"])
-        if record["fill"] in ("none", "single", "multi")
-        else -1
-    )
+    fill = ["none", "single", "multi"].index(record["fill"]) if record["fill"] in ("none", "single", "multi") else -1
     names = (mask.get("kind") or "", fill, *(-1.0 if dial is None else dial for dial in dials))
     return place, *names, group.label
 
@@ -313,13 +312,11 @@ def label(record: Record, count: int = 1) -> str:
     method, mask = record["method"], record["mask"] or {}
     if method == "published":
         stem = re.sub(r"[_-]?\d+$", "", record["name"])
-        return (
-            record["name"].replace("_", " ")
-            if count == 1
-            else f"{'members' if stem == 'model' else stem} ({count})"
-        )
+        return record["name"].replace("_", " ") if count == 1 else f"{'members' if stem == 'model' else stem} ({count})"
     kind = mask.get("kind") or "none"
     parts = [METHODS.get(method, method.replace("_", " "))]
+    if method == "soup":
+        parts = ["greedy soup" if flatten(record["config"]).get("method.greedy") else "uniform soup"]
     if kind != "none":
         parts = ([] if method == "counterfactual" else parts) + [
             f"{kind} mask",

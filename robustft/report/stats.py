@@ -70,9 +70,9 @@ def paired_difference(
 
     Both map seeds to a value. A value under the key None holds for every seed (a zero-shot model).
     """
-    seeds = [seed for seed in (*ours, *theirs) if seed is not None] or [None]
+    seeds: list[int | None] = [seed for seed in (*ours, *theirs) if seed is not None]
     pairs = [
-        (ours.get(seed, ours.get(None)), theirs.get(seed, theirs.get(None))) for seed in dict.fromkeys(seeds)
+        (ours.get(seed, ours.get(None)), theirs.get(seed, theirs.get(None))) for seed in dict.fromkeys(seeds or [None])
     ]
     differences = [a - b for a, b in pairs if a is not None and b is not None]
     if not differences:
@@ -109,7 +109,7 @@ def ood_at_matched_id(id_top1: Sequence[float], ood_top1: Sequence[float], at: f
     """OOD accuracy of a trade-off curve (points over β or α, any order) where its ID accuracy is `at`.
 
     Linear between the neighbours by ID; points of equal ID count as their mean. None outside the curve:
-    nothing is extrapolated. Every point counts: the front alone would favour curves with more or noisier points.
+    nothing is extrapolated. Every point counts: a front alone would favour curves with more or noisier ones.
     """
     x, y = np.asarray(id_top1, float), np.asarray(ood_top1, float)
     places = np.unique(x)

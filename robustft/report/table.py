@@ -46,9 +46,7 @@ class Table:
         mark = len(self.rows) > 2
         return [
             [
-                emphasis.format(escape(cell.text))
-                if mark and cell.rank == top is not None
-                else escape(cell.text)
+                emphasis.format(escape(cell.text)) if mark and cell.rank == top is not None else escape(cell.text)
                 for cell, top in zip(row, best, strict=True)
             ]
             for row in self.rows
@@ -63,11 +61,7 @@ def comparison(
 ) -> Table:
     """The groups of one panel as rows: accuracies in %, differences and effective robustness in points."""
     model, id_name = groups[0].runs[0].panel
-    metrics = (
-        {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"}
-        if sets
-        else {"id": f"ID {set_label(id_name)}"}
-    )
+    metrics = {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"} if sets else {"id": f"ID {set_label(id_name)}"}
     metrics |= {name: set_label(name) for name in sets}
     versus = [(name, base, metric) for name, base in baselines for metric in ("id", "ood_avg")]
     columns = ["system", "seeds", *metrics.values()]
@@ -101,9 +95,7 @@ def find_baseline(groups: Sequence[Group], name: str) -> Group:
             several = ", ".join(f'"{group.label}"' for group in fits[:6])
             raise UserError(f"The baseline {name} fits {len(fits)} systems: name one of {several}.")
     known = ", ".join(f'"{group.label}"' for group in groups[:8])
-    raise UserError(
-        f"No system fits the baseline {name}. There are {known}{' …' if len(groups) > 8 else ''}."
-    )
+    raise UserError(f"No system fits the baseline {name}. There are {known}{' …' if len(groups) > 8 else ''}.")
 
 
 def _fields(group: Group) -> dict[str, float | int | str | None]:
@@ -140,9 +132,7 @@ def _difference(group: Group, base: Group, name: str, metric: str) -> Cell:
     key = f"{metric}_minus_{re.sub(r'[^a-z0-9]+', '_', name.lower())}"
     found = None if group is base else paired_difference(group.by_seed(metric), base.by_seed(metric))
     if found is None:
-        return Cell(
-            "–", {key: None, f"{key}_low": None, f"{key}_high": None, f"{key}_p": None, f"{key}_n": 0}
-        )
+        return Cell("–", {key: None, f"{key}_low": None, f"{key}_high": None, f"{key}_p": None, f"{key}_n": 0})
     numbers = {key: found.mean, f"{key}_low": found.low, f"{key}_high": found.high, f"{key}_p": found.p}
     text = signed(found.mean)
     if found.low is not None and found.high is not None:
@@ -179,9 +169,7 @@ def markdown(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:
     parts = []
     for table in tables:
         head = f"| {' | '.join(table.columns)} |\n|---|{'---:|' * (len(table.columns) - 1)}"
-        rows = [
-            f"| {' | '.join(row)} |" for row in table.texts("**{}**", lambda text: text.replace("|", r"\|"))
-        ]
+        rows = [f"| {' | '.join(row)} |" for row in table.texts("**{}**", lambda text: text.replace("|", r"\|"))]
         parts.append("\n".join([f"### {table.title}: top-1 accuracy in %", "", head, *rows]))
     return "\n\n".join([*parts, *notes]) + "\n"
 

@@ -169,18 +169,12 @@ def test_set_labels():
 def test_table_shows_zero_shot_and_model(capsys: pytest.CaptureFixture[str]):
     print_table(record())
     lines = capsys.readouterr().out.splitlines()
-    cells = {
-        line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]]
-        for line in lines
-        if "│" in line
-    }
+    cells = {line.split("│")[1].strip(): [c.strip() for c in line.split("│")[2:-1]] for line in lines if "│" in line}
     assert cells["zero-shot"] == ["77.6", "42.0", "40.0", "41.0", "42.0", "43.0", "44.0", "81.8"]
     assert cells["counterfactual"] == ["77.6", "52.0", "50.0", "51.0", "52.0", "53.0", "54.0", "81.8"]
     assert not any("Partial" in line for line in lines)
     heading = next(line for line in lines if "OOD avg" in line)
-    assert (
-        heading.index("OOD avg") < heading.index("V2") < heading.index("Sketch") < heading.index("hold-out")
-    )
+    assert heading.index("OOD avg") < heading.index("V2") < heading.index("Sketch") < heading.index("hold-out")
 
 
 def test_table_without_zero_shot_and_with_a_remark(capsys: pytest.CaptureFixture[str]):

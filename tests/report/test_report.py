@@ -144,9 +144,7 @@ def test_models_have_tables_of_their_own(make_run, tmp_path: Path):
     make_run("finetune", 0)
     make_run("finetune", 0, model="vitb32", name="b")
     panels = panels_of(read_runs([tmp_path / "runs"]))
-    assert [[group.label for group in groups] for groups in panels] == [
-        ["zero-shot", "vanilla fine-tuning"]
-    ] * 2
+    assert [[group.label for group in groups] for groups in panels] == [["zero-shot", "vanilla fine-tuning"]] * 2
 
 
 @pytest.mark.parametrize(
@@ -171,9 +169,7 @@ def test_bad_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize(("name", "message"), [("wisefit", "No system fits"), ("wiseft", "fits 3 systems")])
-def test_unknown_or_unclear_baseline(
-    sweep: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
-):
+def test_unknown_or_unclear_baseline(sweep: Path, capsys: pytest.CaptureFixture[str], name: str, message: str):
     assert main([str(sweep), "--out", str(sweep), "--baseline", name]) == 1
     assert message in capsys.readouterr().err
 

@@ -46,9 +46,7 @@ def test_paired_difference_over_common_seeds():
     half = 2.776445 * gap.std(ddof=1) / math.sqrt(5)
     found = paired_difference(ours, theirs)
     assert found is not None and found.n == 5
-    assert (found.mean, found.low, found.high) == pytest.approx(
-        (gap.mean(), gap.mean() - half, gap.mean() + half)
-    )
+    assert (found.mean, found.low, found.high) == pytest.approx((gap.mean(), gap.mean() - half, gap.mean() + half))
     # The interval at confidence 1 − p ends at zero.
     edge = paired_difference(ours, theirs, confidence=1 - found.p)
     assert edge.low == pytest.approx(0, abs=1e-9)

@@ -1,0 +1,64 @@
+// What the page is about, what is chosen, and the small tools every section uses.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const { runs, groups, panels, curves, images } = data;
+const state = { panel: 0, x: "id", y: "ood_avg", colour: "kind", marker: "fillkind", mean: true, alpha: true,
+  beta: true, filter: "", sort: "ood_avg", descending: true, run: 0, facet: 0 };
+const $ = (id) => document.getElementById(id);
+
+function make(tag, attributes = {}, ...children) {
+  const drawn = /^(svg|path|line|text|polyline|rect|g)$/.test(tag);
+  const node = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) node.addEventListener(key.slice(2), value);
+    else if (value !== null && value !== undefined) node.setAttribute(key, value);
+  }
+  node.append(...children);
+  return node;
+}
+// Ties are rounded up, as in the printed tables.
+const rounded = (fraction) => (Math.round(Math.abs(fraction) * 1000 + 1e-9) / 10).toFixed(1);
+const percent = (fraction) => fraction == null ? "–" : (fraction < 0 ? "−" : "") + rounded(fraction);
+const known = (values) => values.filter((value) => value !== null && value !== undefined);
+const mean = (values) => values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+function deviation(values) {
+  if (values.length < 2) return null;
+  const centre = mean(values);
+  return Math.sqrt(values.reduce((sum, v) => sum + (v - centre) ** 2, 0) / (values.length - 1));
+}
+const order = (a, b) => typeof a === "number" && typeof b === "number" ? a - b
+  : String(a).localeCompare(String(b), undefined, { numeric: true });
+const distinct = (values) => [...new Set(values)].sort(order);
+
+const COLUMNS = {
+  kind: ["mask or method", (run) => run.mask ? `${run.mask} mask` : run.system],
+  fillkind: ["fill or method", (run) => run.mask ? `${run.fill === "none" ? "no" : run.fill}-fill` : run.system],
+  method: ["method", (run) => run.system], mask: ["mask", (run) => run.mask], fill: ["fill", (run) => run.fill],
+  threshold: ["threshold", (run) => run.threshold], rate: ["rate", (run) => run.rate],
+  beta: ["β", (run) => run.beta], alpha: ["α", (run) => run.alpha],
+  temperature: ["temperature", (run) => run.temperature], seed: ["seed", (run) => run.seed],
+};
+const column = (key, run) => COLUMNS[key][1](run) ?? "none";
+const panel = () => panels[state.panel];
+function metrics() {
+  const all = [["id", `ID ${panel().id_label}`], ["ood_avg", "OOD avg"], ...panel().sets, ["holdout", "hold-out"]];
+  return all.filter(([key]) => panel().runs.some((index) => value(runs[index], key) !== null));
+}
+const metricName = (key) => (metrics().find(([name]) => name === key) ?? [key, key])[1];
+const value = (run, metric) => (metric in run ? run[metric] : run.ood[metric]) ?? null;
+const values = (group, metric) => known(group.runs.map((index) => value(runs[index], metric)));
+const groupOf = (run) => groups[run.group];
+
+function shown() {
+  const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
+  return panel().runs.map((index) => runs[index]).filter((run) => {
+    const text = `${run.name} ${groupOf(run).label} ${run.method} seed-${run.seed}`.toLowerCase();
+    return words.every((word) => text.includes(word));
+  });
+}
+function describe(run) {
+  const settings = [["mask", run.mask], ["fill", run.fill], ["threshold", run.threshold], ["rate", run.rate],
+    ["β", run.beta], ["α", run.alpha], ["T", run.temperature], ["seed", run.seed]];
+  return settings.filter(([, v]) => v !== null && v !== undefined).map(([name, v]) => `${name} ${v}`).join(" · ");
+}

@@ -1,0 +1,203 @@
+"""The page: its data, and (where a Chromium is installed) what it does in a browser."""
+
+import json
+import random
+import re
+import shutil
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from robustft.report import page
+from robustft.report.__main__ import main, panels_of
+from robustft.report.runs import read_runs
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+# Runs inside the page: collects errors and requests, sorts, hovers, selects and filters; leaves a JSON in the DOM.
+PROBE_HEAD = """<script>
+window.faults = [];
+addEventListener("error", (event) => faults.push(event.message));
+addEventListener("securitypolicyviolation", (event) => faults.push("blocked " + event.blockedURI));
+for (const kind of ["error", "warn"]) console[kind] = (...words) => faults.push(words.join(" "));
+</script>"""
+PROBE = """<script>
+addEventListener("load", () => {
+  const first = () => document.querySelector("#table tbody td").textContent;
+  const heading = (key) => document.querySelector(`#table button[data-key="${key}"]`);
+  const count = (selector) => document.querySelectorAll(selector).length;
+  const seen = { ready: performance.now(), runs: count("path.run"), averages: count("path.average"),
+    references: count("path.reference"), curves: count("polyline.curve"), cells: count("#maps td button"),
+    bars: count("#bars rect"), rows: count("#table tbody tr"), pictures: count("#gallery img"),
+    diff: document.getElementById("diff").textContent };
+  heading("id").click();
+  seen.highest = first();
+  heading("id").click();
+  seen.lowest = first();
+  seen.sort = heading("id").parentElement.getAttribute("aria-sort");
+  const point = document.querySelector("path.run").getBoundingClientRect();
+  const at = { clientX: point.x + point.width / 2, clientY: point.y + point.height / 2, bubbles: true };
+  document.getElementById("plot").dispatchEvent(new PointerEvent("pointermove", at));
+  seen.hover = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
+  document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+  seen.leftmost = document.getElementById("tip").textContent;
+  document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+  seen.selected = document.querySelector("#shifts-note").textContent;
+  document.getElementById("mean").click();
+  seen.single = [count("path.run"), count("path.average"), count("#table tbody tr")];
+  document.getElementById("filter").value = "finetune";
+  document.getElementById("filter").dispatchEvent(new Event("input"));
+  seen.filtered = count("path.run");
+  seen.wide = document.documentElement.scrollWidth - innerWidth;
+  seen.faults = faults;
+  seen.requests = performance.getEntriesByType("resource").map((r) => r.name).filter((url) => !url.startsWith("data:"));
+  document.body.replaceChildren(document.createTextNode("SEEN" + JSON.stringify(seen) + "SEEN"));
+});
+</script>"""
+
+
+def write(runs: Path, out: Path) -> str:
+    assert main([str(runs), "--html", str(out)]) == 0
+    return out.read_text("utf-8")
+
+
+def embedded(text: str) -> dict:
+    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_page_is_self_contained_and_has_every_run(sweep: Path, tmp_path: Path):
+    text = write(sweep, tmp_path / "out.html")
+    data = embedded(text)
+    assert sorted(run["name"] for run in data["runs"] if not run["reference"]) == sorted(
+        path.name for path in sweep.iterdir()
+    )
+    assert [run["name"] for run in data["runs"] if run["reference"]] == ["zero-shot"]
+    assert sorted(k for group in data["groups"] for k in group["runs"]) == list(range(len(data["runs"])))
+    assert [curve["dial"] for curve in data["curves"]] == ["alpha", "beta", "beta"]
+    outside = set(re.findall(r"https?://[^\s\"'<>)]+", text)) - {"http://www.w3.org/2000/svg"}
+    assert not outside and "src=" not in re.sub(r"<script id=.data.*?</script>", "", text, flags=re.DOTALL)
+    assert "%DATA%" not in text and "%CSS%" not in text
+    assert not (tmp_path / "report").exists(), "--html alone writes the page alone"
+
+
+def test_configs_come_back_from_common_and_own_entries(sweep: Path):
+    runs = read_runs([sweep])
+    data = page.payload(panels_of(runs))
+    by_name = {run.record["name"]: run for run in runs}
+    for entry in data["runs"]:
+        if not entry["reference"]:
+            config = {**data["config"], **entry["config"]}
+            assert config == page._config(by_name[entry["name"]])
+
+
+def test_names_cannot_break_out_of_the_data(make_run, tmp_path: Path):
+    make_run("finetune", config={"remark": "</script><script>alert(1)</script>%JS%"})
+    text = write(tmp_path / "runs", tmp_path / "out.html")
+    assert "<script>alert" not in text
+    assert "</script><script>alert(1)" in json.dumps(embedded(text), ensure_ascii=False)
+
+
+def picture(path: Path, seed: int, size: tuple[int, int] = (300, 120)) -> None:
+    path.parent.mkdir(exist_ok=True)
+    Image.frombytes("RGB", size, random.Random(seed).randbytes(3 * size[0] * size[1])).save(path)
+
+
+def test_galleries_in_the_order_of_the_sets_and_equal_files_once(sweep: Path):
+    folders = sorted(sweep.iterdir())[:2]
+    for number, folder in enumerate(folders):
+        picture(folder / "gallery" / "scenes_a.png", seed=number)
+        picture(folder / "gallery" / "scenes_r.png", seed=9)
+        picture(folder / "gallery" / "scenes.png", seed=9)
+    data = page.payload(panels_of(read_runs([sweep])))
+    assert len(data["images"]) == 3
+    shown = {run["name"]: [title for title, _ in run["gallery"]] for run in data["runs"] if run["gallery"]}
+    assert shown == {folder.name: ["Scenes", "R", "A"] for folder in folders}
+
+
+def test_galleries_fit_their_budget(sweep: Path, monkeypatch: pytest.MonkeyPatch):
+    for number, folder in enumerate(sorted(sweep.iterdir())):
+        picture(folder / "gallery" / "scenes.png", seed=number)
+    runs = read_runs([sweep])
+    full, _ = page.pictures(runs)
+    monkeypatch.setattr(page, "PICTURES", 60_000)
+    few, galleries = page.pictures(runs)
+    assert len(full) == len(runs) and 0 < len(few) < len(full)
+    assert sum(len(url) for url in few) < 60_000 * 4 / 3 + 100 * len(few)
+    assert sum(bool(gallery) for gallery in galleries) == len(few)
+
+
+def many(make_run, count: int) -> None:
+    draw = random.Random(0)
+    for k in range(count):
+        threshold, beta, fill = (
+            (0.3, 0.4, 0.5, 0.6)[k % 4],
+            (0.3, 1, 3, 10)[k // 4 % 4],
+            ("single", "multi")[k // 16 % 2],
+        )
+        mask = {"kind": "object", "threshold": threshold, "cam": "relevance", "source": "student"}
+        top1 = {"id_top1": draw.uniform(0.7, 0.9), "ood": draw.uniform(0.4, 0.7)}
+        make_run(seed=k // 32, mask=mask, fill=fill, beta=beta, name=f"run-{k}", **top1)
+
+
+def test_500_runs_stay_small(make_run, tmp_path: Path):
+    many(make_run, 500)
+    assert len(write(tmp_path / "runs", tmp_path / "out.html")) < 10e6
+
+
+if BROWSER:
+
+    def visit(text: str, folder: Path, size: str = "1280,900") -> dict:
+        """Open the page in a headless Chromium with the probe in it; return what the probe saw."""
+        probed = folder / "probed.html"
+        probed.write_text(
+            text.replace("<title>", PROBE_HEAD + "<title>", 1).replace("</body>", PROBE + "</body>"), "utf-8"
+        )
+        flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
+        flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
+        command = [BROWSER, *flags, f"--window-size={size}", "--dump-dom", probed.as_uri()]
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+        assert (found := re.search(r"<body>SEEN(.*)SEEN", dom, re.DOTALL)), dom[:2000]
+        return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+
+    def test_page_in_a_browser(sweep: Path, tmp_path: Path):
+        for number, folder in enumerate(sorted(sweep.iterdir())[:3]):
+            picture(folder / "gallery" / "scenes.png", seed=number)
+        count = len(list(sweep.iterdir()))
+        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+        assert seen["faults"] == [] and seen["requests"] == []
+        assert seen["runs"] == count and seen["averages"] == count / 3 and seen["references"] == 1
+        assert seen["curves"] == 3 and seen["cells"] == 2 * 4 and seen["bars"] == 7 * 3
+        assert seen["rows"] == count / 3 + 1 and seen["pictures"] == 1
+        assert (seen["highest"], seen["lowest"], seen["sort"]) == (
+            "vanilla fine-tuning",
+            "zero-shot",
+            "ascending",
+        )
+        assert re.search(r"seed \d.*ID Scenes \d\d\.\d · OOD avg \d\d\.\d", seen["hover"])
+        assert "zero-shot" in seen["leftmost"] or "α 0" in seen["leftmost"]
+        assert "vanilla fine-tuning" in seen["selected"]
+        assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
+        assert "method" in seen["diff"] or "beta" in seen["diff"]
+
+    def test_page_on_a_phone_does_not_scroll_sideways(sweep: Path, tmp_path: Path):
+        assert visit(write(sweep, tmp_path / "out.html"), tmp_path, "390,844")["wide"] <= 0
+
+    def test_500_runs_open_within_3_seconds(make_run, tmp_path: Path):
+        many(make_run, 500)
+        text = write(tmp_path / "runs", tmp_path / "out.html")
+        start = time.monotonic()
+        seen = visit(text, tmp_path)
+        assert seen["runs"] == 500 and seen["faults"] == []
+        assert seen["ready"] < 3000, (
+            f"{seen['ready']:.0f} ms, {time.monotonic() - start:.1f} s with the browser's start"
+        )
+
+    def test_one_run(make_run, tmp_path: Path):
+        make_run("finetune", 0)
+        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+        assert seen["faults"] == [] and seen["runs"] == 1
