@@ -8,15 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from robustft.errors import UserError
-from robustft.report.runs import (
-    Group,
-    Run,
-    comparable_averages,
-    group_over_seeds,
-    read_runs,
-    reading_order,
-    zeroshot_runs,
-)
+from robustft.report.groups import Group, group_over_seeds, reading_order
+from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
 from robustft.report.table import comparison, csv_text, find_baseline, latex, markdown, rich_table
 

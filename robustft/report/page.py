@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from robustft.evaluation.results import set_label
-from robustft.report.runs import METHODS, Group, Run, curves, flatten
+from robustft.report.groups import METHODS, Group, curves
+from robustft.report.runs import Run, flatten
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("data.js", "marks.js", "scatter.js", "sections.js", "controls.js")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustft.evaluation.results import set_label
-from robustft.report.runs import Group, Record, curves
+from robustft.report.groups import Group, curves
+from robustft.report.runs import Record
 from robustft.report.stats import LogitLine, mean_std
 
 if TYPE_CHECKING:
@@ -66,22 +67,17 @@ def scatter(panels: Sequence[Sequence[Group]], path: Path, line: LogitLine | Non
     is the baselines' fit (effective robustness).
     """
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.fonttype"] = "none"
-    matplotlib.rcParams["svg.hashsalt"] = "robustft"
-    figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(5.4 * len(panels) + 2.2, 4.6), squeeze=False, layout="constrained"
-    )
-    for ax, groups in zip(axes[0], panels, strict=True):
+    figure = Figure(figsize=(5.4 * len(panels) + 2.2, 4.6), layout="constrained")
+    for ax, groups in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(ax, groups, line)
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
-    pyplot.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Text stays text in the SVG, and the same runs give the same file.
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "robustft"}):
+        for file in files:
+            figure.savefig(file, dpi=200, metadata={"Date": None} if file.suffix == ".svg" else None)
     return files
 
 

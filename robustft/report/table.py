@@ -11,7 +11,7 @@ from rich.table import Table as RichTable
 
 from robustft.errors import UserError
 from robustft.evaluation.results import percent, set_label
-from robustft.report.runs import Group
+from robustft.report.groups import Group
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
 
 LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$"}

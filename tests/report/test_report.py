@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from robustft.report.__main__ import main, panels_of
-from robustft.report.runs import comparable_averages, curves, group_over_seeds, read_runs, zeroshot_runs
+from robustft.report.groups import curves, group_over_seeds
+from robustft.report.runs import comparable_averages, read_runs, zeroshot_runs
 
 PUBLISHED = Path(__file__).parent / "fixtures"
 MASK = {"kind": "object", "threshold": 0.3, "cam": "relevance", "source": "student"}

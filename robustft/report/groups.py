@@ -1,0 +1,142 @@
+"""Runs that differ only in their seed, as one system with a name; trade-off curves over a dial."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustft.report.runs import Record, Run, flatten
+
+METHODS = {
+    "zeroshot": "zero-shot",
+    "finetune": "vanilla fine-tuning",
+    "linear_probe": "linear probe",
+    "lpft": "LP-FT",
+    "wiseft": "WiSE-FT",
+    "kd": "KD",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that differ in nothing but their seed (or: the members of a published collection)."""
+
+    label: str
+    runs: Sequence[Run]
+
+    @property
+    def record(self) -> Record:
+        return self.runs[0].record
+
+    @property
+    def published(self) -> bool:
+        return self.record["method"] == "published"
+
+    def values(self, metric: str) -> list[float]:
+        found = [run.top1(metric) for run in self.runs]
+        return [value for value in found if value is not None]
+
+    def by_seed(self, metric: str) -> dict[int | None, float]:
+        """Values by seed; under None where they hold for every seed."""
+        found = {None if run.constant else run.record["seed"]: run.top1(metric) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+
+def group_over_seeds(runs: Iterable[Run]) -> list[Group]:
+    """Groups of equal panel and settings, in order of appearance, with labels that tell them apart."""
+    parts: dict[tuple[Any, ...], list[Run]] = {}
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for run in runs:
+        given = run.settings
+        key = (*run.panel, json.dumps(given, sort_keys=True))
+        parts.setdefault(key, []).append(run)
+        settings[key] = given
+    labels = {key: label(members[0].record, len(members)) for key, members in parts.items()}
+    groups = []
+    for key, members in parts.items():
+        twins = [settings[k] for k in parts if labels[k] == labels[key] and k[:2] == key[:2]]
+        own = [_short(name, value) for name, value in settings[key].items() if len(_kinds(twins, name)) > 1]
+        groups.append(Group(f"{labels[key]} ({', '.join(own)})" if own else labels[key], members))
+    return groups
+
+
+def reading_order(group: Group) -> tuple[Any, ...]:
+    """From the zero-shot model over the baselines to the masked methods, settings ascending."""
+    record, mask = group.record, group.record["mask"] or {}
+    dials = (mask.get("threshold"), mask.get("rate"), record["beta"], record["alpha"], record["temperature"])
+    known = [
+        "zeroshot",
+        "linear_probe",
+        "finetune",
+        "lpft",
+        "wiseft",
+        "soup",
+        "published",
+        "kd",
+        "counterfactual",
+    ]
+    place = known.index(record["method"]) if record["method"] in known else len(known)
+    fill = ["none", "single", "multi"].index(record["fill"]) if record["fill"] in ("none", "single", "multi") else -1
+    names = (mask.get("kind") or "", fill, *(-1.0 if dial is None else dial for dial in dials))
+    return place, *names, group.label
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Systems that differ in nothing but `dial` ("alpha" or "beta"), in its order."""
+
+    dial: str
+    groups: Sequence[Group]
+
+
+def curves(groups: Iterable[Group], dial: str) -> list[Curve]:
+    """The trade-off curves among `groups`: two or more values of `dial`, all else equal."""
+    parts: dict[str, list[Group]] = {}
+    for group in groups:
+        if not group.published and group.record[dial] is not None and group.values("ood_avg"):
+            rest = {key: value for key, value in group.runs[0].settings.items() if key != dial}
+            parts.setdefault(json.dumps([group.runs[0].panel, rest], sort_keys=True), []).append(group)
+    ordered = [sorted(members, key=lambda group: group.record[dial]) for members in parts.values()]
+    return [Curve(dial, members) for members in ordered if len({group.record[dial] for group in members}) > 1]
+
+
+def _kinds(twins: list[dict[str, Any]], name: str) -> set[str]:
+    return {json.dumps(twin.get(name)) for twin in twins}
+
+
+def _short(name: str, value: Any) -> str:
+    """`optimizer.lr` and a value as "lr=0.001"; a path as the folder of its run."""
+    if isinstance(value, str) and "/" in value:
+        path = Path(value)
+        value = (path.parent if path.suffix else path).name.strip("*_-. ") or path.name
+    return f"{name.rpartition('.')[2]}={value}"
+
+
+def label(record: Record, count: int = 1) -> str:
+    """What a reader calls the system: "object mask, single-fill, t=0.3, β=3", "WiSE-FT, α=0.5"."""
+    method, mask = record["method"], record["mask"] or {}
+    if method == "published":
+        stem = re.sub(r"[_-]?\d+$", "", record["name"])
+        return record["name"].replace("_", " ") if count == 1 else f"{'members' if stem == 'model' else stem} ({count})"
+    kind = mask.get("kind") or "none"
+    parts = [METHODS.get(method, method.replace("_", " "))]
+    if method == "soup":
+        parts = ["greedy soup" if flatten(record["config"]).get("method.greedy") else "uniform soup"]
+    if kind != "none":
+        parts = ([] if method == "counterfactual" else parts) + [
+            f"{kind} mask",
+            f"{record['fill'] or 'no'}-fill",
+        ]
+        parts[-1] = parts[-1].replace("none-fill", "no-fill")
+    elif method == "counterfactual":
+        parts = ["distillation, no mask"]
+    shown = {"t": None, "rate": None, "β": record["beta"], "α": record["alpha"], "T": record["temperature"]}
+    if method == "finetune":
+        shown["β"] = None
+    if kind == "random":
+        shown["rate"] = mask.get("rate")
+    elif kind != "none":
+        shown["t"] = mask.get("threshold")
+    return ", ".join(parts + [f"{name}={value:g}" for name, value in shown.items() if value is not None])
