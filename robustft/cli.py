@@ -75,7 +75,7 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
     try:
-        return _run(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
+        return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
         if _is_first_process():
@@ -90,7 +90,8 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         return None
 
 
-def _run(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool) -> dict[str, Any] | None:
+def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = False) -> dict[str, Any] | None:
+    """A composed config to its results in ``folder``; ``typed`` is what was asked for, kept for resuming."""
     config.check(cfg)
     name = folder.name if sweep else runs.name(cfg)
     config.resolve(cfg, sweep=sweep)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler, TrainSampler, split_holdout
-from robustft.data.sets import Batch, EvaluationSet, ImageSet, Preprocess, Selection
+from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 from robustft.errors import UserError
 
 DEFAULT_HOLDOUT = 10_240
@@ -148,17 +148,15 @@ class RobustnessData(LightningDataModule, ABC):
         """One loader per set of `sets`; while fitting, with validate="holdout", the hold-out's alone."""
         fitting = self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         if fitting and self.validate == "holdout":
-            return [self._eval_loader(s, persistent=True) for s in self.sets if s.name == "holdout"]
-        return [self._eval_loader(s) for s in self.sets]
+            return [self.eval_loader(s, persistent=True) for s in self.sets if s.name == "holdout"]
+        return [self.eval_loader(s) for s in self.sets]
 
     def resume_at(self, batch: int) -> None:
         """Start the epoch that `train_dataloader()` begins with at this micro-batch."""
         self._resume_at = batch
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        return batch._replace(images=self.preprocess.normalise(batch.images))
-
-    def _eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
+    def eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
+        """This device's share of an evaluation set, each image once over all devices."""
         sampler = EvalSampler(len(evaluation_set.dataset), *self._rank())
         return make_loader(
             evaluation_set.dataset,

@@ -75,6 +75,11 @@ class ImageFolders(Dataset):
     def key(self, index: int) -> str:
         return f"{self.folders[int(self.labels[index])]}/{os.fsdecode(self.names[index])}"
 
+    def identity(self) -> str:
+        """The place, the transform, and when files last came or went (content is not read)."""
+        changed = [os.stat(self.root / folder).st_mtime_ns for folder in self.folders]
+        return f"{self.root.resolve()} {self.preprocess} {self.border} {changed}"
+
     def path(self, index: int) -> str:
         return f"{self.root}/{self.key(index)}"
 

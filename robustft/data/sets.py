@@ -5,6 +5,7 @@ A dataset here is anything with `len()`, `.labels` (Int64 tensor, one label per 
 happens on the device (`Preprocess.normalise`): bytes are a quarter of the traffic of floats.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -40,6 +41,10 @@ class ImageSet(Protocol):
 
     def key(self, index: int) -> str:
         """A name for the image that lasts: its path within the set, or its number."""
+        ...
+
+    def identity(self) -> str:
+        """What the pixels are made from: two datasets with the same one hold the same images."""
         ...
 
 
@@ -89,6 +94,9 @@ class TensorImages(Dataset):
     def key(self, index: int) -> str:
         return str(index)
 
+    def identity(self) -> str:
+        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+
     def __getitems__(self, indices: list[int]) -> Batch:
         """One gather for the whole batch (the loader prefers this to item by item)."""
         chosen = torch.tensor(indices)
@@ -112,6 +120,9 @@ class Selection(Dataset):
     def key(self, index: int) -> str:
         return self.dataset.key(int(self.chosen[index]))
 
+    def identity(self) -> str:
+        return self.dataset.identity() + hashlib.sha256(self.chosen.numpy()).hexdigest()
+
 
 @dataclass(frozen=True)
 class EvaluationSet:
@@ -129,6 +140,15 @@ class EvaluationSet:
     def allowed(self) -> Bool[Tensor, " classes"]:
         """Classes that can be predicted; the logits of the others are removed before the argmax."""
         return self.correct.any(0)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of everything a score depends on besides the model: images, labels, right classes."""
+        digest = hashlib.sha256(f"{self.name}\0{self.dataset.identity()}".encode())
+        digest.update("\0".join(self.keys).encode())
+        digest.update(self.dataset.labels.contiguous().numpy())
+        digest.update(self.correct.contiguous().numpy())
+        return digest.hexdigest()
 
     @property
     def partial(self) -> bool:
