@@ -37,7 +37,8 @@ function drawScatter() {
   for (const curve of curves) {
     const members = curve.groups.filter((index) => visible.has(index)).map((index) => groups[index]);
     if (!state[curve.dial] || members.length < 2) continue;
-    svg.append(make("polyline", { class: `curve ${curve.dial}`, stroke: colour(runs[members[0].runs[0]]),
+    const shades = new Set(members.map((group) => colour(runs[group.runs[0]])));
+    svg.append(make("polyline", { class: `curve ${curve.dial}`, stroke: shades.size > 1 ? "#8a939d" : [...shades][0],
       points: members.map(centre).map(([x, y]) => `${px(x)},${py(y)}`).join(" ") }));
   }
   points = [];
@@ -78,7 +79,8 @@ function drawLegend(placed, colour, shape) {
   for (const run of placed) {
     const [c, m] = [column(state.colour, run), column(state.marker, run)];
     const named = (key, kind) => typeof kind === "number" ? `${COLUMNS[key][0]} ${kind}` : kind;
-    const text = c === m ? named(state.colour, c) : `${named(state.colour, c)}, ${named(state.marker, m)}`;
+    const text = [...new Set([named(state.colour, c), named(state.marker, m)].filter((name) => name !== "none"))]
+      .join(", ") || "none";
     if (!entries.has(text)) entries.set(text, [shape(run), colour(run)]);
   }
   const texts = [...entries.keys()].sort(order);

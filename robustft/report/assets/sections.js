@@ -96,7 +96,9 @@ function drawTable() {
     if (u === null || v === null) return (u === null) - (v === null);
     return state.descending ? order(v, u) : order(u, v);
   });
-  const head = columns.map(([key, name]) => make("th", { scope: "col",
+  // On paper a system's name tells its settings; their columns are for sorting.
+  const place = (key) => state.mean && settings.includes(key) ? "screen" : null;
+  const head = columns.map(([key, name]) => make("th", { scope: "col", class: place(key),
     "aria-sort": key !== sorted[0] ? null : state.descending ? "descending" : "ascending" },
   make("button", { type: "button", "data-key": key, onclick: () => {
     state.descending = state.sort === key ? !state.descending : metrics().some(([metric]) => metric === key);
@@ -105,11 +107,11 @@ function drawTable() {
     document.querySelector(`#table button[data-key="${key}"]`).focus();
   } }, name)));
   const body = rows.map((row) => make("tr", { class: row.group.runs.includes(state.run) ? "selected" : null },
-    ...columns.map(([, , get, accuracy], k) => {
+    ...columns.map(([key, , get, accuracy], k) => {
       const pick = () => select(row.run.index);
       if (k === 0) return make("td", {}, make("button", { type: "button", onclick: pick }, get(row)));
-      if (!accuracy) return make("td", {}, String(get(row) ?? "–"));
-      const spread = deviation(values(row.group, columns[k][0]));
+      if (!accuracy) return make("td", { class: place(key) }, String(get(row) ?? "–"));
+      const spread = deviation(values(row.group, key));
       const extra = spread === null ? [] : [make("small", {}, ` ± ${percent(spread)}`)];
       return make("td", {}, percent(get(row)), ...extra);
     })));
