@@ -36,10 +36,10 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
     published set, None if unknown), `damaged` (path -> reason; every image is decoded) and `error` (None if
     the set is as it should be, its damaged images aside).
     """
-    record = {}
+    record: dict[str, Any] = {}
     for name, find in datamodule.parts().items():
-        found = {"path": None, "classes": 0, "images": 0, "official": OFFICIAL_IMAGES.get(name)}
-        found |= {"damaged": {}, "error": None}
+        found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
+        found |= {"official": OFFICIAL_IMAGES.get(name), "damaged": {}, "error": None}
         record[name] = found
         try:
             images = find()

@@ -40,9 +40,8 @@ class Recorder(lightning.LightningModule):
         self.validated: list[tuple[int, list[int]]] = []
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
-        assert batch.images.is_floating_point()
         self.trained.append((self.trainer.current_epoch, batch.indices.tolist()))
-        return self.layer(batch.images.flatten(1)).sum()
+        return self.layer(batch.images.flatten(1).float()).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.validated.append((dataloader_idx, batch.indices.tolist()))

@@ -76,7 +76,7 @@ def test_holdout_is_stratified() -> None:
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     train, held = split_holdout(labels, 53, seed=0)
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(212))
-    assert labels[held].bincount().tolist()[:4] == [25, 13, 12, 2] or len(held) == 53
+    assert len(held) == 53
     exact = 53 * labels.bincount() / 212
     assert ((labels[held].bincount(minlength=5) - exact).abs() < 1).all()
     assert held.tolist() != split_holdout(labels, 53, seed=1)[1].tolist()

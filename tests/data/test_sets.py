@@ -55,6 +55,6 @@ def test_a_draw_keeps_labels_and_keys_together() -> None:
     assert len(drawn.dataset) == len(drawn.keys) == len(drawn.dataset.labels) == 10
     for i, key in enumerate(drawn.keys):
         image, label, index = drawn.dataset[i]
-        assert index == i and key == drawn.dataset.key(i).join(["image ", ""])
+        assert index == i and key == f"image {drawn.dataset.key(i)}"
         assert label == int(key.split()[1]) % 3 == drawn.dataset.labels[i]
     assert drawn.keys == a_set(100).at_most(10).keys
