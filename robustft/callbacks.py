@@ -116,8 +116,8 @@ class StopOnNonFinite(Callback):
         self.step: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.names = list(pl_module.terms)
-        terms = torch.stack(list(pl_module.terms.values())).float()
+        self.names = [name for name in ("loss", "ce", "distance") if name in pl_module.terms]
+        terms = torch.stack([pl_module.terms[name] for name in self.names]).float()
         step = torch.full_like(terms[0], trainer.global_step)
         if self.terms is None or self.step is None:
             self.terms, self.step = terms, step

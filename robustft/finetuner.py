@@ -71,7 +71,7 @@ class Finetuner(Evaluator):
         return self._distillation[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        measure = self.trainer.global_step % self.trainer.log_every_n_steps == 0
+        measure = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # when Lightning logs
         terms = self.objective(batch.images, batch.labels, self._random(batch_idx), self._backward, measure)
         self.terms = {name: value.detach() for name, value in terms.items()}
         for name, value in self.terms.items():
@@ -93,11 +93,13 @@ class Finetuner(Evaluator):
         ``loss`` is the rest, and the two add up to that of L.
 
         Args:
-            measure: also return the disagreement MSE(f̂(x), f(x)) on the factual images (one more forward).
+            measure: also return the disagreements MSE(f̂, f) on the factual and on the counterfactual images (one
+                more forward of the teacher; where logits are distilled, one of both on x_cf too).
         """
         distill = self.distillation
         if distill is None:
-            return {"loss": F.cross_entropy(self.student(x), y)}
+            ce = F.cross_entropy(self.student(x), y)
+            return {"loss": ce, "ce": ce}
         student, teacher = self.student, distill.teacher
 
         features, logits, cam = distill.explain(student, teacher, x, y)  # one forward of x; the CAM comes with it
@@ -106,7 +108,8 @@ class Finetuner(Evaluator):
         if measure:
             extra["disagreement_x"] = feature_distance(student, teacher, Counterfactual(x), features.detach())
         if distill.mask is None:
-            distance = distill.distance(student, teacher, Counterfactual(x), features)
+            x_cf = Counterfactual(x)
+            distance = distill.distance(student, teacher, x_cf, features)
         else:
             backward(ce)
             ce = ce.detach()
@@ -114,6 +117,10 @@ class Finetuner(Evaluator):
             x_cf = distill.fill(x, mask, random)  # the counterfactual sample
             distance = distill.distance(student, teacher, x_cf, None)
             extra["masked"] = mask.float().mean()
+        if measure:
+            with torch.no_grad():
+                of_features = distill.distance is feature_distance
+                extra["disagreement_x_cf"] = distance if of_features else feature_distance(student, teacher, x_cf)
         return {"loss": ce + distill.beta * distance, "ce": ce, "distance": distance, **extra}
 
     def _backward(self, loss: Tensor) -> None:
