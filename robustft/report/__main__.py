@@ -67,10 +67,16 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
     line = baseline_line(arguments.baselines, arguments.partial)
     panels = panels_of(runs)
     everything = [group for groups in panels for group in groups]
+    for name in arguments.baseline:
+        if not any(find_baseline(groups, name) for groups in panels):
+            known = ", ".join(f'"{group.label}"' for group in everything[:8])
+            raise UserError(
+                f"No system fits the baseline {name}. There are {known}{' …' if len(everything) > 8 else ''}."
+            )
     tables = []
     for groups in panels:
         names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
-        baselines = [(name, find_baseline(groups, name)) for name in arguments.baseline]
+        baselines = [(name, base) for name in arguments.baseline if (base := find_baseline(groups, name))]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
         tables.append(comparison(rows, list(names), baselines, line))
         console.print(rich_table(tables[-1]))

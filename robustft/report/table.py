@@ -77,11 +77,11 @@ def comparison(
     return Table(f"{model} on {set_label(id_name)}", columns, rows)
 
 
-def find_baseline(groups: Sequence[Group], name: str) -> Group:
-    """The group that `name` means: "vanilla", a label, a method or a run's name.
+def find_baseline(groups: Sequence[Group], name: str) -> Group | None:
+    """The group of a panel that `name` means: "vanilla", a label, a run's name or a method; None where none does.
 
     Raises:
-        UserError: none or several fit.
+        UserError: several fit.
     """
     method = {"vanilla": "finetune", "zero-shot": "zeroshot"}.get(name, name)
     for fits in (
@@ -94,8 +94,7 @@ def find_baseline(groups: Sequence[Group], name: str) -> Group:
         if fits:
             several = ", ".join(f'"{group.label}"' for group in fits[:6])
             raise UserError(f"The baseline {name} fits {len(fits)} systems: name one of {several}.")
-    known = ", ".join(f'"{group.label}"' for group in groups[:8])
-    raise UserError(f"No system fits the baseline {name}. There are {known}{' …' if len(groups) > 8 else ''}.")
+    return None
 
 
 def _fields(group: Group) -> dict[str, float | int | str | None]:
