@@ -55,9 +55,7 @@ class ImageFolders(Dataset):
             names = list(pool.map(_image_names, (root / folder for folder in folders)))
         counts = torch.tensor([len(of_class) for of_class in names])
         if not counts.sum():
-            raise UserError(
-                f"{root}: no images in its {len(folders)} class folders ({', '.join(EXTENSIONS)})."
-            )
+            raise UserError(f"{root}: no images in its {len(folders)} class folders ({', '.join(EXTENSIONS)}).")
         self.labels = torch.arange(len(folders)).repeat_interleave(counts)
         # One array rather than a million strings: worker processes share it without copying.
         self.names = np.array([os.fsencode(name) for of_class in names for name in of_class])
@@ -84,9 +82,7 @@ class ImageFolders(Dataset):
         return f"{self.root}/{self.key(index)}"
 
 
-def folder_set(
-    name: str, images: ImageFolders, right: Sequence[Sequence[int]], classes: int
-) -> EvaluationSet:
+def folder_set(name: str, images: ImageFolders, right: Sequence[Sequence[int]], classes: int) -> EvaluationSet:
     """An evaluation set of folders; `right[label]` lists the classes that are right for that label."""
     correct = torch.zeros(len(right), classes, dtype=torch.bool)
     for label, of_label in enumerate(right):
@@ -141,10 +137,12 @@ def damaged_files(paths: Sequence[str], *, thorough: bool, title: str) -> dict[s
     are no images at a hundredth of the cost, and never blames a good one.
     """
     examine = _decoding_error if thorough else _ending_error
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]  # a task for each of a million files is dear
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        reasons = pool.map(lambda chunk: [examine(path) for path in chunk], chunks)
         shown = thorough or len(paths) > 20_000
-        reasons = track(pool.map(examine, paths), title, len(paths), transient=True, disable=not shown)
-        return {path: reason for path, reason in zip(paths, reasons, strict=True) if reason}
+        done = track(zip(chunks, reasons, strict=True), title, len(chunks), transient=True, disable=not shown)
+        return {path: reason for pair in done for path, reason in zip(*pair, strict=True) if reason}
 
 
 def _decoding_error(path: str) -> str | None:

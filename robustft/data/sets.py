@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -30,6 +30,7 @@ class Batch(NamedTuple):
     indices: Int64[Tensor, " batch"]  # position in the dataset: finds cached maps and per-image predictions
 
 
+@runtime_checkable
 class ImageSet(Protocol):
     """Items are `(uint8 image [3, height, width], label, position)`."""
 
