@@ -1,5 +1,6 @@
 """`check=data`: look at every set and every image without training."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,7 +21,7 @@ def check(datamodule: RobustnessData) -> dict[str, Any]:
     """
     record = inspect(datamodule)
     console = Console()
-    console.print(_table(record))
+    console.print(_table(record, getattr(datamodule, "root", None)))
     wrong = []
     for name, found in record.items():
         if found["error"]:
@@ -54,30 +55,23 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
     return record
 
 
-def _table(record: dict[str, Any]) -> Table:
-    table = Table(title="Data")
+def _table(record: dict[str, Any], root: str | None) -> Table:
+    table = Table(title=escape(f"Data in {root}") if root else "Data")
     table.add_column("set", no_wrap=True)
     table.add_column("found in", overflow="fold")
-    for column in ("classes", "images", "official", "unreadable"):
+    for column in ("classes", "images (of published)", "unreadable"):
         table.add_column(column, justify="right")
-    table.add_column("remark")
     for name, found in record.items():
         if found["error"]:
             table.add_row(name, "[red]missing or wrong: see below[/red]")
             continue
+        path = Path(found["path"] or "made in memory")
+        place = path.relative_to(root) if root and path.is_relative_to(root) else path
         table.add_row(
             name,
-            escape(found["path"] or "made in memory"),
+            escape(str(place)),
             f"{found['classes']:,}",
-            f"{found['images']:,}",
-            f"{found['official']:,}" if found["official"] else "",
+            f"{found['images']:,}" + (f" of {found['official']:,}" if found["official"] else ""),
             f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",
-            _remark(found),
         )
     return table
-
-
-def _remark(found: dict[str, Any]) -> str:
-    if not found["official"] or found["images"] == found["official"]:
-        return ""
-    return "a subset" if found["images"] < found["official"] else "more than the published set"
