@@ -221,7 +221,11 @@ def _check_inputs(cfg: DictConfig) -> None:
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
     if root is not None and "imagenet" in cfg.data._target_ and not Path(root).expanduser().is_dir():
-        raise UserError(f"data.root={root}: no such folder. Expected the one that holds the data sets")
+        raise UserError(
+            f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
+            " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
+            " objectnet-1.0, imagenet-a; docs/data.md lists all)"
+        )
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
