@@ -1,14 +1,18 @@
-"""What is computed once and kept in the user's cache: scores of models that do not change."""
+"""What is computed once and kept in the user's cache: scores of models that do not change, features, probes."""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
@@ -27,6 +31,26 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A name for what was computed from ``parts`` (numbers, text, lists, dictionaries) with this torch."""
+    text = json.dumps([*parts, torch.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def remembered(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable."""
+    if path.is_file():
+        with suppress(SafetensorError, OSError):
+            return load_file(path)
+    tensors = make()
+    if rank_zero_only.rank == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}")
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+        os.replace(partial, path)
+    return tensors
 
 
 class ScoreCache:

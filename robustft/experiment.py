@@ -126,6 +126,7 @@ class Run:
         """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
         cfg = config.plain(self.cfg)
         arguments: dict[str, Any] = {
+            "data": self.data,
             "folder": self.folder,
             "trainer": cfg["trainer"],
             "optimizer": cfg["optimizer"],
@@ -135,7 +136,7 @@ class Run:
             "resume": self.cfg.resume is not None,
             "save_minutes": self.cfg.save_minutes,
         }
-        return train(student, self.data, **(arguments | changes))
+        return train(student, **(arguments | changes))
 
     def evaluate(
         self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False

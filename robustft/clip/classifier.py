@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -61,6 +61,12 @@ class Classifier(nn.Module):
         """Number of patches of an image."""
         rows, columns = self.visual.grid_size
         return rows * columns
+
+    def normalise(
+        self, images: UInt8[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """Pixels as a loader gives them to what ``encode`` takes."""
+        return self.preprocess.normalise(images)
 
     def encode(
         self,

@@ -39,7 +39,7 @@ class Evaluator(LightningModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pixels become the model's input here, on the device."""
-        return batch._replace(images=self.model.preprocess.normalise(batch.images))
+        return batch._replace(images=self.model.normalise(batch.images))
 
     def on_validation_epoch_start(self) -> None:
         self.scores = {}

@@ -1,0 +1,11 @@
+"""Linear probing: the head alone, from its zero-shot weights, on features of the frozen backbone."""
+
+from robustft.experiment import Run
+from robustft.methods.features import Probe, encoded
+from robustft.training import Trained
+
+
+def make(run: Run) -> Trained:
+    student = run.student()
+    features = encoded(run, student, run.cfg.seed, run.cfg.trainer.max_epochs)
+    return Trained(student, run.train(Probe(student), data=features).images_per_s)
