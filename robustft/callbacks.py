@@ -1,13 +1,9 @@
-"""What goes on around the training step: state to resume from, a check on the loss, speed, progress."""
+"""What goes on around the training step: a check on the loss, speed, progress."""
 
 import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,88 +13,9 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from torch import Tensor
 
 from robustft.errors import UserError
+from robustft.state import between_steps
 
 log = logging.getLogger(__name__)
-
-LAST = "last.ckpt"
-
-
-class Interrupted(Exception):
-    """Training was asked to stop and has written its state."""
-
-
-def between_steps(trainer: Trainer) -> bool:
-    """Whether the last micro-batch ended an optimiser step: only then is the state whole."""
-    micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return (
-        micro_batches % trainer.accumulate_grad_batches == 0 or micro_batches == trainer.num_training_batches
-    )
-
-
-class KeepState(Callback):
-    """Writes ``last.ckpt`` every ``minutes``, at the end of each epoch, and when asked to stop.
-
-    Ctrl-C and SIGTERM stop the run at the end of the optimiser step; a second Ctrl-C stops it at once.
-
-    Raises:
-        Interrupted: after the state is written.
-    """
-
-    def __init__(self, folder: Path, minutes: float, keep: bool = True) -> None:
-        self.folder, self.seconds, self.keep = folder, minutes * 60, keep
-        self.received: int | None = None
-        self.last_saved = time.monotonic()
-        self._previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.last_saved = time.monotonic()
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {
-                name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)
-            }
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if not between_steps(trainer):
-            return
-        if self._asked_to_stop(trainer):
-            self._save(trainer)
-            self._restore()
-            raise Interrupted(f"interrupted after step {trainer.global_step}")
-        if time.monotonic() - self.last_saved >= self.seconds:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _asked_to_stop(self, trainer: Trainer) -> bool:
-        if trainer.world_size == 1:
-            return self.received is not None
-        if trainer.global_step % trainer.log_every_n_steps:
-            return False  # agreeing makes every process wait, so not at every step
-        return trainer.strategy.reduce_boolean_decision(self.received is not None, all=False)
-
-    def _save(self, trainer: Trainer) -> None:
-        if self.keep:
-            trainer.save_checkpoint(self.folder / LAST)
-        self.last_saved = time.monotonic()
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        log.info("stopping after this step …")
-
-    def _restore(self) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
-        self._previous = {}
-
 
 class StopOnNonFinite(Callback):
     """Stops the run when the loss is no longer finite, and keeps such a state out of every checkpoint.

@@ -33,6 +33,8 @@ from robustft.data.sets import EvaluationSet
 from robustft.distillation import Distillation, make_distillation
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
+from robustft.gallery import write_gallery
+from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, make_trainer, train
 
@@ -94,12 +96,18 @@ class Run:
             seed=self.cfg.seed,
             tokenizer=instantiate(tokenizer) if tokenizer else None,
             cache=cache_folder() / "heads",
-            device="cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator != "cpu" else "cpu",
+            device=self.device,
         )
+
+    @property
+    def device(self) -> str:
+        """Where what is no part of training or evaluation is computed."""
+        return "cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator != "cpu" else "cpu"
 
     @cached_property
     def loggers(self) -> list[Logger]:
-        return make_loggers(self.cfg, self.folder)
+        resume_at = read_position(self.folder).step if self.cfg.resume else None
+        return make_loggers(self.cfg, self.folder, resume_at)
 
     def load(self, path: str) -> Classifier:
         """A model left by a run, of this run's architecture and classes."""
@@ -185,7 +193,7 @@ class Run:
             if keep:
                 save_classifier(self.folder / MODEL, made.model, self.data.class_names)
             write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
-        gallery = []
+        gallery = self.gallery(made.model, evaluator) if rank_zero_only.rank == 0 else []
         plain = config.plain(cfg)
         masked = cfg.method.masks
         record = results_record(
@@ -210,8 +218,30 @@ class Run:
         if rank_zero_only.rank == 0:
             log_results(self.loggers, summary(evaluator.scores), record, gallery)
             write_results(self.folder / "results.json", record)
+            (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
         return record
+
+    def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
+        """Pictures of maps, masks and fills on the ID set and the shifts, of a method with a mask; see its module."""
+        cfg = config.plain(self.cfg)
+        if not cfg["method"]["masks"] or cfg["mask"]["kind"] == "none":
+            return []
+        if self.cfg.teacher is None:
+            models = {"zero-shot teacher": self.zeroshot, "fine-tuned student": student}
+        else:
+            models = {"zero-shot": self.zeroshot, "teacher": self.teacher(), "fine-tuned student": student}
+        *_, teacher_title, student_title = models
+        return write_gallery(
+            self.folder / "gallery",
+            [s for s in evaluator.sets if s.name in evaluator.scores and s.name != "holdout"],
+            models,
+            self.data.class_names,
+            mask=cfg["mask"],
+            fill=cfg["fill"]["kind"],
+            source=teacher_title if cfg["mask"]["source"] == "teacher" else student_title,
+            device=self.device,
+        )
 
 
 def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:

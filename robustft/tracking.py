@@ -1,5 +1,6 @@
 """Loggers of a run: CSV, and Weights & Biases, which is offline unless the user is logged in or asks."""
 
+import csv
 import os
 import secrets
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from robustft import config
@@ -14,17 +16,41 @@ from robustft import config
 WANDB_ID = "wandb_id.txt"
 
 
-def make_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
-    """The configured loggers, writing into the run's folder."""
+def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) -> list[Logger]:
+    """The configured loggers, writing into the run's folder.
+
+    Args:
+        resume_at: optimiser steps that an interrupted run has behind it: what was logged of them stays.
+    """
     loggers: list[Logger] = []
     for kind, node in cfg.logger.items():
         options = {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}
         options.pop("_target_")
         if kind == "csv":
-            loggers.append(CSVLogger(save_dir=folder, name="", version="", **options))
+            loggers.append(_csv(folder, options, resume_at))
         else:
             loggers.append(_wandb(cfg, folder, options))
     return loggers
+
+
+def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLogger:
+    """Lightning's logger, which deletes what it finds: the rows of the steps before ``resume_at`` are put back."""
+    path = folder / "metrics.csv"
+    rows, names = [], []
+    if resume_at is not None and path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) < resume_at]
+            names = list(reader.fieldnames or [])
+    logger = CSVLogger(save_dir=folder, name="", version="", **options)
+    if rows and rank_zero_only.rank == 0:
+        writer = logger.experiment
+        with path.open("w", newline="") as file:
+            lines = csv.DictWriter(file, names)
+            lines.writeheader()
+            lines.writerows(rows)
+        writer.metrics_keys = names
+    return logger
 
 
 def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogger:

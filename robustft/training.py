@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
 
-from robustft.callbacks import LAST, Interrupted, KeepState, Speed, StopOnNonFinite, progress
+from robustft.callbacks import Speed, StopOnNonFinite, progress
 from robustft.clip.classifier import Classifier
 from robustft.data.datamodule import RobustnessData
 from robustft.distillation import Distillation
 from robustft.errors import UserError
 from robustft.finetuner import Finetuner, Schedule
+from robustft.state import Interrupted, KeepBest, KeepState, Position, read_position
 
 log = logging.getLogger(__name__)
 
@@ -55,43 +56,34 @@ def train(
         UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
         KeyboardInterrupt: the run was interrupted; its message says how to resume.
     """
-    keep = bool(trainer["enable_checkpointing"])
-    guard, state = StopOnNonFinite(), KeepState(folder, save_minutes, keep)
-    best = ModelCheckpoint(
-        folder,
-        "best",
-        monitor="holdout/top1",
-        mode="max",
-        save_weights_only=True,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
-    )
-    lightning = make_trainer(trainer, folder, [guard, state, best], loggers)
+    guard, best = StopOnNonFinite(), KeepBest(folder, resume)
+    state = KeepState(folder, save_minutes, keep=bool(trainer["enable_checkpointing"]))
+    lightning = make_trainer(trainer, folder, [guard, best, state], loggers)
     data.trainer = lightning
     data.setup("fit")
     steps = planned_steps(data, lightning)
+    lightning.log_every_n_steps = min(lightning.log_every_n_steps, steps)
     speed = Speed(lambda: _describe(data, lightning, steps), data.batch_size, steps)
     lightning.callbacks.insert(0, speed)
-    checkpoint = _checkpoint(folder, data) if resume else None
     sets = data.sets if data.validate == "all" else [s for s in data.sets if s.name == "holdout"]
     schedule = Schedule(
         optimizer["lr"], optimizer["weight_decay"], tuple(optimizer["betas"]), optimizer["warmup"], steps
     )
     finetuner = Finetuner(student, sets, schedule, distillation, seed)
     student.train()
+    position = read_position(folder) if resume else None
+    if position is not None:
+        _resume(lightning, finetuner, data, position)
     try:
+        checkpoint = None if position is None else position.path
         lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as stop:
-        again = f"Resume with: python run.py resume={folder}" if keep else "Nothing was kept: sweeps keep no state"
-        raise KeyboardInterrupt(f"{stop} of {steps}. {again}") from stop
+        raise KeyboardInterrupt(f"{stop} of {steps}") from stop
     guard.check()
-    if best.best_model_path:
-        saved = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        student.load_state_dict(
-            {key.removeprefix("model."): value for key, value in saved.items() if key.startswith("model.")}
-        )
-        if lightning.is_global_zero:
-            Path(best.best_model_path).unlink(missing_ok=True)
+    lightning.strategy.barrier()  # the first process wrote the best weights, all read them
+    best.restore(student)
+    if not all(bool(value.isfinite().all()) for value in student.parameters()):
+        raise UserError("training left weights that are not finite. Lower optimizer.lr or beta.")
     return Trained(student.eval(), speed.images_per_s)
 
 
@@ -105,7 +97,7 @@ def make_trainer(
     bar = [progress()] if options["enable_progress_bar"] else []
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_checkpointing": False,  # robustft/state.py keeps what is needed
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }
     return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
@@ -149,17 +141,13 @@ def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
     return max(1, min(limits))
 
 
-def _checkpoint(folder: Path, data: RobustnessData) -> Path:
-    """``folder/last.ckpt``; the data module is told where in its epoch that state stands."""
-    path = folder / LAST
-    try:
-        loops = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["loops"]["fit_loop"]
-        progress = loops["epoch_loop.batch_progress"]
-        epoch_done = progress["is_last_batch"] or progress["current"]["ready"] == 0
-    except (OSError, KeyError, RuntimeError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Start the run again without resume=.") from error
-    data.resume_at(0 if epoch_done else progress["current"]["ready"])
-    return path
+def _resume(trainer: Trainer, finetuner: Finetuner, data: RobustnessData, position: Position) -> None:
+    """Tell the data where to go on, and make up for the evaluation that the run was stopped before."""
+    data.resume_at(position.micro_batch)
+    if position.evaluation_due and finetuner.sets:
+        trainer.fit_loop.epoch_loop._batches_that_stepped = position.step - 1  # the step it is logged under
+        loaders = [data.eval_loader(evaluation_set) for evaluation_set in finetuner.sets]
+        trainer.validate(finetuner, loaders, ckpt_path=position.path, weights_only=True, verbose=False)
 
 
 def _describe(data: RobustnessData, trainer: Trainer, steps: int) -> str:
