@@ -8,9 +8,13 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,8 +59,9 @@ def main() -> int:
         if _failures:
             raise _failures.pop()
         return _report_failed(plan.sweep, started) if plan.sweep else 0
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if _is_first_process():
+            print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
         mistake = user_error(error)
@@ -116,7 +121,29 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
     from robustft import experiment  # torch, lightning and open_clip take seconds to import
 
-    return experiment.run(cfg)
+    with _interruptions(folder, sweep=sweep):
+        return experiment.run(cfg)
+
+
+@contextmanager
+def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
+    """SIGTERM counts as Ctrl-C; what is raised says how to go on."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        # Outside of training steps Lightning turns the one into the other.
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        what = str(stop) if str(stop).startswith("interrupted") else "interrupted"
+        if sweep:
+            how = "Go on with the sweep by the same command"
+        elif runs.is_interrupted(folder):
+            how = f"Resume with: python run.py resume={_readable(folder)}"
+        else:
+            how = "Nothing was kept yet to resume from"
+        raise KeyboardInterrupt(f"{what}. {how}") from None
 
 
 def _plan(arguments: list[str]) -> Plan:
