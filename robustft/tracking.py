@@ -55,10 +55,15 @@ def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLog
 
 def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogger:
     os.environ.setdefault("WANDB_SILENT", "true")
-    offline = options.pop("offline")
+    import wandb
+
+    if wandb.run is not None:  # of a run that failed, earlier in this process: it must not take in what comes now
+        wandb.finish(exit_code=1)
     folder.mkdir(parents=True, exist_ok=True)
+    offline, tags = options.pop("offline"), options.pop("tags")
+    options.pop("log_model")  # is done in `log_results`: Lightning's way knows only its own checkpoints
     if offline is None:
-        offline = not _logged_in()
+        offline = not logged_in()
     return WandbLogger(
         save_dir=folder,
         name=cfg.run_name,
@@ -67,11 +72,19 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogge
         offline=offline,
         mode="offline" if offline else "online",
         config=dict(config.flatten(config.plain(cfg))),
+        tags=default_tags(cfg) if tags is None else tags,
         **options,
     )
 
 
-def _logged_in() -> bool:
+def default_tags(cfg: DictConfig) -> list[str]:
+    """What the run is, to filter by: method, mask and fill where it has them, model."""
+    masks = [] if cfg.mask.kind == "none" else [f"mask={cfg.mask.kind}", f"fill={cfg.fill.kind}"]
+    return [cfg.method.name, *masks, cfg.model.name]
+
+
+def logged_in() -> bool:
+    """Whether W&B has a key and is not told to stay offline."""
     import wandb
 
     return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
@@ -80,6 +93,8 @@ def _logged_in() -> bool:
 def _run_id(folder: Path) -> str:
     """W&B's id of the run in ``folder``: a resumed run goes on under the same one."""
     path = folder / WANDB_ID
+    if rank_zero_only.rank != 0:
+        return "of-the-first-process"  # the others log nothing
     if not path.exists():
         path.write_text(secrets.token_hex(4))
     return path.read_text().strip()
@@ -88,16 +103,20 @@ def _run_id(folder: Path) -> str:
 def log_results(
     loggers: Sequence[Logger], accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
 ) -> None:
-    """The run's result: accuracies as summary metrics everywhere; on W&B the table of sets and the gallery too."""
+    """The run's result: accuracies as summary metrics everywhere; on W&B the table of sets and the gallery too.
+
+    The model follows as an artifact where ``logger.wandb.log_model`` asks for it and the run has kept one.
+    """
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
 
             run = logger.experiment
             run.summary.update({**accuracies, "wall_s": record["wall_s"]})
-            run.log({"results": wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))})
-            for path in gallery:
-                run.log({f"gallery/{path.stem}": wandb.Image(str(path))})
+            table = wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))
+            run.log({"results": table} | {f"gallery/{path.stem}": wandb.Image(str(path)) for path in gallery})
+            if record["config"]["logger"]["wandb"]["log_model"] and record["checkpoint"]:
+                _log_model(run, Path(logger.save_dir) / record["checkpoint"], accuracies)
         else:
             logger.log_metrics({f"final/{name}": value for name, value in accuracies.items()})
         logger.finalize("success")
@@ -105,6 +124,14 @@ def log_results(
         import wandb
 
         wandb.finish()
+
+
+def _log_model(run: Any, path: Path, accuracies: dict[str, float]) -> None:
+    import wandb
+
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=accuracies)
+    artifact.add_file(str(path))
+    run.log_artifact(artifact)
 
 
 def _rows(record: dict[str, Any]) -> list[list[Any]]:
