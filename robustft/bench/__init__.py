@@ -1,0 +1,1 @@
+"""How fast the training step is: ``python -m robustft.bench``, against a direct implementation and vanilla."""

@@ -1,0 +1,169 @@
+"""The training steps that are compared, each with everything it needs: zero_grad to the optimiser's step."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor, nn
+
+from robustft.bench import direct
+from robustft.clip.classifier import Architecture, Classifier
+from robustft.clip.weights import create_clip
+from robustft.clip.zeroshot import preprocess_of
+from robustft.distillation import Distillation, make_distillation
+from robustft.errors import UserError
+from robustft.finetuner import AUTOCAST, Finetuner, Schedule
+
+# Name of a model -> (open_clip's name, classes).
+MODELS = {
+    "tiny": ("tiny", 10),
+    "vitb32": ("ViT-B-32-quickgelu", 1000),
+    "vitb16": ("ViT-B-16-quickgelu", 1000),
+}
+# Forwards of the backbone per image that a step is worth; vanilla is forward and backward of x.
+FORWARDS = {"vanilla": 3, "direct": 9, "exact": 8, "one_backward": 8, "cached": 7}
+BETA, THRESHOLD = 30.0, 0.3
+MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "source": "student", "layers": None}
+
+
+@dataclass
+class Bench:
+    """Models with random weights, a batch, and a step for every variant.
+
+    Variants are named after the step (see ``FORWARDS``), with "_fp32" in float32, else in ``precision``:
+    vanilla fine-tuning; ``direct.py``; ours; ours with one backward pass of both terms, x's graph alive all along;
+    ours with maps that are known already.
+    """
+
+    model: str
+    batch: int
+    precision: str
+    device: str
+    seed: int = 0
+    _optimizers: dict[int, torch.optim.Optimizer] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        side = self.student.visual.image_size[0]
+        self.x = torch.randn(self.batch, 3, side, side, generator=generator).to(self.device)
+        classes = self.student.head.out_features
+        self.y = torch.randint(classes, (self.batch,), generator=generator).to(self.device)
+        patches = self.student.patches
+        self.maps = torch.rand(self.batch, patches, generator=generator).to(self.device)
+
+    @cached_property
+    def student(self) -> Classifier:
+        name, classes = MODELS[self.model]
+        clip = create_clip(name, None, self.seed)
+        torch.manual_seed(self.seed)
+        head = nn.Linear(clip.visual.output_dim, classes)
+        return Classifier(clip.visual, head, Architecture(name, {}, preprocess_of(name, None))).to(self.device)
+
+    @cached_property
+    def teacher(self) -> Classifier:
+        """Not the student's twin: a distance of zero would hide mistakes."""
+        teacher = deepcopy(self.student)
+        generator = torch.Generator(self.device).manual_seed(self.seed + 1)
+        with torch.no_grad():
+            for weight in teacher.parameters():
+                noise = torch.randn(weight.shape, generator=generator, device=self.device)
+                weight += 0.05 * weight.abs().mean() * noise
+        return teacher.eval().requires_grad_(False)
+
+    @cached_property
+    def direct_student(self) -> direct.DirectClassifier:
+        return direct.DirectClassifier.like(self.student)
+
+    @cached_property
+    def direct_teacher(self) -> direct.DirectClassifier:
+        return direct.DirectClassifier.like(self.teacher).eval().requires_grad_(False)
+
+    def autocast(self, variant: str) -> torch.dtype | None:
+        """What a variant computes in; None: float32."""
+        return None if variant.endswith("_fp32") else AUTOCAST.get(self.precision)
+
+    def step(self, variant: str) -> Callable[[], None]:
+        """A whole training step; ready to be called many times."""
+        backward = self.backward(variant)
+        model = self.direct_student if variant.startswith("direct") else self.student
+        optimizer = self._optimizers.setdefault(
+            id(model), torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
+        )
+
+        def step() -> None:
+            optimizer.zero_grad()
+            backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+
+        return step
+
+    def backward(self, variant: str) -> Callable[[], Tensor]:
+        """Computes the loss and leaves its gradients in the parameters."""
+        dtype, kind = self.autocast(variant), variant.removesuffix("_fp32")
+        random = torch.Generator(self.device).manual_seed(self.seed)
+        precision = partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
+        distillation = None if kind == "vanilla" else self._distillation(dtype)
+        if kind == "direct":
+            return partial(self._direct, precision, random, distillation)
+        if kind == "cached":
+            distillation = distillation.with_maps(self.maps)
+        finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+        later: list[Tensor] = []
+        back = later.append if kind == "one_backward" else Tensor.backward
+
+        def backward() -> Tensor:
+            with precision():
+                loss = finetuner.objective(self.x, self.y, random, back, indices=torch.arange(self.batch))["loss"]
+            rest = sum(later, loss)
+            later.clear()
+            rest.backward()
+            return loss.detach()
+
+        return backward
+
+    def _distillation(self, dtype: torch.dtype | None) -> Distillation:
+        teacher = self.teacher
+        if dtype is not None:
+            teacher = deepcopy(teacher)
+            teacher.keep_in(dtype)
+        return make_distillation(teacher, beta=BETA, mask=MASK, fill="single")
+
+    def _direct(self, precision: Callable, random: torch.Generator, distillation: Distillation) -> Tensor:
+        with precision():
+            loss = direct.objective(
+                self.direct_student,
+                self.direct_teacher,
+                self.x,
+                self.y,
+                random,
+                mask=distillation.mask,
+                fill=distillation.fill,
+                beta=BETA,
+            )
+        loss.backward()
+        return loss.detach()
+
+    def check(self) -> float:
+        """The largest difference of a gradient between the direct step and ours in float32, relative to its largest
+        magnitude.
+
+        Raises:
+            UserError: the two steps do not compute the same loss and gradients.
+        """
+        losses = [float(self.backward(variant)()) for variant in ("exact_fp32", "direct_fp32")]
+        ours, theirs = dict(self.student.named_parameters()), dict(self.direct_student.named_parameters())
+        worst = max(
+            float((ours[name].grad - weight.grad).abs().max() / weight.grad.abs().max())
+            for name, weight in theirs.items()
+        )
+        for model in (self.student, self.direct_student):
+            model.zero_grad()
+        if abs(losses[0] / losses[1] - 1) > 1e-4 or worst > 1e-3:
+            raise UserError(
+                f"the direct step and ours differ: losses {losses[1]:.6g} and {losses[0]:.6g}, "
+                f"gradients by {worst:.2g} of their largest magnitude. This is a bug: please report it."
+            )
+        return worst
