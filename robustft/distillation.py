@@ -1,22 +1,23 @@
 """What the teacher says of the counterfactual sample: where to look, what to replace, how to compare."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from robustft.clip.classifier import Classifier
-from robustft.counterfactual.cam import gradcam, relevance
+from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import Counterfactual, Fill, make_fill
 from robustft.counterfactual.mask import Mask, kept_patches, make_mask
 
 Distance = Callable[[Classifier, Classifier, Counterfactual, Tensor | None], Float[Tensor, ""]]
 Explained = tuple[Tensor, Tensor, Tensor | None]
+Explain = Callable[[Classifier, Classifier, Tensor, Tensor, Tensor | None], Explained]
 
 
 @dataclass(frozen=True)
@@ -24,17 +25,29 @@ class Distillation:
     """The second term of the loss, β · distance(student, teacher) on x_cf.
 
     Attributes:
-        explain: (student, teacher, images, labels) → the student's features and logits and, if needed, the map.
+        explain: (student, teacher, images, labels, positions of the images in the training set) → the student's
+            features and logits and, if needed, the map.
         mask: None leaves the images as they are; x_cf is x.
         distance: see ``feature_distance`` and ``logit_distance``.
     """
 
     teacher: Classifier
     beta: float
-    explain: Callable[[Classifier, Classifier, Tensor, Tensor], Explained]
+    explain: Explain
     mask: Mask | None
     fill: Fill
     distance: Distance
+
+    def with_maps(self, cams: Float[Tensor, "images patches"]) -> Self:
+        """The same with maps that are known already, one for every training image."""
+        here = cams
+
+        def explain(student: Classifier, _t: Classifier, images: Tensor, _l: Tensor, indices: Tensor) -> Explained:
+            nonlocal here
+            here = here.to(images.device)  # once: a copy at every step would make the host wait for the device
+            return *_classify(student, images), here[indices]
+
+        return replace(self, explain=explain)
 
 
 def make_distillation(
@@ -95,13 +108,13 @@ def encode_frozen(teacher: Classifier, x_cf: Counterfactual) -> Float[Tensor, "b
     return features.clone()  # an inference tensor could not be saved for the student's backward pass
 
 
-def _make_explain(mask: Mapping[str, Any]) -> Callable[[Classifier, Classifier, Tensor, Tensor], Explained]:
+def _make_explain(mask: Mapping[str, Any]) -> Explain:
     if mask["kind"] in ("none", "random"):
-        return lambda student, teacher, images, labels: (*_classify(student, images), None)
-    draw = gradcam if mask["cam"] == "gradcam" else partial(relevance, layers=mask["layers"])
+        return lambda student, teacher, images, labels, indices: (*_classify(student, images), None)
+    draw = make_cam(mask["cam"], mask["layers"])
     if mask["source"] == "student":
-        return lambda student, teacher, images, labels: draw(student, images, labels)
-    return lambda student, teacher, images, labels: (
+        return lambda student, teacher, images, labels, indices: draw(student, images, labels)
+    return lambda student, teacher, images, labels, indices: (
         *_classify(student, images),
         draw(teacher, images, labels)[-1],
     )

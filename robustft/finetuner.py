@@ -21,6 +21,9 @@ from robustft.distillation import Distillation, feature_distance
 from robustft.errors import UserError
 from robustft.evaluation.evaluator import Evaluator
 
+# Precisions of Lightning's under which the teacher's weights are cast once and for all.
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -72,7 +75,9 @@ class Finetuner(Evaluator):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         measure = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # when Lightning logs
-        terms = self.objective(batch.images, batch.labels, self._random(batch_idx), self._backward, measure)
+        terms = self.objective(
+            batch.images, batch.labels, self._random(batch_idx), self._backward, measure, batch.indices
+        )
         self.terms = {name: value.detach() for name, value in terms.items()}
         for name, value in self.terms.items():
             self.log(f"train/{name}", value, prog_bar=name in ("loss", "ce", "distance", "masked"))
@@ -85,6 +90,7 @@ class Finetuner(Evaluator):
         random: torch.Generator,
         backward: Callable[[Tensor], Any],
         measure: bool = False,
+        indices: Int64[Tensor, " batch"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """The loss and its terms on a batch.
 
@@ -95,6 +101,7 @@ class Finetuner(Evaluator):
         Args:
             measure: also return the disagreements MSE(f̂, f) on the factual and on the counterfactual images (one
                 more forward of the teacher; where logits are distilled, one of both on x_cf too).
+            indices: positions of the images in the training set, for maps that are known already.
         """
         distill = self.distillation
         if distill is None:
@@ -102,7 +109,7 @@ class Finetuner(Evaluator):
             return {"loss": ce, "ce": ce}
         student, teacher = self.student, distill.teacher
 
-        features, logits, cam = distill.explain(student, teacher, x, y)  # one forward of x; the CAM comes with it
+        features, logits, cam = distill.explain(student, teacher, x, y, indices)  # one forward of x and the CAM
         ce = F.cross_entropy(logits, y)
         extra = {}
         if measure:
@@ -167,7 +174,9 @@ class Finetuner(Evaluator):
 
     def on_fit_start(self) -> None:
         if self.distillation is not None:
-            self.distillation.teacher.to(self.device)
+            teacher = self.distillation.teacher.to(self.device)
+            if self.trainer.precision in AUTOCAST:
+                teacher.keep_in(AUTOCAST[self.trainer.precision])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["schedule"] = asdict(self.schedule)

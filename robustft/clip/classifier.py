@@ -1,14 +1,18 @@
 """The network that is fine-tuned: an open_clip vision transformer and a linear head."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
+from open_clip import transformer as open_clip
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from robustft.clip.activation import QuickGELU
 from robustft.clip.attention import WatchedAttention
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
@@ -38,6 +42,8 @@ class Classifier(nn.Module):
         for block in visual.transformer.resblocks:
             if not isinstance(block.attn, WatchedAttention):
                 block.attn = WatchedAttention.wrap(block.attn)
+            if isinstance(block.mlp.gelu, open_clip.QuickGELU):
+                block.mlp.gelu = QuickGELU()
         self.visual = visual
         self.head = head
         self.architecture = architecture
@@ -90,10 +96,27 @@ class Classifier(nn.Module):
         if masked is not None:
             keys = F.pad(masked, (1, 0))[:, None, None, :]
             bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
-        tokens = visual.transformer(tokens, attn_mask=bias)
-        pooled, _ = visual._pool(tokens)
+        *blocks, last = self.blocks
+        for block in blocks:
+            tokens = self._run(block, tokens, None, None, bias)
+        pooled, _ = visual._pool(self._run(_class_token, last, tokens, bias))
         with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
             return pooled.float() @ visual.proj
+
+    def keep_in(self, dtype: torch.dtype) -> None:
+        """Hold the encoder's large weights in ``dtype``: the casts that autocast to it makes at every use, made once.
+
+        For a frozen model that is used under that autocast alone. The numbers do not change; the weights are rounded.
+        """
+        for block in self.blocks:
+            block.attn.to(dtype)
+            block.mlp.to(dtype)
+        self.visual.conv1.to(dtype)
+
+    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
+        if self.visual.transformer.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """g(f): logits of the linear head on the L2-normalised features."""
@@ -102,6 +125,15 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.encode(images))
+
+
+def _class_token(
+    block: ResidualAttentionBlock, tokens: Float[Tensor, "batch tokens width"], bias: Tensor | None
+) -> Float[Tensor, "batch 1 width"]:
+    """The class token after ``block``. Of the last block's output it is all that features are made of."""
+    seen = block.ln_1(tokens)
+    token = tokens[:, :1] + block.ls_1(block.attn(seen[:, :1], seen, seen, attn_mask=bias)[0])
+    return token + block.ls_2(block.mlp(block.ln_2(token)))
 
 
 def _require_plain(visual: nn.Module, name: str) -> None:

@@ -111,6 +111,11 @@ def gradcam(
     return features, logits, _normalise(cam)
 
 
+def make_cam(kind: str, layers: int | None = None) -> Explain:
+    """The configured map; ``layers`` is that of ``relevance``."""
+    return gradcam if kind == "gradcam" else partial(relevance, layers=layers)
+
+
 def _score(model: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     with torch.enable_grad():
         features = model.encode(images)
