@@ -22,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import Progress
 
@@ -51,8 +51,15 @@ class Entry:
         return {name for setting in self.settings for name in MODEL.findall(setting)}
 
 
-def main(file: str, entries: Iterable[Entry], summarise: Callable[[Path, Results], None]) -> None:
-    """The command of the study in ``file``; ``summarise(folder, results by name)`` writes tables and pictures."""
+def main(
+    file: str, entries: Callable[[DictConfig], Iterable[Entry]], summarise: Callable[[Path, Results], None]
+) -> None:
+    """The command of the study in ``file``.
+
+    Args:
+        entries: the runs, given the config that the command line's settings make (for its recipe).
+        summarise: writes tables and pictures, given the folder and the results by name.
+    """
     parser = argparse.ArgumentParser(description="Run a study; runs that have a result are not run again.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
@@ -62,7 +69,8 @@ def main(file: str, entries: Iterable[Entry], summarise: Callable[[Path, Results
     try:
         if arguments.settings:
             folder = folder / "_".join(runs.slug(setting) for setting in arguments.settings)
-        work = Study(list(entries), folder, arguments.settings)
+        cfg = overrides.compose_first(overrides.parse(arguments.settings))
+        work = Study(list(entries(cfg)), folder, arguments.settings)
         work.run(arguments.jobs, arguments.limit * 60)
         if missing := [entry.name for entry in work.entries if not work.result(entry).exists()]:
             raise UserError(f"{len(missing)} of {len(work.entries)} runs to go ({missing[0]} …): repeat the command.")
