@@ -70,10 +70,13 @@ def main(
         if arguments.settings:
             folder = folder / "_".join(runs.slug(setting) for setting in arguments.settings)
         cfg = overrides.compose_first(overrides.parse(arguments.settings))
-        work = Study(list(entries(cfg)), folder, arguments.settings)
-        work.run(arguments.jobs, arguments.limit * 60)
-        if missing := [entry.name for entry in work.entries if not work.result(entry).exists()]:
-            raise UserError(f"{len(missing)} of {len(work.entries)} runs to go ({missing[0]} …): repeat the command.")
+        end = time.monotonic() + 60 * arguments.limit
+        work = Study([], folder, arguments.settings)
+        while (chosen := list(entries(cfg))) != work.entries:  # what comes next may depend on results so far
+            work = Study(chosen, folder, arguments.settings)
+            work.run(arguments.jobs, end)
+            if missing := [entry.name for entry in chosen if not work.result(entry).exists()]:
+                raise UserError(f"{len(missing)} of {len(chosen)} runs to go ({missing[0]} …): repeat the command.")
         results = {entry.name: json.loads(work.result(entry).read_text()) for entry in work.entries}
         summarise(folder, results)
     except UserError as error:
@@ -118,8 +121,8 @@ class Study:
                 choose(entry)
         return list(chosen.values())
 
-    def run(self, jobs: int, seconds: float) -> None:
-        """Run what has no result, ``jobs`` at a time; start none after ``seconds``."""
+    def run(self, jobs: int, end: float) -> None:
+        """Run what has no result, ``jobs`` at a time; start none after ``end`` (of ``time.monotonic``)."""
         waiting, started = self.to_run(), time.monotonic()
         if not waiting:
             return
@@ -135,7 +138,7 @@ class Study:
             task = progress.add_task("runs", total=len(waiting))
             while waiting or running:
                 ready = [entry for entry in waiting if not entry.needs & left]
-                if time.monotonic() - started > seconds or failed:
+                if time.monotonic() > end or failed:
                     waiting, ready = [], []
                 for entry in ready[: jobs - len(running)]:
                     waiting.remove(entry)

@@ -74,7 +74,7 @@ def summarise(folder: Path, results: Results) -> None:
 
     curves = {}
     cells = {"none": ["none"]} | {f"{mask}_{fill}": list(grid(mask, fill)) for mask, fill in CELLS}
-    for cell, names in cells.items():
+    for names in cells.values():
         best = best_setting(names)
         if best is None or f"curve_{best}_beta-x{FACTORS[0]}_seed-1" not in results:
             continue
