@@ -103,9 +103,7 @@ def _project(runs: Sequence[LoggedRun], folders: Sequence[Path]) -> str:
     raise UserError(f"{where}: runs of several projects, {', '.join(projects)}. Choose one with --project")
 
 
-def workspace(
-    runs: Sequence[LoggedRun], entity: str, project: str, name: str, group: str | None = None
-) -> "Workspace":
+def workspace(runs: Sequence[LoggedRun], entity: str, project: str, name: str, group: str | None = None) -> "Workspace":
     """The dashboard of some runs. A panel stands for what at least one of them has logged."""
     import wandb_workspaces.workspaces as ws
     from wandb_workspaces import expr
@@ -135,8 +133,7 @@ def _sections(runs: Sequence[LoggedRun], accuracies: Sequence[str]) -> "list[Sec
     tables = sorted({key for run in runs for key in run.of_type("table-file")})
 
     def scatter(title: str, y: str, **options: Any) -> Any:
-        x, y = wr.SummaryMetric("id/top1"), wr.SummaryMetric(y)
-        return wr.ScatterPlot(title=title, x=x, y=y, **options)
+        return wr.ScatterPlot(title=title, x=wr.SummaryMetric("id/top1"), y=wr.SummaryMetric(y), **options)
 
     def bars(title: str, key: str) -> Any:
         return wr.BarPlot(title=title, metrics=[key], max_runs_to_show=MANY, max_bars_to_show=MANY)
@@ -145,11 +142,11 @@ def _sections(runs: Sequence[LoggedRun], accuracies: Sequence[str]) -> "list[Sec
     trade_off += [bars("ID", "id/top1"), bars("OOD average", "ood/avg")]
     shifts = [bars(_label(key), key) for key in accuracies]
     shifts += [scatter(f"{_label(key)} against ID", key) for key in accuracies]
-    curves = [
+    curves: list[Any] = [
         wr.LinePlot(title=title, x=STEP, y=[key], max_runs_to_show=MANY) for title, key in CURVES.items() if key in keys
     ]
-    gallery = [wr.MediaBrowser(title=_label(key), media_keys=[key], num_columns=1) for key in images]
-    per_set = [wr.WeavePanelSummaryTable(table_name=key) for key in tables]
+    gallery: list[Any] = [wr.MediaBrowser(title=_label(key), media_keys=[key], num_columns=1) for key in images]
+    per_set: list[Any] = [wr.WeavePanelSummaryTable(table_name=key) for key in tables]
     layout = ws.SectionLayoutSettings(columns=3, rows=2)
     wide = ws.SectionLayoutSettings(columns=1, rows=1)
     sections = [

@@ -116,7 +116,7 @@ def log_results(
             table = wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))
             run.log({"results": table} | {f"gallery/{path.stem}": wandb.Image(str(path)) for path in gallery})
             if record["config"]["logger"]["wandb"]["log_model"] and record["checkpoint"]:
-                _log_model(run, Path(logger.save_dir) / record["checkpoint"], accuracies)
+                _log_model(run, Path(str(logger.save_dir)) / record["checkpoint"], accuracies)
         else:
             logger.log_metrics({f"final/{name}": value for name, value in accuracies.items()})
         logger.finalize("success")

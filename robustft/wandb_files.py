@@ -56,7 +56,7 @@ def read_logged(folders: Iterable[Path]) -> list[LoggedRun]:
 
 
 def _add(runs: dict[str, LoggedRun], file: Path) -> None:
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # which protobuf adds
 
     run_id = file.stem.removeprefix("run-")
     run = runs.setdefault(run_id, LoggedRun(run_id))
