@@ -71,7 +71,7 @@ def test_every_object_is_seen_and_has_a_plausible_size(name):
 
 def test_masks_are_where_the_object_is():
     """Without texture, noise or anything else in the picture, object pixels differ from the background."""
-    plain = replace(SETS["scenes"], noise=0.0, clutter=1e-9, bar=0.0, dim=0.0, blur=0.0, preferred=1.0)
+    plain = replace(SETS["scenes"], noise=0.0, clutter=1e-9, bar=0.0, dim=0.0, blur=0.0, fade=0.0)
     scenes = rendered(count=256, recipe=replace(plain, home=1.0))
     images, masks = scenes.images.float(), scenes.masks[:, None].float()
     inside = (images * masks).sum((2, 3)) / masks.sum((2, 3))
@@ -97,7 +97,7 @@ def test_classes_are_balanced():
     assert len(counts) == len(CLASSES) and counts.max() - counts.min() <= 1
 
 
-@pytest.mark.parametrize(("name", "correlation"), [("train", 0.93), ("scenes_v2", 0.73), ("scenes_r", 0.4)])
+@pytest.mark.parametrize(("name", "correlation"), [("train", 0.93), ("scenes_v2", 0.73), ("scenes_r", 0.3)])
 def test_classes_are_at_home_as_often_as_asked(name, correlation):
     scenes = factors(name)
     at_home = (scenes.context == scenes.label // 2).float().mean().item()
@@ -113,9 +113,7 @@ def test_the_adversarial_set_is_never_at_home_and_has_all_other_contexts():
 def test_pretraining_factors_are_independent():
     scenes = factors("pretraining", recipe=PRETRAINING)
     for factor, values in ((scenes.context, len(CONTEXTS)), (scenes.style, len(STYLES)), (scenes.colour, 12)):
-        joint = torch.zeros(len(CLASSES), values).index_put_(
-            (scenes.label, factor), torch.ones(4000), accumulate=True
-        )
+        joint = torch.zeros(len(CLASSES), values).index_put_((scenes.label, factor), torch.ones(4000), accumulate=True)
         expected = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True) / 4000
         freedom = (len(CLASSES) - 1) * (values - 1)
         chi_squared = ((joint - expected).square() / expected).sum().item()
@@ -265,7 +263,7 @@ def test_zero_shot_accuracy_of_the_shipped_weights(clip):
     head = open_clip.build_zero_shot_classifier(clip, tiny.tokenizer(), CLASSES, TEMPLATES)
     accuracy = {}
     for name in EVALUATION_SETS:
-        scenes = rendered(name, 320, seed=1)
+        scenes = rendered(name, 640, seed=1)
         features = clip.encode_image(PREPROCESS.normalise(scenes.images), normalize=True)
         accuracy[name] = ((features @ head).argmax(1) == scenes.labels).double().mean().item()
     assert accuracy.pop("scenes") >= 0.60

@@ -29,9 +29,7 @@ def grass(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) 
 
 def sand(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     ripples = torch.sin((x * (t[0] - 0.5) + y) * (9 + 5 * t[1]) + 7 * smooth[:, 1])
-    return mix(
-        (0.70, 0.54, 0.30), (0.98, 0.88, 0.64), 0.5 + 0.2 * ripples + 0.22 * grain + 0.3 * (t[2] - 0.5)
-    )
+    return mix((0.70, 0.54, 0.30), (0.98, 0.88, 0.64), 0.5 + 0.2 * ripples + 0.22 * grain + 0.3 * (t[2] - 0.5))
 
 
 def brick(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
@@ -56,9 +54,7 @@ def wood(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -
 def snow(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:
     drifts = torch.sin(y * (4 + 3 * t[0]) + 3 * torch.sin(x * (1.5 + t[1]) + 6 * t[2]) + 3 * smooth[:, 2])
     flakes = (grain > 1.9).float()
-    return mix(
-        (0.66, 0.74, 0.86), (0.97, 0.98, 1.00), 0.5 + 0.35 * drifts + 0.6 * flakes + 0.3 * (t[3] - 0.5)
-    )
+    return mix((0.66, 0.74, 0.86), (0.97, 0.98, 1.00), 0.5 + 0.35 * drifts + 0.6 * flakes + 0.3 * (t[3] - 0.5))
 
 
 def sky(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) -> Image:

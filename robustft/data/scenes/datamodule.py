@@ -134,17 +134,11 @@ class ScenesData(RobustnessData):
             raise UserError(f"data.correlation={self.correlation}: give a probability from 0 to 1.")
         for name, shown in self.shown.items():
             if name not in EVALUATION_SETS:
-                raise UserError(
-                    f"data.sets.{name}: there is no such set; there are {', '.join(EVALUATION_SETS)}."
-                )
+                raise UserError(f"data.sets.{name}: there is no such set; there are {', '.join(EVALUATION_SETS)}.")
             if not (shown is None or isinstance(shown, bool)):
-                raise UserError(
-                    f"data.sets.{name}={shown}: the scenes are rendered; give false to leave the set out."
-                )
+                raise UserError(f"data.sets.{name}={shown}: the scenes are rendered; give false to leave the set out.")
         if self.shown["scenes"] is False:
-            raise UserError(
-                "data.sets.scenes=false: the ID set is what the shifts are compared with; keep it."
-            )
+            raise UserError("data.sets.scenes=false: the ID set is what the shifts are compared with; keep it.")
 
 
 def correlated(recipe: Recipe, correlation: float) -> Recipe:

@@ -43,38 +43,42 @@ class Recipe:
     preferred: float = 0.0  # probability of the class's own colour, else any colour
     foreign: float = 0.0  # probability of another class's own colour
     styles: Mapping[str, float] | None = None  # weights; None: photos
-    scale: tuple[float, float] = (0.45, 0.82)
+    scale: tuple[float, float] = (0.42, 0.80)
     turn: float = 30.0
     aspect: float = 0.10  # standard deviation of log(width / height)
     noise: float = 0.05
     clutter: float = 2.0  # mean number of clutter shapes (Poisson, at most CLUTTER)
-    bar: float = 0.25  # probability of a bar across the object
-    dim: float = 0.35  # probability of low contrast
-    blur: float = 0.25
+    bar: float = 0.2  # probability of a bar across the object
+    dim: float = 0.3  # probability of low contrast
+    blur: float = 0.2
+    fade: float = 0.33  # probability of an object that the background shines through
+    visible: tuple[float, float] = (0.05, 0.30)  # opacity of such an object
 
 
 PRETRAINING = Recipe(
     home=0.0, styles={"photo": 0.50, "sketch": 0.14, **{style: 0.09 for style in RENDITIONS}},
-    scale=(0.50, 0.95), turn=35.0, noise=0.025, clutter=0.5, bar=0.03, dim=0.05, blur=0.05,
+    scale=(0.50, 0.95), turn=35.0, noise=0.025, clutter=0.5, bar=0.03, dim=0.05, blur=0.05, fade=0.0,
 )  # fmt: skip
 CORRELATION = 0.93  # of class and context in training and ID images
 ID = Recipe(home=CORRELATION, preferred=0.6)
+RENDITION = Recipe(
+    home=0.3, preferred=0.3, styles=RENDITIONS, scale=(0.38, 0.80), noise=0.06, blur=0.2, fade=0.0,
+)  # fmt: skip
 SETS: dict[str, Recipe] = {
     "train": ID,
     "scenes": ID,
     "scenes_v2": replace(
-        ID, home=0.73, preferred=0.3, scale=(0.43, 0.78), turn=35.0, noise=0.06, clutter=2.5,
+        ID, home=0.73, preferred=0.3, scale=(0.40, 0.76), turn=35.0, noise=0.06, clutter=2.5, fade=0.3,
     ),
-    "scenes_r": Recipe(
-        home=0.4, preferred=0.3, styles=RENDITIONS, scale=(0.42, 0.90),
-        noise=0.03, clutter=1.0, bar=0.1, dim=0.1, blur=0.1,
+    "scenes_r": RENDITION,
+    "scenes_sketch": replace(RENDITION, styles={"sketch": 1.0}),
+    "scenes_objectnet": replace(
+        ID, home=0.0, preferred=0.0, scale=(0.40, 0.90), turn=60.0, aspect=0.25, noise=0.06,
+        bar=0.12, dim=0.4, blur=0.3, fade=0.1,
     ),
-    "scenes_sketch": Recipe(
-        home=0.4, styles={"sketch": 1.0}, scale=(0.42, 0.90),
-        noise=0.03, clutter=1.0, bar=0.1, dim=0.1, blur=0.1,
+    "scenes_a": replace(
+        ID, home=None, preferred=0.0, foreign=0.5, noise=0.08, clutter=3.0, dim=0.5, fade=0.15, visible=(0.15, 0.40),
     ),
-    "scenes_objectnet": Recipe(home=0.0, scale=(0.42, 0.95), turn=75.0, aspect=0.25, bar=0.12),
-    "scenes_a": Recipe(home=None, foreign=0.5, noise=0.055, clutter=2.5),
 }  # fmt: skip
 
 
@@ -100,6 +104,7 @@ class Scenes:
     bar: Float[Tensor, "batch 4"]  # shown, offset, angle, colour (all 0...1)
     contrast: Float[Tensor, " batch"]
     blur: Float[Tensor, " batch"]
+    opacity: Float[Tensor, " batch"]  # of the object
     noise: float
     fields: Float[Tensor, "batch 3 grid grid"]  # knots of smooth random fields, uniform
     grain: Float[Tensor, "batch 4 height width"]  # per pixel, normal: sensor noise (RGB) and texture
@@ -187,6 +192,7 @@ def draw(recipe: Recipe, indices: Sequence[int], size: int, seed: int, name: str
         bar=bar,
         contrast=torch.where(dice.chance(recipe.dim), dice.uniform(0.35, 0.7), 1.0),
         blur=torch.where(dice.chance(recipe.blur), dice.uniform(0.5, 1.0), 0.0),
+        opacity=torch.where(dice.chance(recipe.fade), dice.uniform(*recipe.visible), 1.0),
         noise=recipe.noise,
         fields=torch.from_numpy(fields),
         grain=torch.from_numpy(grain),

@@ -104,16 +104,17 @@ def objects(
         rows = (scenes.label == number).nonzero()[:, 0]
         if not len(rows):
             continue
-        px, py = turned(
-            x - plane(scenes.centre[rows, 0]), y - plane(scenes.centre[rows, 1]), scenes.angle[rows]
-        )
+        px, py = turned(x - plane(scenes.centre[rows, 0]), y - plane(scenes.centre[rows, 1]), scenes.angle[rows])
         stretch = (scenes.aspect[rows] / 2).exp()
         scale = scenes.scale[rows]
         flip = torch.where(scenes.mirrored[rows], -1.0, 1.0)
         px, py = px / plane(scale * stretch * flip), py / plane(scale / stretch)
         parts = SHAPES[name](px, py, [plane(column) for column in scenes.shape[rows].unbind(1)])
         unit = plane(scale) * (size / 2)  # pixels per object unit
-        image[rows], ink[rows], mask[rows] = one_class(image[rows], scenes, rows, parts, px, py, unit)
+        drawn, lines, mask[rows] = one_class(image[rows], scenes, rows, parts, px, py, unit)
+        opacity = plane(scenes.opacity[rows])
+        image[rows] = torch.lerp(image[rows], drawn, opacity[:, None])
+        ink[rows] = lines * opacity
     return image, ink, mask
 
 

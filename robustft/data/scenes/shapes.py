@@ -177,9 +177,7 @@ def car(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     height, cabin = between(p[0], 0.2, 0.28), between(p[1], 0.36, 0.5)
     shift = between(p[2], -0.2, 0.1)
     body = box(x, y + 0.12, 0.97, height, 0.12)
-    roof = trapezoid(
-        x - shift, y - height - cabin / 2 + 0.14, between(p[3], 0.62, 0.72), 0.4, cabin / 2 + 0.02
-    )
+    roof = trapezoid(x - shift, y - height - cabin / 2 + 0.14, between(p[3], 0.62, 0.72), 0.4, cabin / 2 + 0.02)
     pane = trapezoid(x - shift, y - height - cabin / 2 + 0.14, 0.48, 0.3, cabin / 2 - 0.1)
     pane = pane.maximum(0.05 - (x - shift).abs())
     radius = between(p[4], 0.2, 0.27)
