@@ -93,10 +93,10 @@ class Bench:
         )
 
         def step() -> None:
-            optimizer.zero_grad()
             backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+            optimizer.zero_grad()
 
         return step
 

@@ -1,0 +1,158 @@
+"""Times the training step: ``python -m robustft.bench --model vitb32 --batch 16 --json FILE``.
+
+In one run, on random weights and images: vanilla fine-tuning, the method written directly (robustft/bench/direct.py,
+checked to give the same loss and gradients), ours, and ours with known maps, each in the precision that training
+picks on this machine and in float32.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
+from robustft.bench.steps import FORWARDS, MODELS, Bench
+from robustft.errors import UserError
+from robustft.training import resolve_precision
+
+VARIANTS = ("vanilla", "direct", "exact", "cached")
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the table, write the JSON.
+
+    Raises:
+        UserError: the direct step and ours differ, a variant does not fit into memory.
+    """
+    options = parse(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    precision = resolve_precision(options.precision, options.device)
+    bench = Bench(options.model, options.batch, precision, options.device)
+    if options.peak_of:
+        print(peak_bytes(bench.step(options.peak_of), options.device))
+        return
+
+    console = Console()
+    difference = bench.check()
+    kinds = [*VARIANTS, *(["one_backward"] if options.one_backward else [])]
+    names = [name + suffix for suffix in ("", "_fp32") for name in kinds]
+    measured = [name for name in names if name.endswith("_fp32") or precision != "32-true"]
+    with Progress(console=console, transient=True) as bar:
+        task = bar.add_task("", total=(options.rounds + 1) * len(measured))
+        seconds = median_seconds(
+            {name: bench.step(name) for name in measured},
+            options.rounds,
+            options.device,
+            lambda name: bar.update(task, advance=1, description=name),
+        )
+        bar.update(task, description="memory", total=len(measured), completed=0)
+        peaks: dict[str, int | None] = {}
+        for name in measured:
+            peaks[name] = peak_of(name, options, bench)
+            bar.advance(task)
+    if precision == "32-true":  # the default precision and float32 are one
+        seconds |= {name: seconds[f"{name}_fp32"] for name in kinds}
+        peaks |= {name: peaks[f"{name}_fp32"] for name in kinds}
+    record = {
+        "model": options.model,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "precision": precision,
+        "machine": machine(options.device),
+        "gradient_difference": difference,
+        "variants": {name: variant(name, seconds, options.batch) | {"peak_bytes": peaks[name]} for name in names},
+    }
+    console.print(table(record))
+    if options.json:
+        write(options.json, record)
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m robustft.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="vitb32")
+    parser.add_argument("--batch", type=int, default=16, help="images per step")
+    parser.add_argument("--precision", choices=("auto", "bf16-mixed", "32-true"), default="auto")
+    parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--one-backward", action="store_true", help="also ours with x's graph kept to the end")
+    parser.add_argument("--peak-of", metavar="VARIANT", help="print the peak memory of one step, in bytes; no more")
+    return parser.parse_args(arguments)
+
+
+def peak_of(name: str, options: argparse.Namespace, bench: Bench) -> int | None:
+    """On a CPU in a process of its own, whose memory holds nothing else."""
+    if options.device == "cuda":
+        return peak_bytes(bench.step(name), "cuda")
+    chosen = {key: getattr(options, key) for key in ("model", "batch", "precision", "device", "threads")}
+    passed = [f"--{key}={value}" for key, value in chosen.items() if value is not None]
+    return peak_bytes_apart([*passed, f"--peak-of={name}"])
+
+
+def variant(name: str, seconds: dict[str, float], batch: int) -> dict[str, float]:
+    """Rates and ratios; ``vs_vanilla`` is at equal precision, ``vs_direct`` against the direct step in float32."""
+    kind, suffix = name.removesuffix("_fp32"), "_fp32" if name.endswith("_fp32") else ""
+    vs_vanilla = seconds[name] / seconds[f"vanilla{suffix}"]
+    return {
+        "images_per_s": batch / seconds[name],
+        "vs_direct": seconds["direct_fp32"] / seconds[name],
+        "vs_vanilla": vs_vanilla,
+        "floor_share": FORWARDS[kind] / FORWARDS["vanilla"] / vs_vanilla,
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    info = {"device": device, "cpu": _cpu(), "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+    info |= {"torch": torch.__version__, "python": platform.python_version(), "load": os.getloadavg()[0]}
+    return info | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
+
+
+def _cpu() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def table(record: dict[str, Any]) -> Table:
+    machine = record["machine"]
+    title = f"{record['model']}, batch {record['batch']}, {machine.get('gpu') or machine['cpu']}, {record['precision']}"
+    shown = Table(title=f"{title}, medians of {record['rounds']} rounds")
+    shown.add_column("step")
+    for heading in ("images/s", "× direct fp32", "cost in vanilla steps", "share of floor", "peak memory"):
+        shown.add_column(heading, justify="right")
+    for name, values in record["variants"].items():
+        peak = values["peak_bytes"]
+        shown.add_row(
+            name.replace("_", " "),
+            f"{values['images_per_s']:.2f}",
+            f"{values['vs_direct']:.2f}",
+            f"{values['vs_vanilla']:.2f}",
+            f"{values['floor_share']:.2f}",
+            "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
+        )
+    return shown
+
+
+def write(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(record, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
