@@ -20,7 +20,7 @@ RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|save_minutes|sweep|check|logger\..*|data\.(num_workers|eval_batch_size|validate)"
+    r"(run_dir|run_name|resume|save_minutes|sweep|check|prepare|logger\..*|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
     r"|enable_.*|val_check_interval|check_val_every_n_epoch|num_sanity_val_steps|plugins|model_registry))"
 )
@@ -84,12 +84,14 @@ RULES: dict[str, Rule] = {
     "seed": ((lambda value: _whole(value, 0) and value < 2**32), "a whole number from 0 to 4294967295"),
     "sweep": _or_null(TEXT),
     "check": _or_null(_one_of("data")),
+    "prepare": FLAG,
     "init": _or_null(TEXT),
     "teacher": _or_null(TEXT),
     "checkpoint": _or_null(TEXT),
     "resume": _or_null(TEXT),
     "save_minutes": NOT_NEGATIVE,
     "model.pretrained": _or_null(TEXT),
+    "model.grad_checkpointing": FLAG,
     "optimizer.lr": POSITIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,
     "optimizer.warmup": FRACTION,
@@ -100,9 +102,14 @@ RULES: dict[str, Rule] = {
     "method.probe.lr": POSITIVE,
     "method.probe.epochs": COUNT,
     "data.root": _or_null(TEXT),
+    "data.prepared": (
+        (lambda value: value is None or value is False or TEXT[0](value)),
+        "a folder, null (prepared/ under data.root), or false",
+    ),
+    "data.lossy": FLAG,
     "data.batch_size": COUNT,
     "data.eval_batch_size": COUNT,
-    "data.holdout": _or_null(COUNT),
+    "data.holdout": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
     "data.holdout_seed": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
     "data.eval_images": _or_null(COUNT),
     "data.num_workers": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
@@ -226,6 +233,9 @@ def _check_inputs(cfg: DictConfig) -> None:
             " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
             " objectnet-1.0, imagenet-a; docs/data.md lists all)"
         )
+    prepared = cfg.data.get("prepared")
+    if prepared and not cfg.prepare and not Path(prepared).expanduser().is_dir():
+        raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
