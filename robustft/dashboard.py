@@ -71,26 +71,37 @@ def dashboard(arguments: argparse.Namespace) -> None:
         raise UserError(f"no run of {shown} in {', '.join(map(str, arguments.runs))}")
     if not any("ood/avg" in run.summary for run in runs):
         raise UserError(f"none of the {len(runs)} runs has logged ood/avg: no finished run with a shift set yet")
-    online = not arguments.dry_run and logged_in()
-    entity = arguments.entity or next((run.entity for run in runs if run.entity), None)
-    if online and entity is None:
-        import wandb
-
-        entity = wandb.Api().default_entity
+    entity = arguments.entity or next((run.entity for run in runs if run.entity), "")
     name = arguments.name or " · ".join(["ID and OOD", *filter(None, [group])])
-    space = workspace(runs, entity or "you", project, name, group or None)
+    space = workspace(runs, entity, project, name, group or None)
     spec = space._spec
     panels = sum(len(section.panels) for section in space.sections)
     print(f"{len(runs)} runs of project {project}: {panels} panels, {len(used_keys(spec))} logged keys")
-    if not online:
+    if arguments.dry_run or not logged_in():
         write(arguments.out, json.dumps(spec, indent=1) + "\n")
         print(f"Specification: {arguments.out}. To create it on W&B:")
         print("  wandb login")
         print(f"  wandb sync $(find {' '.join(map(str, arguments.runs))} -name 'offline-run-*')")
         print("  and this command again")
         return
-    space.save()
-    print(f"Dashboard: {space.url}")
+    print(f"Dashboard: {create(space)}")
+
+
+def create(space: "Workspace") -> str:
+    """Create a dashboard on the W&B server that the user is logged in to; its address.
+
+    Raises:
+        UserError: the server did not answer, or refused.
+    """
+    import wandb
+
+    try:
+        space.entity = space.entity or str(wandb.Api().default_entity)
+        space.save()
+        return space.url
+    except Exception as error:  # whatever comes from the network or the server
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise UserError(f"W&B did not take the dashboard: {reason[0]}. --dry-run leaves it as a file") from error
 
 
 def _project(runs: Sequence[LoggedRun], folders: Sequence[Path]) -> str:

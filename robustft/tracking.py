@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from robustft import config
 
@@ -24,7 +24,7 @@ def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) ->
     """
     loggers: list[Logger] = []
     for kind, node in cfg.logger.items():
-        options = {str(key): value for key, value in OmegaConf.to_container(node, resolve=True).items()}
+        options = config.container(node, resolve=True)
         options.pop("_target_")
         if kind == "csv":
             loggers.append(_csv(folder, options, resume_at))
@@ -43,7 +43,7 @@ def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLog
             rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) < resume_at]
             names = list(reader.fieldnames or [])
     logger = CSVLogger(save_dir=folder, name="", version="", **options)
-    if rows and rank_zero_only.rank == 0:
+    if rows and _first_process():
         writer = logger.experiment
         with path.open("w", newline="") as file:
             lines = csv.DictWriter(file, names)
@@ -90,10 +90,14 @@ def logged_in() -> bool:
     return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
 
 
+def _first_process() -> bool:
+    return not getattr(rank_zero_only, "rank", 0)
+
+
 def _run_id(folder: Path) -> str:
     """W&B's id of the run in ``folder``: a resumed run goes on under the same one."""
     path = folder / WANDB_ID
-    if rank_zero_only.rank != 0:
+    if not _first_process():
         return "of-the-first-process"  # the others log nothing
     if not path.exists():
         path.write_text(secrets.token_hex(4))
