@@ -59,6 +59,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
 
         check(this.data)
         return None
+    if cfg.prepare:
+        this.data.prepare(training=cfg.method.trains)
+        return None
     this.data.verify(training=cfg.method.trains)
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files
+from robustft.data.prepared import PreparedImages
 from robustft.data.sets import OFFICIAL_IMAGES
 from robustft.errors import UserError
 
@@ -34,8 +35,8 @@ def check(datamodule: RobustnessData) -> dict[str, Any]:
 
 def inspect(datamodule: RobustnessData) -> dict[str, Any]:
     """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the
-    published set, None if unknown), `damaged` (path -> reason; every image is decoded) and `error` (None if
-    the set is as it should be, its damaged images aside).
+    published set, None if unknown), `damaged` (path -> reason; every image is decoded, or read in the prepared copy
+    that a run would use) and `error` (None if the set is as it should be, its damaged images aside).
     """
     record: dict[str, Any] = {}
     for name, find in datamodule.parts().items():
@@ -52,6 +53,9 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
             paths = [images.path(i) for i in range(len(images))]
             found["path"] = str(images.root)
             found["damaged"] = damaged_files(paths, thorough=True, title=f"Decoding {name}")
+        elif isinstance(images, PreparedImages):
+            found["path"] = str(images.folder)
+            found["damaged"] = images.damaged(f"Reading {name}")
     return record
 
 

@@ -90,6 +90,17 @@ class RobustnessData(LightningDataModule, ABC):
         if training:
             self._check_batch_size()
 
+    def prepare(self, training: bool = True) -> None:
+        """Make prepared copies of image files; subclasses that have files do.
+
+        Args:
+            training: False for an evaluation alone, see `verify`.
+
+        Raises:
+            UserError: there is nothing to prepare.
+        """
+        raise UserError(f"prepare=true: data={self.name} makes its images in memory, there is nothing to prepare.")
+
     def parts(self) -> dict[str, Callable[[], ImageSet]]:
         """What to look at, one by one, when the data is checked."""
         return {"train": self.training_set} | {

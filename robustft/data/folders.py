@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from robustft.data.sets import EvaluationSet, Preprocess
+from robustft.data.sets import EvaluationSet, ImageSet, Preprocess
 from robustft.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -82,7 +82,7 @@ class ImageFolders(Dataset):
         return f"{self.root}/{self.key(index)}"
 
 
-def folder_set(name: str, images: ImageFolders, right: Sequence[Sequence[int]], classes: int) -> EvaluationSet:
+def folder_set(name: str, images: ImageSet, right: Sequence[Sequence[int]], classes: int) -> EvaluationSet:
     """An evaluation set of folders; `right[label]` lists the classes that are right for that label."""
     correct = torch.zeros(len(right), classes, dtype=torch.bool)
     for label, of_label in enumerate(right):

@@ -17,19 +17,26 @@ evaluates like the whole), except that training needs at least one image of ever
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files, folder_set
 from robustft.data.loading import usable_cpus
 from robustft.data.objectnet import BORDER, read_label_sets
+from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.sets import EvaluationSet, ImageSet
 from robustft.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # In the order of the reports: the ID set, then the shifts.
 USUAL_NAMES = {
@@ -74,6 +81,8 @@ class ImageNetData(RobustnessData):
     Args:
         root: the folder under which the sets are looked for.
         sets: per set its own path, or False to leave it out; None (or absent): look under `root`.
+        prepared: the folder of prepared copies (`prepared.py`); None: `prepared/` under `root`; False: use none.
+        lossy: train on the smaller, lossy prepared copy, which must be there.
         classes: other classes than the 1000 (tests).
         options: of every data module, see `RobustnessData`.
     """
@@ -85,13 +94,15 @@ class ImageNetData(RobustnessData):
         *,
         root: str | None = None,
         sets: Mapping[str, str | bool | None] | None = None,
+        prepared: str | bool | None = None,
+        lossy: bool = False,
         classes: ImageNetClasses | None = None,
         **options,
     ) -> None:
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
         super().__init__(**options)
-        self.root = root
+        self.root, self.prepared, self.lossy = root, prepared, lossy
         self.classes = classes or official_classes()
         self.class_names = self.classes.names
         self.templates = OPENAI_IMAGENET_TEMPLATES  # the 80 prompts of OpenAI's ensemble
@@ -134,20 +145,26 @@ class ImageNetData(RobustnessData):
 
     def verify(self, training: bool = True) -> None:
         """Everything found, all classes there, no file truncated; names all that is wrong at once."""
-        parts = self.parts()
-        if not training and self.holdout == 0:
-            del parts["imagenet_train"]
-        problems = []
-        for find in parts.values():
-            try:
-                find()
-            except UserError as error:
-                problems.append(str(error))
-        if problems:
-            raise UserError("\n".join(dict.fromkeys(problems)))
+        found = self._find_all(training, self.parts())
         super().verify(training)
+        if prepared := [name for name, images in found.items() if isinstance(images, PreparedImages)]:
+            log.info("prepared copies of %s in %s", ", ".join(prepared), self._place)
         if os.environ.get("LOCAL_RANK", "0") == "0":
             self._refuse_damaged_files(training)
+
+    def prepare(self, training: bool = True) -> None:
+        """Make prepared copies of the sets, or bring them up to date.
+
+        Raises:
+            UserError: a set is missing or wrong, an image cannot be read, or there is no place for the copies.
+        """
+        from robustft.data.prepare import prepare
+
+        files = {name: partial(lambda n: self._files(n)[0], name) for name in self.set_names}
+        found = self._find_all(training, {"imagenet_train": self._training_files} | files)
+        if self._place is None:
+            raise UserError("prepare=true: no folder for the copies. Give data.prepared=DIR, or data.root=DIR.")
+        prepare(found, self._place, self.lossy)
 
     def find(self, name: str) -> Path:
         """Where a set is.
@@ -176,7 +193,10 @@ class ImageNetData(RobustnessData):
         )
 
     @cached_property
-    def _training_set(self) -> ImageFolders:
+    def _training_set(self) -> ImageFolders | PreparedImages:
+        return self._open("imagenet_train", self._training_files(), self.lossy)
+
+    def _training_files(self) -> ImageFolders:
         folder = self._split_folder("train")
         images = ImageFolders(folder, self.classes.wnids, self.preprocess)
         counts = images.labels.bincount(minlength=len(self.classes.wnids))
@@ -195,6 +215,43 @@ class ImageNetData(RobustnessData):
         return folder
 
     def _scan(self, name: str) -> EvaluationSet:
+        files, right = self._files(name)
+        return folder_set(name, self._open(name, files), right, self.num_classes)
+
+    def _open(self, name: str, files: ImageFolders, lossy: bool = False) -> ImageFolders | PreparedImages:
+        if self._place is not None:
+            return open_copy(name, files, self._place, lossy)
+        if lossy:
+            raise UserError("data.lossy=true reads a prepared copy: it does not go with data.prepared=false.")
+        return files
+
+    @property
+    def _place(self) -> Path | None:
+        """The folder of the prepared copies."""
+        if self.prepared is False or (self.prepared is None and self.root is None):
+            return None
+        return Path(str(self.prepared or f"{self.root}/prepared")).expanduser()
+
+    def _find_all(self, training: bool, parts: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """What these parts give, less the training images where nothing needs them.
+
+        Raises:
+            UserError: naming all that is missing or wrong.
+        """
+        found, problems = {}, []
+        for name, find in parts.items():
+            if name == "imagenet_train" and not training and self.holdout == 0:
+                continue
+            try:
+                found[name] = find()
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            raise UserError("\n".join(dict.fromkeys(problems)))
+        return found
+
+    def _files(self, name: str) -> tuple[ImageFolders, list[list[int]]]:
+        """The files of an evaluation set, and per folder the classes that are right for its images."""
         wnids, border = self.classes.wnids, 0
         ignored: list[str] = []
         folder = self._split_folder("val") if name == "imagenet" else self.find(name)
@@ -208,17 +265,19 @@ class ImageNetData(RobustnessData):
         else:
             right = {wnid: [k] for k, wnid in enumerate(wnids)}
         images = ImageFolders(folder, list(right), self.preprocess, border=border, ignored=ignored)
-        return folder_set(name, images, list(right.values()), self.num_classes)
+        return images, list(right.values())
 
     def _refuse_damaged_files(self, training: bool) -> None:
-        """Evaluation comes after training: better to know now that an image of it will not open."""
+        """Evaluation comes after training: better to know now that an image of it will not open. A prepared copy was
+        made of the same files, and its images carry checksums.
+        """
         paths = []
-        if training:
+        if training and isinstance(self._training_set, ImageFolders):
             paths += [self._training_set.path(i) for i in range(len(self._training_set))]
         for s in self.sets:
             images = self._training_set if s.name == "holdout" else self._kept[s.name].dataset
-            assert isinstance(images, ImageFolders)
-            paths += [f"{images.root}/{key}" for key in s.keys]
+            if isinstance(images, ImageFolders):
+                paths += [f"{images.root}/{key}" for key in s.keys]
         damaged = damaged_files(paths, thorough=False, title="Looking at the image files")
         if damaged:
             path, reason = next(iter(damaged.items()))

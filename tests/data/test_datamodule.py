@@ -120,3 +120,8 @@ def test_the_hold_outs_size(size: int | None, images: int) -> None:
     data = make(holdout=size)
     data.setup()
     assert len(data.sets[0].dataset) == images and data.train_images == 60 - images
+
+
+def test_images_in_memory_need_no_preparation() -> None:
+    with pytest.raises(UserError, match="nothing to prepare"):
+        make().prepare()
