@@ -144,6 +144,8 @@ def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
 def _resume(trainer: Trainer, finetuner: Finetuner, data: RobustnessData, position: Position) -> None:
     """Tell the data where to go on, and make up for the evaluation that the run was stopped before."""
     data.resume_at(position.micro_batch)
+    # With max_steps Lightning would count an epoch twice that was over when the state was saved.
+    trainer.fit_loop._iteration_based_training = lambda: False
     if position.evaluation_due and finetuner.sets:
         trainer.fit_loop.epoch_loop._batches_that_stepped = position.step - 1  # the step it is logged under
         loaders = [data.eval_loader(evaluation_set) for evaluation_set in finetuner.sets]
