@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from robustft.clip.classifier import Classifier
@@ -38,11 +38,13 @@ class Distillation:
     fill: Fill
     distance: Distance
 
-    def with_maps(self, cams: Float[Tensor, "images patches"]) -> Self:
+    def with_maps(self, cams: Float[Tensor, "images patches"]) -> "Distillation":
         """The same with maps that are known already, one for every training image."""
         here = cams
 
-        def explain(student: Classifier, _t: Classifier, images: Tensor, _l: Tensor, indices: Tensor) -> Explained:
+        def explain(
+            student: Classifier, _teacher: Classifier, images: Tensor, _labels: Tensor, indices: Tensor | None
+        ) -> Explained:
             nonlocal here
             here = here.to(images.device)  # once: a copy at every step would make the host wait for the device
             return *_classify(student, images), here[indices]
@@ -63,12 +65,8 @@ def make_distillation(
         mask=None
         if kind == "none"
         else make_mask(kind, patches, threshold=mask["threshold"], rate=mask["rate"], exact=drops_tokens),
-        fill=make_fill(
-            fill, teacher.patch_size, kept_patches(patches, mask["rate"]) if drops_tokens else None
-        ),
-        distance=feature_distance
-        if temperature is None
-        else partial(logit_distance, temperature=temperature),
+        fill=make_fill(fill, teacher.patch_size, kept_patches(patches, mask["rate"]) if drops_tokens else None),
+        distance=feature_distance if temperature is None else partial(logit_distance, temperature=temperature),
     )
 
 
@@ -95,9 +93,7 @@ def logit_distance(
     """T² · KL(teacher ‖ student) of the softened class distributions on x_cf (Hinton et al., 2015), batch mean."""
     target = teacher.classify(encode_frozen(teacher, x_cf)).detach() / temperature
     logits = student.classify(student.encode(*x_cf) if features is None else features) / temperature
-    divergence = F.kl_div(
-        logits.log_softmax(-1), target.log_softmax(-1), reduction="batchmean", log_target=True
-    )
+    divergence = F.kl_div(logits.log_softmax(-1), target.log_softmax(-1), reduction="batchmean", log_target=True)
     return temperature**2 * divergence
 
 

@@ -34,6 +34,7 @@ from robustft.distillation import Distillation, make_distillation
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
 from robustft.gallery import write_gallery
+from robustft.maps import teacher_maps
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, make_trainer, train
@@ -118,7 +119,9 @@ class Run:
 
     def student(self) -> Classifier:
         """What training starts from: ``init``, or the zero-shot model."""
-        return deepcopy(self.zeroshot) if self.cfg.init is None else self.load(self.cfg.init)
+        student = deepcopy(self.zeroshot) if self.cfg.init is None else self.load(self.cfg.init)
+        student.visual.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
+        return student
 
     def teacher(self) -> Classifier:
         """Who teaches: ``teacher``, or the zero-shot model."""
@@ -129,9 +132,14 @@ class Run:
         cfg = self.cfg
         if not cfg.beta:
             return None
-        return make_distillation(
-            self.teacher(), beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
+        teacher = self.teacher()
+        distillation = make_distillation(
+            teacher, beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
         )
+        if cfg.mask.source != "teacher":
+            return distillation
+        cams = teacher_maps(teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
+        return distillation if cams is None else distillation.with_maps(cams)
 
     def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
         """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""

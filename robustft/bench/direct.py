@@ -7,6 +7,7 @@ trains but the mask and the fill.
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,8 @@ Attentions = list[Float[Tensor, "batch heads tokens tokens"]]
 class DirectClassifier(nn.Module):
     """open_clip's vision tower, untouched, and a linear head; the state dict of ``Classifier``."""
 
+    visual: Any  # open_clip's VisionTransformer
+
     def __init__(self, visual: nn.Module, head: nn.Linear) -> None:
         super().__init__()
         self.visual, self.head = visual, head
@@ -31,7 +34,7 @@ class DirectClassifier(nn.Module):
     @classmethod
     def like(cls, model: Classifier) -> "DirectClassifier":
         """The direct twin of ``model``, with a copy of its weights."""
-        visual = create_clip(model.architecture.name, None, seed=0).visual
+        visual: Any = create_clip(model.architecture.name, None, seed=0).visual
         twin = cls(visual, deepcopy(model.head))
         twin.load_state_dict(model.state_dict())
         return twin.to(model.head.weight.device)
@@ -53,7 +56,7 @@ class DirectClassifier(nn.Module):
             tokens = tokens + block.mlp(block.ln_2(tokens))
         pooled = self.visual.ln_post(tokens)[:, 0]
         with torch.autocast(pooled.device.type, enabled=False):
-            return pooled.float() @ self.visual.proj
+            return pooled.to(self.visual.proj.dtype) @ self.visual.proj
 
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         with torch.autocast(features.device.type, enabled=False):

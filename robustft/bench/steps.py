@@ -4,6 +4,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from robustft.bench import direct
 from robustft.clip.classifier import Architecture, Classifier
 from robustft.clip.weights import create_clip
 from robustft.clip.zeroshot import preprocess_of
+from robustft.counterfactual.fill import make_fill
+from robustft.counterfactual.mask import make_mask
 from robustft.distillation import Distillation, make_distillation
 from robustft.errors import UserError
 from robustft.finetuner import AUTOCAST, Finetuner, Schedule
@@ -24,8 +27,8 @@ MODELS = {
 }
 # Forwards of the backbone per image that a step is worth; vanilla is forward and backward of x.
 FORWARDS = {"vanilla": 3, "direct": 9, "exact": 8, "one_backward": 8, "cached": 7}
-BETA, THRESHOLD = 30.0, 0.3
-MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "source": "student", "layers": None}
+BETA, FILL, THRESHOLD = 30.0, "single", 0.3
+MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "layers": None, "source": "student"}
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        side = self.student.visual.image_size[0]
+        side = self.student.preprocess.size
         self.x = torch.randn(self.batch, 3, side, side, generator=generator).to(self.device)
         classes = self.student.head.out_features
         self.y = torch.randint(classes, (self.batch,), generator=generator).to(self.device)
@@ -56,10 +59,10 @@ class Bench:
     @cached_property
     def student(self) -> Classifier:
         name, classes = MODELS[self.model]
-        clip = create_clip(name, None, self.seed)
+        visual: Any = create_clip(name, None, self.seed).visual
         torch.manual_seed(self.seed)
-        head = nn.Linear(clip.visual.output_dim, classes)
-        return Classifier(clip.visual, head, Architecture(name, {}, preprocess_of(name, None))).to(self.device)
+        head = nn.Linear(visual.output_dim, classes)
+        return Classifier(visual, head, Architecture(name, {}, preprocess_of(name, None))).to(self.device)
 
     @cached_property
     def teacher(self) -> Classifier:
@@ -69,7 +72,7 @@ class Bench:
         with torch.no_grad():
             for weight in teacher.parameters():
                 noise = torch.randn(weight.shape, generator=generator, device=self.device)
-                weight += 0.05 * weight.abs().mean() * noise
+                weight.add_(0.05 * weight.abs().mean() * noise)
         return teacher.eval().requires_grad_(False)
 
     @cached_property
@@ -88,9 +91,7 @@ class Bench:
         """A whole training step; ready to be called many times."""
         backward = self.backward(variant)
         model = self.direct_student if variant.startswith("direct") else self.student
-        optimizer = self._optimizers.setdefault(
-            id(model), torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
-        )
+        optimizer = self._optimizers.setdefault(id(model), torch.optim.AdamW(model.parameters(), lr=0.0, fused=True))
 
         def step() -> None:
             backward()
@@ -105,11 +106,9 @@ class Bench:
         dtype, kind = self.autocast(variant), variant.removesuffix("_fp32")
         random = torch.Generator(self.device).manual_seed(self.seed)
         precision = partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
-        distillation = None if kind == "vanilla" else self._distillation(dtype)
+        distillation = self._distillation(kind, dtype)
         if kind == "direct":
-            return partial(self._direct, precision, random, distillation)
-        if kind == "cached":
-            distillation = distillation.with_maps(self.maps)
+            return partial(self._direct, precision, random)
         finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
         later: list[Tensor] = []
         back = later.append if kind == "one_backward" else Tensor.backward
@@ -124,25 +123,22 @@ class Bench:
 
         return backward
 
-    def _distillation(self, dtype: torch.dtype | None) -> Distillation:
+    def _distillation(self, kind: str, dtype: torch.dtype | None) -> Distillation | None:
+        if kind == "vanilla":
+            return None
         teacher = self.teacher
         if dtype is not None:
             teacher = deepcopy(teacher)
             teacher.keep_in(dtype)
-        return make_distillation(teacher, beta=BETA, mask=MASK, fill="single")
+        made = make_distillation(teacher, beta=BETA, mask=MASK, fill=FILL)
+        return made.with_maps(self.maps) if kind == "cached" else made
 
-    def _direct(self, precision: Callable, random: torch.Generator, distillation: Distillation) -> Tensor:
+    def _direct(self, precision: Callable[[], Any], random: torch.Generator) -> Tensor:
+        mask = make_mask("object", self.student.patches, threshold=THRESHOLD)
+        fill = make_fill(FILL, self.student.patch_size)
+        student, teacher = self.direct_student, self.direct_teacher
         with precision():
-            loss = direct.objective(
-                self.direct_student,
-                self.direct_teacher,
-                self.x,
-                self.y,
-                random,
-                mask=distillation.mask,
-                fill=distillation.fill,
-                beta=BETA,
-            )
+            loss = direct.objective(student, teacher, self.x, self.y, random, mask=mask, fill=fill, beta=BETA)
         loss.backward()
         return loss.detach()
 
@@ -154,11 +150,11 @@ class Bench:
             UserError: the two steps do not compute the same loss and gradients.
         """
         losses = [float(self.backward(variant)()) for variant in ("exact_fp32", "direct_fp32")]
-        ours, theirs = dict(self.student.named_parameters()), dict(self.direct_student.named_parameters())
-        worst = max(
-            float((ours[name].grad - weight.grad).abs().max() / weight.grad.abs().max())
-            for name, weight in theirs.items()
-        )
+        worst = 0.0
+        for name, weight in self.direct_student.named_parameters():
+            ours, theirs = self.student.get_parameter(name).grad, weight.grad
+            assert ours is not None and theirs is not None
+            worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
         for model in (self.student, self.direct_student):
             model.zero_grad()
         if abs(losses[0] / losses[1] - 1) > 1e-4 or worst > 1e-3:

@@ -1,7 +1,6 @@
 """Self-attention that can be watched: fused as ever, but a map may listen to its gradients."""
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +26,7 @@ class WatchedAttention(nn.MultiheadAttention):
     watcher: Watcher | None = None
 
     @classmethod
-    def wrap(cls, attention: nn.MultiheadAttention) -> Self:
+    def wrap(cls, attention: nn.MultiheadAttention) -> "WatchedAttention":
         """The watched twin of ``attention``, sharing its parameters under the same names."""
         twin = cls(attention.embed_dim, attention.num_heads, batch_first=True, device="meta")
         twin.in_proj_weight, twin.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
@@ -42,7 +41,7 @@ class WatchedAttention(nn.MultiheadAttention):
         need_weights: bool = False,
         attn_mask: Float[Tensor, "batch 1 1 tokens"] | None = None,
     ) -> tuple[Float[Tensor, "batch queries width"], None]:
-        """Attend from ``query`` (all the tokens or some of them) to ``key``; ``value`` is the same tensor as ``key``."""
+        """Attend from ``query`` (all tokens or some) to ``key``; ``value`` is the same tensor as ``key``."""
         q, k, v = self._heads(query, key)
         out = attend(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype))
         watcher, self.watcher = self.watcher, None  # activation checkpointing comes here again in the backward pass

@@ -36,17 +36,19 @@ class Classifier(nn.Module):
         UserError: the tower is no plain CLIP vision transformer (class token, standard blocks, learnt projection).
     """
 
+    visual: Any  # open_clip's VisionTransformer
+
     def __init__(self, visual: nn.Module, head: nn.Linear, architecture: Architecture) -> None:
         super().__init__()
         _require_plain(visual, architecture.name)
-        for block in visual.transformer.resblocks:
+        self.visual = visual
+        self.head = head
+        self.architecture = architecture
+        for block in self.blocks:
             if not isinstance(block.attn, WatchedAttention):
                 block.attn = WatchedAttention.wrap(block.attn)
             if isinstance(block.mlp.gelu, open_clip.QuickGELU):
                 block.mlp.gelu = QuickGELU()
-        self.visual = visual
-        self.head = head
-        self.architecture = architecture
 
     @property
     def preprocess(self) -> Preprocess:
@@ -68,9 +70,7 @@ class Classifier(nn.Module):
         rows, columns = self.visual.grid_size
         return rows * columns
 
-    def normalise(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels as a loader gives them to what ``encode`` takes."""
         return self.preprocess.normalise(images)
 

@@ -1,0 +1,66 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustft.bench import __main__ as bench
+from robustft.bench.measure import median_seconds, peak_bytes
+from robustft.bench.steps import Bench
+from robustft.errors import UserError
+
+VARIANTS = {"vanilla", "direct", "exact", "cached"}
+KEYS = {"images_per_s", "vs_direct", "vs_vanilla", "floor_share", "peak_bytes"}
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    asked: list[str] = []
+
+    def peak(arguments: list[str]) -> int:
+        asked.append(arguments[-1])
+        return 1_000_000
+
+    monkeypatch.setattr(bench, "peak_bytes_apart", peak)
+    path = tmp_path / "new" / "bench.json"
+    options = f"--model=tiny --batch=4 --rounds=1 --device=cpu --precision={precision} --json={path}"
+    bench.main(options.split())
+    record = json.loads(path.read_text())
+    assert record["variants"].keys() == VARIANTS | {f"{name}_fp32" for name in VARIANTS}
+    for name, values in record["variants"].items():
+        assert values.keys() == KEYS
+        assert all(value > 0 for value in values.values()), name
+    assert record["variants"]["direct_fp32"]["vs_direct"] == 1
+    assert record["variants"]["vanilla"]["vs_vanilla"] == record["variants"]["vanilla_fp32"]["vs_vanilla"] == 1
+    exact = record["variants"]["exact_fp32"]
+    assert exact["floor_share"] == pytest.approx(8 / 3 / exact["vs_vanilla"])
+    assert len(asked) == (8 if precision == "bf16-mixed" else 4)
+    assert (record["variants"]["exact"] == exact) == (precision == "32-true")
+    assert [file.name for file in path.parent.iterdir()] == ["bench.json"]
+
+
+def test_every_other_round_goes_backwards() -> None:
+    order: list[str] = []
+    steps = {name: lambda name=name: order.append(name) for name in "abc"}
+    seconds = median_seconds(steps, 2, "cpu", lambda _: None)
+    assert "".join(order) == "abc" + "cba" + "abc"
+    assert seconds.keys() == steps.keys()
+
+
+if Path("/proc/self/clear_refs").exists():  # Linux
+
+    def test_peak_memory_of_a_step() -> None:
+        def step() -> None:
+            torch.ones(16 * 2**20)  # 64 MiB, and half of it after
+            torch.ones(8 * 2**20)
+
+        assert 60 * 2**20 < peak_bytes(step, "cpu") < 80 * 2**20
+
+
+def test_another_step_than_the_direct_one_is_noticed() -> None:
+    made = Bench("tiny", batch=4, precision="32-true", device="cpu")
+    assert made.check() < 1e-4
+    with torch.no_grad():
+        made.direct_student.visual.transformer.resblocks[1].mlp.c_fc.bias += 0.01
+    with pytest.raises(UserError, match="differ"):
+        made.check()
