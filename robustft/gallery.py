@@ -19,6 +19,7 @@ from robustft.evaluation.top1 import predict
 from robustft.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
 
 IMAGES = 6  # of each evaluation set
+RELEVANCE = "relevance"  # the map that is shown where the mask needs none
 
 
 class Shown(NamedTuple):
@@ -87,7 +88,7 @@ def write_gallery(
 
 
 def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str) -> str:
-    title = f"{evaluation_set.name}: {mask['cam'] or 'relevance'} of the true class"
+    title = f"{evaluation_set.name}: {mask['cam'] or RELEVANCE} of the true class"
     masks = "" if mask["kind"] == "random" else f", masks from the map of the {source}"
     return f"{title}{masks}. Orange: what this run uses"
 
@@ -99,7 +100,7 @@ def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
 
 def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any]) -> View:
     device = model.head.weight.device
-    explain = make_cam(mask["cam"], mask["layers"])
+    explain = make_cam(mask["cam"] or RELEVANCE, mask["layers"])
     _, logits, cam = explain(model, model.preprocess.normalise(shown.pixels.to(device)), shown.target.to(device))
     return View(cam.cpu().unflatten(1, model.visual.grid_size), predict(logits.detach().cpu(), shown.allowed))
 

@@ -1,0 +1,142 @@
+"""The gallery: the pictures there should be, the same bytes again, and what they show."""
+
+import json
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import open_dict
+from PIL import Image
+
+from robustft import overrides
+from robustft.cli import run_in
+from robustft.data.sets import EvaluationSet, TensorImages
+from robustft.gallery import write_gallery
+from robustft.pictures import GREY, Column, Tile, blanked, hatched, heat, outlined, picture, sheet
+from tests.methods.micro import CLASSES, micro, same_bits
+
+BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
+OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "layers": None}
+CONTEXT = OBJECT | {"kind": "context", "cam": "gradcam"}
+RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "layers": None}
+
+
+def evaluation_set(name: str, images: int = 9, seed: int = 0, size: int = 16) -> EvaluationSet:
+    random = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (images, 3, size, size), generator=random, dtype=torch.uint8)
+    labels = torch.arange(images) % len(CLASSES)
+    correct = torch.eye(len(CLASSES), dtype=torch.bool)
+    return EvaluationSet(name, TensorImages(pixels, labels), correct, [str(i) for i in range(images)])
+
+
+def gallery(folder, sets, mask=OBJECT, fill="single", source=AFTER, **options):
+    models = {BEFORE: micro(0), AFTER: micro(1)}
+    return write_gallery(folder, sets, models, CLASSES, mask=mask, fill=fill, source=source, **options)
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize(
+    ("mask", "fill"), [(OBJECT, "single"), (OBJECT, "none"), (CONTEXT, "multi"), (RANDOM, "none"), (RANDOM, "multi")]
+)
+def test_one_picture_a_set_and_the_same_bytes_again(tmp_path, mask, fill):
+    sets = [evaluation_set("one"), evaluation_set("other", seed=1)]
+    first, second = (gallery(tmp_path / folder, sets, mask, fill) for folder in ("a", "b"))
+    assert (
+        [path.name for path in first] == ["one.png", "other.png"] == sorted(p.name for p in (tmp_path / "a").iterdir())
+    )
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+    assert first[0].read_bytes() != first[1].read_bytes()
+
+
+def test_models_are_left_as_they_are(tmp_path):
+    model = micro(0).train()
+    twin = deepcopy(model)
+    write_gallery(tmp_path, [evaluation_set("one")], {AFTER: model}, CLASSES, mask=OBJECT, fill="none", source=AFTER)
+    assert same_bits(model, twin) and model.training
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_sets_of_few_images(tmp_path, images):
+    (path,) = gallery(tmp_path, [evaluation_set("few", images), evaluation_set("empty", 0)], fill="multi")
+    taller = gallery(tmp_path / "more", [evaluation_set("few", 9)])[0]
+    assert Image.open(path).width == Image.open(taller).width and Image.open(path).height < Image.open(taller).height
+
+
+def test_source_threshold_and_seed_of_the_draw_matter(tmp_path):
+    sets = [evaluation_set("one", 40)]
+    variants = {
+        "student": gallery(tmp_path / "student", sets),
+        "teacher": gallery(tmp_path / "teacher", sets, source=BEFORE),
+        "threshold": gallery(tmp_path / "threshold", sets, OBJECT | {"threshold": 0.9}),
+        "seed": gallery(tmp_path / "seed", sets, seed=1),
+    }
+    assert len({path.read_bytes() for (path,) in variants.values()}) == len(variants)
+
+
+def test_label_sets_explain_a_right_class(tmp_path):
+    """A label whose right classes are 1 and 2 is explained and named as class 1."""
+    plain = evaluation_set("one")
+    of_one = replace(plain, dataset=TensorImages(plain.dataset.images, torch.ones(9, dtype=torch.int64)))
+    several = replace(of_one, correct=torch.tensor([[True, False, False], [False, True, True], [False, False, True]]))
+    one, other = (gallery(tmp_path / str(k), [s])[0] for k, s in enumerate((of_one, several)))
+    side = picture(plain.dataset[0][0]).shape[0]
+    assert (pixels(one)[:, : 2 * side] != pixels(other)[:, : 2 * side]).mean() < 0.02  # verdicts alone may differ
+
+
+def test_tiles_show_patches():
+    image = torch.full((3, 48, 48), 120, dtype=torch.uint8)
+    shown = picture(image)
+    assert shown.shape == (144, 144, 3)
+    assert picture(torch.zeros(3, 224, 224, dtype=torch.uint8)).shape == (224, 224, 3)
+    assert picture(torch.zeros(3, 336, 336, dtype=torch.uint8)).shape == (256, 256, 3)
+    mask = torch.zeros(2, 2, dtype=torch.bool)
+    mask[0, 1] = True
+    gone = blanked(shown, mask)
+    assert (gone[:72, 72:] == GREY).all() and (gone[72:] == 120).all() and (gone[:72, :72] == 120).all()
+    lines = hatched(shown, mask)
+    assert (lines[:72, 72:] != 120).all() and (lines[72:] == 120).all() and (lines[:72, :72] == 120).all()
+    edge = outlined(shown, mask, (1, 2, 3), width=1)
+    assert (edge != shown).any(-1).sum() == 4 * 72 - 4
+    hot = heat(shown, mask.float()).astype(int)
+    assert hot[0, 143].sum() > hot[0, 0].sum() and hot[0, 143, 0] > hot[0, 143, 2]  # yellow is lighter than blue
+
+
+def test_captions_stay_in_their_column():
+    """A name of any length leaves the pixels right of its tile alone."""
+    tile = picture(torch.zeros(3, 48, 48, dtype=torch.uint8))
+    short, long = (
+        np.asarray(sheet("t", [Column("a"), Column("b")], [[Tile(tile, text), Tile(tile)]]))
+        for text in ("a", "word " * 20)
+    )
+    right = short.shape[1] // 2
+    assert (short[:, right:] == long[:, right:]).all() and (short != long).any()
+
+
+def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
+    """With a mask a picture of every set but the hold-out, without one none; same images for another seed."""
+    for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    settings = """model.pretrained=null data.train_images=64 data.holdout=16 data.test_images=24 data.batch_size=24 trainer=cpu
+        trainer.max_steps=1 trainer.enable_progress_bar=false trainer.enable_checkpointing=false logger=none""".split()
+
+    def run(name: str, *more: str) -> list[str]:
+        typed = [*settings, *more]
+        cfg = overrides.compose_first(overrides.parse(typed))
+        with open_dict(cfg):
+            cfg.pop("hydra")
+        run_in(cfg, tmp_path / name, typed)
+        assert json.loads((tmp_path / name / "results.json").read_text())["schema"] == 1
+        return sorted(path.name for path in (tmp_path / name).glob("gallery/*"))
+
+    sets = ("scenes", "scenes_a", "scenes_objectnet", "scenes_r", "scenes_sketch", "scenes_v2")
+    assert run("masked") == [f"{name}.png" for name in sets]
+    assert run("unmasked", "mask=none") == []
+    run("other", "seed=1", "mask=random", "fill=none")
+    one, other = (pixels(tmp_path / name / "gallery" / "scenes.png") for name in ("masked", "other"))
+    assert (one[70:, :160] == other[70:, :160]).all()  # the column of the images
