@@ -122,8 +122,9 @@ def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
     """With a mask a picture of every set but the hold-out, without one none; same images for another seed."""
     for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
-    settings = """model.pretrained=null data.train_images=64 data.holdout=16 data.test_images=24 data.batch_size=24 trainer=cpu
-        trainer.max_steps=1 trainer.enable_progress_bar=false trainer.enable_checkpointing=false logger=none""".split()
+    settings = """model.pretrained=null data.train_images=64 data.holdout=16 data.test_images=24 data.batch_size=24
+        trainer=cpu trainer.max_steps=1 trainer.enable_progress_bar=false trainer.enable_checkpointing=false
+        logger=none""".split()
 
     def run(name: str, *more: str) -> list[str]:
         typed = [*settings, *more]
