@@ -34,6 +34,9 @@ class Probe(Classifier):
     ) -> Float[Tensor, "batch features"]:
         return images
 
+    def forward(self, images: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
+        return self.classify(images)
+
 
 class FeatureData(RobustnessData):
     """``data`` with features for images: its training set, batches and hold-out, no other evaluation set.

@@ -5,12 +5,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from omegaconf import OmegaConf
 from open_clip.model import _build_vision_tower
 from torch import nn
 
 from robustft.clip.classifier import Architecture, Classifier
-from robustft.clip.weights import load_classifier, save_classifier
+from robustft.clip.weights import save_classifier
 from robustft.data.sets import Preprocess
+from robustft.experiment import Run
 
 CLASSES = ["circle", "square", "star"]
 CONFIG = {
@@ -36,13 +38,11 @@ def saved(folder: Path, seed: int, **options) -> str:
     return str(path)
 
 
-def run_with(zeroshot: Classifier, **settings) -> SimpleNamespace:
-    """What a weight-space method asks of a run."""
-    return SimpleNamespace(
-        cfg=SimpleNamespace(method=SimpleNamespace(greedy=False), **settings),
-        zeroshot=zeroshot,
-        load=lambda path: load_classifier(Path(path), like=zeroshot, classes=CLASSES),
-    )
+def run_with(zeroshot: Classifier, **settings) -> Run:
+    """A run as weight-space methods need it: its settings, its zero-shot model, its classes."""
+    run = Run(OmegaConf.create({"method": {"greedy": False}, **settings}))
+    run.zeroshot, run.data = zeroshot, SimpleNamespace(class_names=CLASSES)
+    return run
 
 
 def zeros_signed(model: Classifier) -> Classifier:
