@@ -44,7 +44,7 @@ def summarise(folder: Path, results: Results) -> None:
 
     curves = {
         system: {
-            seed: [point(f"vanilla_seed-{seed}"), *(point(name(system, beta, seed)) for beta in BETAS)]
+            seed: [point(name(system, beta, seed)) for beta in BETAS]
             for seed in SEEDS
         }
         for system in SYSTEMS
