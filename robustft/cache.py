@@ -39,13 +39,18 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one of a run that writes files."""
+    return not getattr(rank_zero_only, "rank", 0)
+
+
 def remembered(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable."""
     if path.is_file():
         with suppress(SafetensorError, OSError):
             return load_file(path)
     tensors = make()
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")
         save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)

@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from torch import Tensor
 
 from robustft.errors import UserError
-from robustft.state import between_steps
+from robustft.state import between_steps, logs_at
 
 log = logging.getLogger(__name__)
+
 
 class StopOnNonFinite(Callback):
     """Stops the run when the loss is no longer finite, and keeps such a state out of every checkpoint.
@@ -33,8 +34,9 @@ class StopOnNonFinite(Callback):
         self.step: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.names = [name for name in ("loss", "ce", "distance") if name in pl_module.terms]
-        terms = torch.stack([pl_module.terms[name] for name in self.names]).float()
+        measured: dict[str, Tensor] = vars(pl_module)["terms"]  # of Finetuner
+        self.names = [name for name in ("loss", "ce", "distance") if name in measured]
+        terms = torch.stack([measured[name] for name in self.names]).float()
         step = torch.full_like(terms[0], trainer.global_step)
         if self.terms is None or self.step is None:
             self.terms, self.step = terms, step
@@ -42,7 +44,7 @@ class StopOnNonFinite(Callback):
             was_fine = self.terms.isfinite().all()
             self.terms = torch.where(was_fine, terms, self.terms)
             self.step = torch.where(was_fine, step, self.step)
-        if terms.device.type == "cpu" or trainer.global_step % trainer.log_every_n_steps == 0:
+        if terms.device.type == "cpu" or logs_at(trainer, trainer.global_step):
             self.check()
 
     def on_save_checkpoint(self, *_: Any) -> None:
@@ -51,9 +53,7 @@ class StopOnNonFinite(Callback):
     def check(self) -> None:
         if self.terms is None or self.step is None or bool(self.terms.isfinite().all()):
             return
-        shown = ", ".join(
-            f"{name} {value:.4g}" for name, value in zip(self.names, self.terms.tolist(), strict=True)
-        )
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.names, self.terms.tolist(), strict=True))
         raise UserError(
             f"the loss is no longer finite at step {int(self.step)}: {shown}. "
             "Lower optimizer.lr or beta, or use trainer.precision=32-true."
@@ -116,9 +116,7 @@ class ProgressLines(Callback):
             self._say(trainer, f"step {trainer.global_step}")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._say(
-            trainer, f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, step {trainer.global_step}"
-        )
+        self._say(trainer, f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}, step {trainer.global_step}")
 
     def on_validation_batch_end(
         self, trainer: Trainer, _module: Any, _outputs: Any, _batch: Any, index: int, dataloader_idx: int = 0
@@ -133,9 +131,7 @@ class ProgressLines(Callback):
         self.last = time.monotonic()
         if trainer.is_global_zero:
             metrics = {
-                k.removeprefix("train/"): float(v)
-                for k, v in trainer.progress_bar_metrics.items()
-                if k != "v_num"
+                k.removeprefix("train/"): float(v) for k, v in trainer.progress_bar_metrics.items() if k != "v_num"
             }
             log.info(f"{where}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 

@@ -20,11 +20,10 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from robustft import config
-from robustft.cache import ScoreCache, cache_folder, fingerprint
+from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
 from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
@@ -184,7 +183,7 @@ class Run:
             log.info("evaluating the zero-shot model")
             for name, score in self.evaluate(self.zeroshot, missing).scores.items():
                 known[name] = score
-                if rank_zero_only.rank == 0:
+                if is_first_process():
                     cache.put(next(s for s in missing if s.name == name), score)
         return as_scores({name: score for name, score in known.items() if score is not None})
 
@@ -200,11 +199,11 @@ class Run:
         evaluator = self.evaluate(made.model, keep_predictions=True)
         scores = as_scores(evaluator.scores)
         keep = bool(cfg.trainer.enable_checkpointing)
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             if keep:
                 save_classifier(self.folder / MODEL, made.model, self.data.class_names)
             write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
-        gallery = self.gallery(made.model, evaluator) if rank_zero_only.rank == 0 else []
+        gallery = self.gallery(made.model, evaluator) if is_first_process() else []
         plain = config.plain(cfg)
         masked = cfg.method.masks
         record = results_record(
@@ -226,7 +225,7 @@ class Run:
             checkpoint=MODEL if keep else None,
             train_images_per_s=made.images_per_s,
         )
-        if rank_zero_only.rank == 0:
+        if is_first_process():
             log_results(self.loggers, summary(evaluator.scores), record, gallery)
             write_results(self.folder / "results.json", record)
             (self.folder / BEST).unlink(missing_ok=True)

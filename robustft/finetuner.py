@@ -20,6 +20,7 @@ from robustft.data.sets import Batch, EvaluationSet
 from robustft.distillation import Distillation, feature_distance
 from robustft.errors import UserError
 from robustft.evaluation.evaluator import Evaluator
+from robustft.state import logs_at
 
 # Precisions of Lightning's under which the teacher's weights are cast once and for all.
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -74,7 +75,7 @@ class Finetuner(Evaluator):
         return self._distillation[0]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        measure = (self.trainer.global_step + 1) % self.trainer.log_every_n_steps == 0  # when Lightning logs
+        measure = logs_at(self.trainer, self.trainer.global_step + 1)  # when Lightning logs
         terms = self.objective(
             batch.images, batch.labels, self._random(batch_idx), self._backward, measure, batch.indices
         )

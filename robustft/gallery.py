@@ -18,7 +18,7 @@ from robustft.data.sets import EvaluationSet
 from robustft.evaluation.top1 import predict
 from robustft.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
 
-IMAGES = 6  # of each evaluation set
+IMAGES = 4  # of each evaluation set
 RELEVANCE = "relevance"  # the map that is shown where the mask needs none
 
 
@@ -146,7 +146,7 @@ def _mask_columns(
         ]
         columns.append((Column(f"{name} mask", note, name == kind), tiles))
     next_one = ((torch.arange(count) + 1) % count)[:, None].expand_as(own)
-    others = multi_source(*own.shape, random) if count > 1 else next_one
+    others = multi_source(count, own.shape[1], random) if count > 1 else next_one
     images = shown.pixels.float()
     single, multi = (replace_patches(images, own, origin, patch_size).byte() for origin in (next_one, others))
     removed = [

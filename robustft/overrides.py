@@ -33,8 +33,7 @@ def parse(typed: Iterable[str]) -> list[Override]:
             if "=" not in argument:
                 raise UserError(f"{argument!r} is no setting: write name=value, see --help") from error
             raise UserError(
-                f"cannot read {argument!r}: put a value with '=', ',' or spaces in it in quotes,"
-                " as in \"name='a=b'\""
+                f"cannot read {argument!r}: put a value with '=', ',' or spaces in it in quotes, as in \"name='a=b'\""
             ) from error
         if override.is_delete():
             raise UserError(f"{argument}: settings cannot be removed, set them to null")

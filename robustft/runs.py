@@ -78,9 +78,7 @@ def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
     It travels to the runs as a value of `hydra.sweep.subdir`, so runs in other processes agree on it.
     """
     values = [f"hydra:runtime.choices.{key}" if key in groups else key for key in swept]
-    parts = [
-        f"{short}-${{slug:${{{value}}}}}" for short, value in zip(short_names(swept), values, strict=True)
-    ]
+    parts = [f"{short}-${{slug:${{{value}}}}}" for short, value in zip(short_names(swept), values, strict=True)]
     return "_".join(parts) or "run"
 
 
@@ -142,15 +140,11 @@ def check_resumable(folder: Path) -> None:
         UserError: it is no folder, is finished, or has no training state or config.
     """
     if not folder.is_dir():
-        raise UserError(
-            f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run"
-        )
+        raise UserError(f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run")
     if is_finished(folder):
         raise UserError(f"resume={folder}: that run is finished. Leave out resume= to start another")
     if not (folder / "last.ckpt").exists() or saved_config(folder) is None:
-        raise UserError(
-            f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from"
-        )
+        raise UserError(f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from")
 
 
 def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -> None:

@@ -51,7 +51,8 @@ class KeepBest(Callback):
             return
         self.score = float(score)
         if trainer.is_global_zero:
-            state = {name: value.detach().cpu().contiguous() for name, value in pl_module.model.state_dict().items()}
+            model = pl_module.get_submodule("model")
+            state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
             partial = self.path.with_name(f"{BEST}.partial")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(state, partial, {SCORE: repr(self.score)})
@@ -88,9 +89,9 @@ class KeepState(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not between_steps(trainer):
             return
-        loop = trainer.fit_loop
+        loop: Any = trainer.fit_loop
         evaluation_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-        if self._asked_to_stop(trainer, trainer.global_step % trainer.log_every_n_steps == 0):
+        if self._asked_to_stop(trainer, logs_at(trainer, trainer.global_step)):
             self._stop(trainer, evaluation_next)
         if self._is_time() and not evaluation_next:
             self._save(trainer)
@@ -207,6 +208,11 @@ def between_steps(trainer: Trainer) -> bool:
     """Whether the last micro-batch ended an optimiser step: only then is the state whole."""
     micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     return micro_batches % trainer.accumulate_grad_batches == 0 or micro_batches == trainer.num_training_batches
+
+
+def logs_at(trainer: Trainer, step: int) -> bool:
+    """Whether ``step`` is one of those, every ``log_every_n_steps``, at which waiting for the device is all right."""
+    return step % vars(trainer)["log_every_n_steps"] == 0
 
 
 def _epoch_is_over(trainer: Trainer) -> bool:

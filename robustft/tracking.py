@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from robustft import config
+from robustft.cache import is_first_process
 
 WANDB_ID = "wandb_id.txt"
 
@@ -43,7 +43,7 @@ def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLog
             rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) < resume_at]
             names = list(reader.fieldnames or [])
     logger = CSVLogger(save_dir=folder, name="", version="", **options)
-    if rows and _first_process():
+    if rows and is_first_process():
         writer = logger.experiment
         with path.open("w", newline="") as file:
             lines = csv.DictWriter(file, names)
@@ -90,14 +90,10 @@ def logged_in() -> bool:
     return os.environ.get("WANDB_MODE", "online") == "online" and wandb.login(prompt=False, verify=False)
 
 
-def _first_process() -> bool:
-    return not getattr(rank_zero_only, "rank", 0)
-
-
 def _run_id(folder: Path) -> str:
     """W&B's id of the run in ``folder``: a resumed run goes on under the same one."""
     path = folder / WANDB_ID
-    if not _first_process():
+    if not is_first_process():
         return "of-the-first-process"  # the others log nothing
     if not path.exists():
         path.write_text(secrets.token_hex(4))

@@ -58,7 +58,7 @@ def train(
     """
     guard, best = StopOnNonFinite(), KeepBest(folder, resume)
     state = KeepState(folder, save_minutes, keep=bool(trainer["enable_checkpointing"]))
-    lightning = make_trainer(trainer, folder, [guard, best, state], loggers)
+    lightning: Any = make_trainer(trainer, folder, [guard, best, state], loggers)
     data.trainer = lightning
     data.setup("fit")
     steps = planned_steps(data, lightning)
@@ -145,7 +145,7 @@ def _resume(trainer: Trainer, finetuner: Finetuner, data: RobustnessData, positi
     """Tell the data where to go on, and make up for the evaluation that the run was stopped before."""
     data.resume_at(position.micro_batch)
     # With max_steps Lightning would count an epoch twice that was over when the state was saved.
-    trainer.fit_loop._iteration_based_training = lambda: False
+    setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 -- it is a method
     if position.evaluation_due and finetuner.sets:
         trainer.fit_loop.epoch_loop._batches_that_stepped = position.step - 1  # the step it is logged under
         loaders = [data.eval_loader(evaluation_set) for evaluation_set in finetuner.sets]

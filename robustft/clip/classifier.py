@@ -55,9 +55,9 @@ class Classifier(nn.Module):
         return self.architecture.preprocess
 
     @property
-    def blocks(self) -> nn.ModuleList:
+    def blocks(self) -> list[Any]:
         """The transformer's residual attention blocks, first to last."""
-        return self.visual.transformer.resblocks
+        return list(self.visual.transformer.resblocks)
 
     @property
     def patch_size(self) -> int:

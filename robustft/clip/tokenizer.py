@@ -32,9 +32,7 @@ class WordTokenizer:
         self.vocab_size = self.end + 1
         self.context_length = context_length
 
-    def __call__(
-        self, texts: str | Sequence[str], context_length: int | None = None
-    ) -> Int64[Tensor, "batch context"]:
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Int64[Tensor, "batch context"]:
         """Raises UserError for a word outside the vocabulary and for a text that does not fit."""
         texts = [texts] if isinstance(texts, str) else texts
         tokens = torch.full((len(texts), context_length or self.context_length), PADDING)

@@ -226,8 +226,8 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
             f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
             f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
         )
-    preprocess = json.loads(metadata["preprocess"])
-    preprocess = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()})
+    saved: dict[str, Any] = json.loads(metadata["preprocess"])
+    preprocess = Preprocess(saved["size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess)
     config = architecture.config
     visual = _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]), config.get("quick_gelu", False))

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -45,7 +46,7 @@ def zeroshot_classifier(
         model = load_classifier(Path(pretrained), classes=class_names)
         _require_same(model.architecture.name, architecture, pretrained)
         return model
-    clip = create_clip(architecture, pretrained, seed)
+    clip: Any = create_clip(architecture, pretrained, seed)
     if pretrained is None:
         rows = _random_rows(len(class_names), clip.visual.output_dim, seed)
     else:
@@ -56,7 +57,7 @@ def zeroshot_classifier(
         head.weight.copy_(rows * clip.logit_scale.exp())
         head.bias.zero_()
     config = model_config(architecture)
-    tower = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
+    tower: dict[str, Any] = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
     described = Architecture(architecture, deepcopy(tower), preprocess_of(architecture, pretrained))
     return Classifier(clip.visual, head, described).eval()
 

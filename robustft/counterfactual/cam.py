@@ -13,9 +13,7 @@ from torch import Tensor
 
 from robustft.clip.classifier import Classifier
 
-Explanation = tuple[
-    Float[Tensor, "batch features"], Float[Tensor, "batch classes"], Float[Tensor, "batch patches"]
-]
+Explanation = tuple[Float[Tensor, "batch features"], Float[Tensor, "batch classes"], Float[Tensor, "batch patches"]]
 Explain = Callable[[Classifier, Tensor, Tensor], Explanation]
 
 

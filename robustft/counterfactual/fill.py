@@ -37,7 +37,8 @@ def single_fill(images: Tensor, mask: Tensor, patch_size: int, generator: Genera
 
 def multi_fill(images: Tensor, mask: Tensor, patch_size: int, generator: Generator) -> Counterfactual:
     """Every masked patch comes, at the same position, from another image of its own, never from image i itself."""
-    source = multi_source(*mask.shape, generator)
+    batch, patches = mask.shape
+    source = multi_source(batch, patches, generator)
     return Counterfactual(replace_patches(images, mask, source, patch_size))
 
 

@@ -47,5 +47,5 @@ def make_mask(
         assert rate is not None
         return lambda batch, cam, generator: random_mask(batch, patches, rate, generator, exact)
     assert threshold is not None
-    by_map = {"object": object_mask, "context": context_mask}[kind]
+    by_map: Callable[..., Bool[Tensor, "batch patches"]] = {"object": object_mask, "context": context_mask}[kind]
     return lambda batch, cam, generator: by_map(cam, threshold)

@@ -63,9 +63,7 @@ class Preprocess:
         image = F.resize(image, [self.size], interpolation=InterpolationMode(self.interpolation))
         return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
 
-    def normalise(
-        self, images: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch 3 height width"]:
+    def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Scale to 0...1, subtract the mean and divide by the standard deviation of each channel."""
         mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
@@ -78,12 +76,15 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Fl
         return torch.tensor(values, device=device).view(3, 1, 1)
 
 
+def digest_of(tensor: Tensor) -> str:
+    """A digest of a tensor's bytes."""
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()
+
+
 class TensorImages(Dataset):
     """A dataset that is in memory already, as uint8 pixels at the model's resolution."""
 
-    def __init__(
-        self, images: UInt8[Tensor, "images 3 height width"], labels: Int64[Tensor, " images"]
-    ) -> None:
+    def __init__(self, images: UInt8[Tensor, "images 3 height width"], labels: Int64[Tensor, " images"]) -> None:
         self.images, self.labels = images, labels
 
     def __len__(self) -> int:
@@ -96,7 +97,7 @@ class TensorImages(Dataset):
         return str(index)
 
     def identity(self) -> str:
-        return hashlib.sha256(self.images.contiguous().numpy()).hexdigest()
+        return digest_of(self.images)
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One gather for the whole batch (the loader prefers this to item by item)."""
@@ -122,7 +123,7 @@ class Selection(Dataset):
         return self.dataset.key(int(self.chosen[index]))
 
     def identity(self) -> str:
-        return self.dataset.identity() + hashlib.sha256(self.chosen.numpy()).hexdigest()
+        return self.dataset.identity() + digest_of(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,7 @@ class EvaluationSet:
         """A digest of everything a score depends on besides the model: images, labels, right classes."""
         digest = hashlib.sha256(f"{self.name}\0{self.dataset.identity()}".encode())
         digest.update("\0".join(self.keys).encode())
-        digest.update(self.dataset.labels.contiguous().numpy())
-        digest.update(self.correct.contiguous().numpy())
+        digest.update((digest_of(self.dataset.labels) + digest_of(self.correct)).encode())
         return digest.hexdigest()
 
     @property

@@ -26,16 +26,17 @@ class Evaluator(LightningModule):
         keep_predictions: remember the predicted class of every image (one integer each, on the device).
     """
 
-    def __init__(
-        self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False
-    ) -> None:
+    def __init__(self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False) -> None:
         super().__init__()
         self.model = model
         self.sets = list(sets)
         self.keep_predictions = keep_predictions
-        self.metrics = nn.ModuleList(Top1(evaluation_set.correct) for evaluation_set in self.sets)
+        self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
+        self.metrics = nn.ModuleList(self.tops)  # moves with the module
         self.predictions: dict[str, Int64[Tensor, " images"]] = {}
         self.scores: dict[str, Score] = {}
+        # Devices get unequal numbers of batches: DDP must not wait for all of them to synchronise constants.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pixels become the model's input here, on the device."""
@@ -44,29 +45,27 @@ class Evaluator(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores = {}
         self.predictions = {}
-        for metric in self.metrics:
+        for metric in self.tops:
             metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         logits = self.model(batch.images)
-        evaluation_set, metric = self.sets[dataloader_idx], self.metrics[dataloader_idx]
+        evaluation_set, metric = self.sets[dataloader_idx], self.tops[dataloader_idx]
         metric.update(logits, batch.labels)
         if self.keep_predictions:
-            known = self.predictions.setdefault(
-                evaluation_set.name, self._unseen(len(evaluation_set.dataset))
-            )
+            known = self.predictions.setdefault(evaluation_set.name, self._unseen(len(evaluation_set.dataset)))
             known[batch.indices] = predict(logits, metric.correct.any(0))
 
     def on_validation_epoch_end(self) -> None:
-        for evaluation_set, metric in zip(self.sets, self.metrics, strict=True):
+        for evaluation_set, metric in zip(self.sets, self.tops, strict=True):
             if metric.update_called or self.trainer.world_size > 1:
                 self.scores[evaluation_set.name] = metric.score()
         if self.keep_predictions and self.trainer.world_size > 1:
             for evaluation_set in self.sets:  # each process saw its own share, the rest is UNSEEN = -1
-                mine = self.predictions.setdefault(
-                    evaluation_set.name, self._unseen(len(evaluation_set.dataset))
-                )
-                self.predictions[evaluation_set.name] = self.all_gather(mine).amax(0)
+                mine = self.predictions.setdefault(evaluation_set.name, self._unseen(len(evaluation_set.dataset)))
+                gathered = self.all_gather(mine)
+                assert isinstance(gathered, Tensor)
+                self.predictions[evaluation_set.name] = gathered.amax(0)
         self.log_dict(summary(self.scores), rank_zero_only=False)
 
     def _unseen(self, images: int) -> Int64[Tensor, " images"]:

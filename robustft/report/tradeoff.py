@@ -21,7 +21,7 @@ POINTS = 21
 class Matched:
     """Mean OOD of each curve over the ID range that all curves of a seed share, by seed."""
 
-    ood: dict[str, dict[int, float]]
+    ood: dict[str, dict[int | None, float]]
     shared: dict[int, tuple[float, float]]  # that ID range, by seed
 
     def difference(self, name: str, base: str) -> Difference | None:
@@ -35,7 +35,7 @@ def match(curves: Mapping[str, Mapping[int, Curve]]) -> Matched:
     A seed whose curves share no range is left out.
     """
     seeds = set.intersection(*(set(by_seed) for by_seed in curves.values()))
-    ood: dict[str, dict[int, float]] = {name: {} for name in curves}
+    ood: dict[str, dict[int | None, float]] = {name: {} for name in curves}
     shared = {}
     for seed in sorted(seeds):
         low = max(min(x for x, _ in by_seed[seed]) for by_seed in curves.values())

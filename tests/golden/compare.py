@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.clip.classifier import Architecture, Classifier
 from robustft.counterfactual.cam import gradcam, relevance
-from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches
+from robustft.counterfactual.fill import Counterfactual, replace_patches
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sets import Preprocess
 from robustft.distillation import Distillation, logit_distance, make_distillation
@@ -66,13 +65,13 @@ def load_model(numbers: dict[str, Tensor], who: str) -> Classifier:
     return model.eval()
 
 
-class RecordedTeacher(nn.Module):
+class RecordedTeacher(Classifier):
     """Gives the published features of the teacher for a setting, where the file has no weights of it."""
 
     patches, patch_size = 16, PATCH
 
     def __init__(self, features: Tensor, logits: Tensor) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # there is no network to build
         self.features, self.logits = features, logits
 
     def encode(self, *_: object) -> Tensor:
@@ -83,7 +82,7 @@ class RecordedTeacher(nn.Module):
 
 
 def settings(numbers: dict[str, Tensor]) -> list[str]:
-    """"object0.3+single" and the like."""
+    """ "object0.3+single" and the like."""
     prefix = "counterfactual_features.student."
     return [key.removeprefix(prefix) for key in numbers if key.startswith(prefix)]
 
@@ -103,9 +102,7 @@ def make_setting(numbers: dict[str, Tensor], setting: str, layers: int | None = 
     value = float(mask.removeprefix(kind) or "nan")
     options = {"kind": kind, "threshold": value, "rate": value, "cam": "relevance", "source": "student"}
     fill = {"nofill": "none", "": "none"}.get(fill, fill)
-    made = make_distillation(
-        make_teacher(numbers, setting), beta=BETA, mask=options | {"layers": layers}, fill=fill
-    )
+    made = make_distillation(make_teacher(numbers, setting), beta=BETA, mask=options | {"layers": layers}, fill=fill)
     if kind == "random":
         if fill == "none":
             kept = numbers["mask.random_nofill0.5.keep"]
