@@ -48,7 +48,7 @@ SHOWN = 0.3  # threshold of the masks in the picture: that of the recipe
 WIDTH = 120  # characters of the printed table, at least
 TRUTH = (255, 70, 160)  # colour of the object's outline
 WORDS = ("map", "set", "model")
-NUMBERS = ("on object", "by chance", "touches", "by chance", *(f"IoU {t}" for t in THRESHOLDS), "ceiling")
+NUMBERS = ("on object", "by chance", "any pixel", "by chance", *(f"IoU {t}" for t in THRESHOLDS), "limit")
 
 
 class Measured(NamedTuple):

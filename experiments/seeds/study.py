@@ -43,11 +43,7 @@ def summarise(folder: Path, results: Results) -> None:
         return results[entry]["id"]["top1"], results[entry]["ood_avg"]
 
     curves = {
-        system: {
-            seed: [point(name(system, beta, seed)) for beta in BETAS]
-            for seed in SEEDS
-        }
-        for system in SYSTEMS
+        system: {seed: [point(name(system, beta, seed)) for beta in BETAS] for seed in SEEDS} for system in SYSTEMS
     }
     matched = match(curves)
     text = markdown(matched, "distillation, no mask")

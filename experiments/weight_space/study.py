@@ -58,9 +58,7 @@ def summarise(folder: Path, results: Results) -> None:
         gains = [max(curve, key=lambda p: p[0] + p[1]) for curve in by_seed.values()]
         ends = [curve[-1] for curve in by_seed.values()]
         change = [100 * sum(g[k] - e[k] for g, e in zip(gains, ends, strict=True)) / len(ends) for k in (0, 1)]
-        lines.append(
-            f"| best of {name} (ID + OOD) minus its end | {change[0]:+.1f} | {change[1]:+.1f} |"
-        )
+        lines.append(f"| best of {name} (ID + OOD) minus its end | {change[0]:+.1f} | {change[1]:+.1f} |")
     (folder / "curves.md").write_text("\n".join(lines) + "\n")
 
 
