@@ -91,6 +91,8 @@ class KeepState(Callback):
             return
         loop: Any = trainer.fit_loop
         evaluation_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        if _epoch_is_over(trainer) and not evaluation_next:
+            return  # on_train_epoch_end follows at once
         if self._asked_to_stop(trainer, logs_at(trainer, trainer.global_step)):
             self._stop(trainer, evaluation_next)
         if self._is_time() and not evaluation_next:
