@@ -121,4 +121,4 @@ def ood_at_matched_id(id_top1: Sequence[float], ood_top1: Sequence[float], at: f
 def _logit(p: float | Sequence[float]) -> np.ndarray:
     """Log odds; 0 and 1 are moved in by 1e-6."""
     clipped = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
-    return np.log(clipped / (1 - clipped))
+    return np.asarray(np.log(clipped / (1 - clipped)))
