@@ -7,16 +7,18 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from rich import get_console
 from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from robustft.cache import cache_folder
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
 
 
 def default_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "robustft" / "scenes"
+    return cache_folder() / "scenes"
 
 
 @lru_cache
@@ -38,7 +40,7 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
         return Rendered(**load_file(path))
     except (OSError, SafetensorError, TypeError):  # not there, or damaged: render it (again)
         pass
-    with Progress(transient=True) as progress:
+    with Progress(transient=True, disable=not get_console().is_terminal) as progress:
         task = progress.add_task(f"rendering {count} images of {name}", total=count)
         rendered = generate(
             recipe,
