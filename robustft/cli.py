@@ -128,8 +128,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 @contextmanager
 def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
     """SIGTERM counts as Ctrl-C; what is raised says how to go on."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main_thread else None
     try:
         yield
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -144,6 +144,9 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _plan(arguments: list[str]) -> Plan:
