@@ -63,6 +63,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         this.data.prepare(training=cfg.method.trains)
         return None
     this.data.verify(training=cfg.method.trains)
+    for path in (cfg.checkpoint, cfg.init, cfg.teacher):
+        if path is not None:
+            this.load(path)  # refused before time is spent, if at all
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
     made: Trained = method.make(this)
