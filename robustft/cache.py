@@ -25,8 +25,8 @@ def cache_folder() -> Path:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's weights."""
-    digest = hashlib.sha256()
+    """A digest of a model: its modules (activations and heads are in no weight) and its weights."""
+    digest = hashlib.sha256(repr(model).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())

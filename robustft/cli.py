@@ -115,8 +115,11 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
         logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
     else:
         runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
-        for stale in ("results.json", "error.txt"):
-            (folder / stale).unlink(missing_ok=True)
+        stale = ["results.json", "error.txt"]
+        if not cfg.resume:  # another run's state would be taken for this one's
+            stale += ["last.ckpt", "best.safetensors", "model.safetensors", "wandb_id.txt"]
+        for name_of_file in stale:
+            (folder / name_of_file).unlink(missing_ok=True)
     log.info("%s%s", "continuing " if cfg.resume else "", _readable(folder))
 
     from robustft import experiment  # torch, lightning and open_clip take seconds to import

@@ -22,7 +22,7 @@ RUN_KEYS = ("run_dir", "run_name")
 INCIDENTAL = re.compile(
     r"(run_dir|run_name|resume|save_minutes|sweep|check|prepare|logger\..*|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
-    r"|enable_.*|val_check_interval|check_val_every_n_epoch|num_sanity_val_steps|plugins|model_registry))"
+    r"|enable_.*|num_sanity_val_steps|plugins|model_registry))"
 )
 
 Rule = tuple[Callable[[Any], bool], str]  # what is accepted, in code and in words
@@ -126,6 +126,9 @@ RULES: dict[str, Rule] = {
     ),
     "trainer.accumulate_grad_batches": COUNT,
     "trainer.num_nodes": COUNT,
+    "trainer.limit_val_batches": _or_null(POSITIVE),
+    "trainer.overfit_batches": ((lambda value: value == 0), "0: it would train on the hold-out"),
+    "trainer.precision": _one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"),
     "trainer.log_every_n_steps": COUNT,
     "trainer.gradient_clip_val": _or_null(POSITIVE),
     "trainer.use_distributed_sampler": _one_of(False),

@@ -7,7 +7,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +37,7 @@ from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
-from robustft.training import Trained, make_trainer, train
+from robustft.training import Trained, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,10 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.prepare:
         this.data.prepare(training=cfg.method.trains)
         return None
+    this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     this.data.verify(training=cfg.method.trains)
+    if cfg.method.trains:
+        this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
             this.load(path)  # refused before time is spent, if at all
@@ -180,20 +184,21 @@ class Run:
             return None
         self.data.setup("validate")
         cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
-        known = {s.name: cache.get(s) for s in self.data.sets}
+        whole = self.cfg.trainer.limit_val_batches is None and not self.cfg.trainer.fast_dev_run
+        known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
         missing = [s for s in self.data.sets if known[s.name] is None]
         if missing:
             log.info("evaluating the zero-shot model")
             for name, score in self.evaluate(self.zeroshot, missing).scores.items():
                 known[name] = score
-                if is_first_process():
+                if whole and is_first_process():
                     cache.put(next(s for s in missing if s.name == name), score)
         return as_scores({name: score for name, score in known.items() if score is not None})
 
     def _evaluation_settings(self) -> dict[str, Any]:
         """What else a score depends on."""
         trainer = self.cfg.trainer
-        return {key: trainer[key] for key in ("precision", "accelerator", "limit_val_batches", "fast_dev_run")}
+        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device}
 
     def finish(self, made: Trained, zeroshot: Scores | None, started: float) -> dict[str, Any]:
         """Evaluate the model and leave everything in the run's folder, results.json last."""
@@ -206,7 +211,10 @@ class Run:
             if keep:
                 save_classifier(self.folder / MODEL, made.model, self.data.class_names)
             write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
-        gallery = self.gallery(made.model, evaluator) if is_first_process() else []
+        gallery: list[Path] = []
+        if is_first_process():
+            with keeps_going("the gallery"):
+                gallery = self.gallery(made.model, evaluator)
         plain = config.plain(cfg)
         masked = cfg.method.masks
         record = results_record(
@@ -229,7 +237,8 @@ class Run:
             train_images_per_s=made.images_per_s,
         )
         if is_first_process():
-            log_results(self.loggers, summary(evaluator.scores), record, gallery)
+            with keeps_going("the loggers"):
+                log_results(self.loggers, summary(evaluator.scores), record, gallery)
             write_results(self.folder / "results.json", record)
             (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
@@ -255,6 +264,15 @@ class Run:
             source=teacher_title if cfg["mask"]["source"] == "teacher" else student_title,
             device=self.device,
         )
+
+
+@contextmanager
+def keeps_going(what: str) -> Iterator[None]:
+    """After a training its results are written, whatever becomes of what only accompanies them."""
+    try:
+        yield
+    except Exception:
+        log.warning("%s failed; the results are complete without", what, exc_info=True)
 
 
 def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:

@@ -28,7 +28,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 @dataclass(frozen=True)
 class Schedule:
-    """AdamW under a one-cycle cosine schedule of ``steps`` optimiser steps (METHOD defaults in conf/model).
+    """AdamW under a one-cycle cosine schedule of ``steps`` optimiser steps (defaults in conf/model).
 
     ``warmup`` is the fraction of steps on which the learning rate rises from lr/25; it ends at lr/250,000.
     """
@@ -134,7 +134,8 @@ class Finetuner(Evaluator):
 
     def _backward(self, loss: Tensor) -> None:
         """As Lightning does it: scaled for accumulation, under the precision and strategy of the trainer."""
-        self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
+        with torch.autocast(loss.device.type, enabled=False):  # as outside of training_step
+            self.trainer.strategy.backward(loss / self.trainer.accumulate_grad_batches, None)
 
     def optimizer_zero_grad(self, *_: Any) -> None:
         """Lightning's place for it is between our two backward passes: ``optimizer_step`` does it instead."""
@@ -150,7 +151,7 @@ class Finetuner(Evaluator):
             lr=schedule.lr,
             betas=schedule.betas,
             weight_decay=schedule.weight_decay,
-            fused=True,
+            fused=self.trainer.precision != "16-mixed",  # fused, its scaled gradients would be clipped
         )
         warmup = schedule.warmup
         if warmup * schedule.steps == 1:

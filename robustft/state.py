@@ -39,6 +39,7 @@ class KeepBest(Callback):
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self.path, self.score = folder / BEST, -math.inf
+        self.scored_at: int | None = None  # the last step with a score
         if not resume:
             self.path.unlink(missing_ok=True)
         elif self.path.is_file():
@@ -47,7 +48,10 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(SCORE)
-        if trainer.sanity_checking or score is None or not float(score) > self.score:
+        if trainer.sanity_checking or score is None:
+            return
+        self.scored_at = trainer.global_step
+        if not float(score) > self.score:
             return
         self.score = float(score)
         if trainer.is_global_zero:
@@ -95,7 +99,7 @@ class KeepState(Callback):
             return  # on_train_epoch_end follows at once
         if self._asked_to_stop(trainer, logs_at(trainer, trainer.global_step)):
             self._stop(trainer, evaluation_next)
-        if self._is_time() and not evaluation_next:
+        if not evaluation_next and self._is_time(trainer, logs_at(trainer, trainer.global_step)):
             self._save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -108,7 +112,7 @@ class KeepState(Callback):
             return  # at the end of an epoch on_train_epoch_end follows
         if self._asked_to_stop(trainer):
             self._stop(trainer)
-        if self._is_time():
+        if self._is_time(trainer):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -149,8 +153,12 @@ class KeepState(Callback):
         self._restore_handlers()
         raise Interrupted(f"interrupted after step {trainer.global_step}")
 
-    def _is_time(self) -> bool:
-        return time.monotonic() - self.last_saved >= self.seconds
+    def _is_time(self, trainer: Trainer, agree: bool = True) -> bool:
+        """Whether to save now; as every process has to take part, they wait for each other to ``agree``."""
+        due = time.monotonic() - self.last_saved >= self.seconds
+        if trainer.world_size == 1:
+            return due
+        return agree and trainer.strategy.reduce_boolean_decision(due, all=False)
 
     def _save(self, trainer: Trainer) -> None:
         if self.keep:

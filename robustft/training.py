@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustft.callbacks import Speed, StopOnNonFinite, progress
 from robustft.clip.classifier import Classifier
@@ -80,6 +81,9 @@ def train(
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop} of {steps}") from stop
     guard.check()
+    if best.scored_at not in (None, lightning.global_step) and lightning.global_step == steps:
+        # Lightning does not evaluate when the steps end within an epoch: the last weights are candidates too.
+        lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
     best.restore(student)
     if not all(bool(value.isfinite().all()) for value in student.parameters()):
@@ -100,7 +104,10 @@ def make_trainer(
         "enable_checkpointing": False,  # robustft/state.py keeps what is needed
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }
-    return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
+    try:
+        return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:

@@ -28,7 +28,7 @@ SCENES = (
     "data.batch_size=16",
     "data.holdout=16",
 )
-SHORT = ("model.pretrained=null", *FEW, "logger=none", "trainer.enable_progress_bar=false")
+SHORT = (*SCENES, "logger=none", "trainer.enable_progress_bar=false")
 ALONE = tuple(f"data.sets.{name}=false" for name in ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet"))
 
 

@@ -33,6 +33,9 @@ class WatchedAttention(nn.MultiheadAttention):
         twin.out_proj = attention.out_proj
         return twin
 
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, heads={self.num_heads}"
+
     def forward(  # type: ignore[override]
         self,
         query: Float[Tensor, "batch queries width"],

@@ -131,7 +131,7 @@ class _TextTower:
 def _fingerprint(
     text: _TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
 ) -> str:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(text.clip).encode())
     for name, value in sorted(text.clip.state_dict().items()):
         if not name.startswith("visual."):
             digest.update(name.encode())

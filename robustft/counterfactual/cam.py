@@ -62,7 +62,8 @@ def relevance(
         attention.watcher = watch
     try:
         features, logits, score = _score(model, images, labels)
-        torch.autograd.grad(score, outputs[0], retain_graph=True)
+        with torch.autocast(score.device.type, enabled=False):
+            torch.autograd.grad(score, outputs[0], retain_graph=True)
     finally:
         for attention in watched:
             attention.watcher = None
@@ -100,7 +101,8 @@ def gradcam(
     hook = model.blocks[-1].ln_1.register_forward_hook(keep)
     try:
         features, logits, score = _score(model, images, labels)
-        (gradient,) = torch.autograd.grad(score, activations[0], retain_graph=True)
+        with torch.autocast(score.device.type, enabled=False):
+            (gradient,) = torch.autograd.grad(score, activations[0], retain_graph=True)
     finally:
         hook.remove()
     with torch.no_grad():

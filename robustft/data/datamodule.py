@@ -88,7 +88,7 @@ class RobustnessData(LightningDataModule, ABC):
         """
         self.setup()
         if training:
-            self._check_batch_size()
+            self.check_batch_size()
 
     def prepare(self, training: bool = True) -> None:
         """Make prepared copies of image files; subclasses that have files do.
@@ -138,7 +138,7 @@ class RobustnessData(LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this device; see `TrainSampler`."""
-        self._check_batch_size()
+        self.check_batch_size()
         rank, world_size = self._rank()
         sampler = TrainSampler(
             self._split[0],
@@ -209,13 +209,23 @@ class RobustnessData(LightningDataModule, ABC):
             keys=[images.key(i) for i in held.tolist()],
         )
 
-    def _check_batch_size(self) -> None:
+    def check_batch_size(self, least: int = 1) -> None:
+        """Refuse a batch that does not split evenly, or into fewer than ``least`` images a device at a time.
+
+        Raises:
+            UserError: says which numbers would do.
+        """
         _, world_size = self._rank()
         accumulate = self._accumulate()
         if self.batch_size % (world_size * accumulate):
             raise UserError(
                 f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "
                 f"trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
+            )
+        if self.batch_size < least * world_size * accumulate:
+            raise UserError(
+                f"data.batch_size={self.batch_size}: each of {world_size} device(s) would see one image at a time "
+                f"(trainer.accumulate_grad_batches={accumulate}), and a fill takes patches from others. Raise it."
             )
         if self.train_images < self.batch_size:
             raise UserError(
