@@ -81,7 +81,7 @@ def train(
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop} of {steps}") from stop
     guard.check()
-    if best.scored_at not in (None, lightning.global_step) and lightning.global_step == steps:
+    if best.score > -math.inf and best.scored_at != lightning.global_step == steps:
         # Lightning does not evaluate when the steps end within an epoch: the last weights are candidates too.
         lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them

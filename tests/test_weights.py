@@ -1,5 +1,6 @@
 """Weights in and out: OpenAI's, open_clip's and our own files; the zero-shot head."""
 
+import os
 from pathlib import Path
 
 import open_clip
@@ -10,9 +11,10 @@ from torch import Tensor, nn
 
 import robustft
 from robustft.clip import tiny
-from robustft.clip.weights import create_clip, load_classifier, save_classifier
+from robustft.clip.weights import create_clip, load_classifier, read_state, save_classifier
 from robustft.clip.zeroshot import text_rows, zeroshot_classifier
 from robustft.errors import UserError
+from tests.small import do, work  # noqa: F401 (a fixture)
 
 CLASSES = ["fish", "boat", "tree"]
 TEMPLATES = ["a photo of a {}", "a sketch of a {} on the grass"]
@@ -167,3 +169,33 @@ def test_a_model_for_something_else_is_refused(tmp_path: Path, clip: nn.Module) 
         robustft.load(others)
     with pytest.raises(UserError, match="no weights file"):
         robustft.load(tmp_path / "nothing.safetensors")
+
+
+def test_damaged_files_are_told_from_those_with_code(tmp_path: Path) -> None:
+    torch.save(create_clip("tiny", None, seed=0).state_dict(), tmp_path / "whole.pt")
+    contents = {
+        "noise.pt": os.urandom(3000),
+        "noise.safetensors": os.urandom(3000),
+        "text.pt": b"hello there",
+        "empty.pt": b"",
+        "cut.pt": (tmp_path / "whole.pt").read_bytes()[:-4000],
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="not a readable weights file"):
+            read_state(tmp_path / name)
+    torch.save({"epoch": 1}, tmp_path / "nothing.pt")
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_state(tmp_path / "nothing.pt")
+
+
+def test_what_a_run_leaves_starts_other_runs(work: Path) -> None:  # noqa: F811
+    first = do(work / "first", "method=finetune")
+    left = work / "first" / "model.safetensors"
+    scores = [first[name] for name in ("id", "ood", "holdout")]
+    again = do(work / "again", "method=evaluate", f"checkpoint={left}")
+    as_it_is = do(work / "as_it_is", "method=zeroshot", f"model.pretrained={left}")  # with its head
+    for record in (again, as_it_is):
+        assert [record[name] for name in ("id", "ood", "holdout")] == scores
+    for name in ("model.pretrained", "init", "teacher"):
+        do(work / name, f"{name}={left}", "trainer.max_steps=1")

@@ -130,13 +130,15 @@ def read_state(path: Path) -> State:
         raise UserError(f"no weights file at {path}.")
     try:
         state = _read_raw(path)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds pickled objects besides tensors, which may run code and are not loaded. "
-            "Save its state dict alone, best as safetensors."
-        ) from error
-    except (RuntimeError, SafetensorError, OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable weights file ({str(error).splitlines()[0][:160]}).") from error
+    except Exception as error:  # a damaged file fails in many ways
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise UserError(
+                f"{path} holds pickled objects besides tensors, which may run code and are not loaded. "
+                "Save its state dict alone, best as safetensors."
+            ) from error
+        pickled = isinstance(error, pickle.UnpicklingError | KeyError | EOFError)
+        reason = "damaged, or of another kind" if pickled or not str(error) else str(error).splitlines()[0][:160]
+        raise UserError(f"{path} is not a readable weights file ({reason}).") from error
     state = state.get("state_dict", state)
     tensors = {
         key.removeprefix("module."): value.detach().float()

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from robustft.clip.classifier import Classifier
 from robustft.data.sets import Batch, EvaluationSet
+from robustft.errors import UserError
 from robustft.evaluation.results import Score, Scores
 from robustft.evaluation.top1 import Top1, predict
 
@@ -24,6 +25,9 @@ class Evaluator(LightningModule):
     Args:
         sets: all evaluation sets, in the order of the data module's ``val_dataloader()``.
         keep_predictions: remember the predicted class of every image (one integer each, on the device).
+
+    Raises:
+        UserError: the model's logits are not finite.
     """
 
     def __init__(self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False) -> None:
@@ -45,6 +49,7 @@ class Evaluator(LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.scores = {}
         self.predictions = {}
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
         for metric in self.tops:
             metric.reset()
 
@@ -52,11 +57,14 @@ class Evaluator(LightningModule):
         logits = self.model(batch.images)
         evaluation_set, metric = self.sets[dataloader_idx], self.tops[dataloader_idx]
         metric.update(logits, batch.labels)
+        self._finite &= logits.isfinite().all()
         if self.keep_predictions:
             known = self.predictions.setdefault(evaluation_set.name, self._unseen(len(evaluation_set.dataset)))
             known[batch.indices] = predict(logits, metric.correct.any(0))
 
     def on_validation_epoch_end(self) -> None:
+        if not self.trainer.strategy.reduce_boolean_decision(bool(self._finite), all=True):
+            raise UserError("the model's logits are not finite: its weights overflow. Lower optimizer.lr or beta.")
         for evaluation_set, metric in zip(self.sets, self.tops, strict=True):
             if metric.update_called or self.trainer.world_size > 1:
                 self.scores[evaluation_set.name] = metric.score()

@@ -1,0 +1,180 @@
+"""An interrupted run that goes on gives the weights of one that was never interrupted, bit for bit."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robustft.errors import UserError
+from robustft.state import BEST, LAST, KeepState, read_position
+from tests.small import ROOT, command, do, work  # noqa: F401 (a fixture)
+
+Point = tuple[str, int, int]  # where a run may be asked to stop: hook, micro-batches so far, evaluation batch
+
+SCHEDULES = {
+    "epochs": (),
+    "max_steps": ("trainer.max_steps=5",),
+    "accumulation": ("trainer.accumulate_grad_batches=2", "method=finetune"),
+    "evaluation_inside_of_epochs": ("trainer.val_check_interval=2", "mask=none"),
+    "an_epoch_without_evaluation": ("trainer.check_val_every_n_epoch=2", "mask=random", "fill=multi"),
+    "workers": ("data.num_workers=2", "trainer.max_epochs=1", "method=finetune"),
+}
+
+
+@pytest.fixture
+def stops(monkeypatch: pytest.MonkeyPatch):
+    """All points at which runs could stop are noted in the first list; a run stops at those of the second."""
+    seen: list[Point] = []
+    wanted: list[Point] = []
+    after_step, after_evaluation_batch = KeepState.on_train_batch_end, KeepState.on_validation_batch_end
+
+    def visit(self, trainer, hook, index=0):
+        if trainer.state.fn != "fit":
+            return
+        point = (hook, trainer.fit_loop.epoch_loop.batch_progress.total.ready, index)
+        seen.append(point)
+        if point in wanted:
+            wanted.remove(point)
+            self.received = signal.SIGTERM
+
+    def train_batch_end(self, trainer, *rest):
+        visit(self, trainer, "step")
+        after_step(self, trainer, *rest)
+
+    def validation_batch_end(self, trainer, module, outputs, batch, index, *rest):
+        visit(self, trainer, "evaluation", index)
+        after_evaluation_batch(self, trainer, module, outputs, batch, index, *rest)
+
+    monkeypatch.setattr(KeepState, "on_train_batch_end", train_batch_end)
+    monkeypatch.setattr(KeepState, "on_validation_batch_end", validation_batch_end)
+    return seen, wanted
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_stopped_at_every_point(work, stops, schedule):  # noqa: F811
+    """One run that is stopped after every step and in every evaluation, each time resumed."""
+    settings = SCHEDULES[schedule]
+    seen, wanted = stops
+    expected = do(work / schedule, *settings)
+    points = list(dict.fromkeys(seen))
+    folder = work / f"{schedule}-stopped"
+    found = go_on_until_done(folder, settings, wanted, points)
+    assert same_results(work / schedule, folder) and found == expected["holdout"]
+    in_evaluations = [point for point in points if point[0] == "evaluation"][::2]
+    if schedule in ("epochs", "evaluation_inside_of_epochs"):
+        folder = work / f"{schedule}-evaluations"
+        assert go_on_until_done(folder, settings, wanted, in_evaluations) == expected["holdout"]
+        assert same_results(work / schedule, folder) and not wanted
+
+
+def go_on_until_done(folder: Path, settings: tuple[str, ...], wanted: list[Point], points: list[Point]) -> dict:
+    wanted[:] = points
+    for attempt in range(len(points) + 1):
+        try:
+            return do(folder, *settings, resume=attempt > 0)["holdout"]
+        except KeyboardInterrupt as stop:
+            assert "interrupted after step" in str(stop) and f"resume={folder}" in str(stop)
+            assert not (folder / "results.json").exists() and not list(folder.glob("*.partial"))
+    raise AssertionError("more interruptions than points")
+
+
+@pytest.mark.parametrize("schedule", ["epochs", "max_steps"])
+def test_killed_after_every_save(work, monkeypatch, schedule):  # noqa: F811
+    """The folder as it is after each save, moved somewhere else, goes on to the same end."""
+    settings = (*SCHEDULES[schedule], "save_minutes=0", "seed=1", "logger=csv")
+    folder, copies = work / f"{schedule}-saving", []
+    save = KeepState._save
+
+    def save_and_copy(self, trainer):
+        save(self, trainer)
+        if self.path.parent == folder:
+            copies.append(work / f"{schedule}-killed-{len(copies)}")
+            shutil.copytree(folder, copies[-1])
+
+    monkeypatch.setattr(KeepState, "_save", save_and_copy)
+    do(folder, *settings)
+    assert len(copies) >= 5 and not (folder / BEST).exists()
+    logged = [row.split(",")[0] for row in (folder / "metrics.csv").read_text().splitlines()]
+    for copy in copies[::-2]:
+        do(copy, *settings, resume=True)
+        assert same_results(folder, copy)
+        rows = [row.split(",")[0] for row in (copy / "metrics.csv").read_text().splitlines()]
+        assert set(rows) <= set(logged) and len(rows) <= len(logged)  # what was logged twice is kept once
+    position = read_position(copies[-1])
+    (copies[-1] / "results.json").unlink()
+    do(copies[-1], *settings, resume=True)  # trained to the end, killed before its results
+    assert same_results(folder, copies[-1]) and position.step >= 5
+
+
+def same_results(one: Path, other: Path) -> bool:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
+    records = [json.loads((folder / "results.json").read_text()) for folder in (one, other)]
+    assert all(records[0][key] == records[1][key] for key in ("id", "ood", "holdout"))
+    return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+# The real command: the third step of the optimiser stops the run, or kills it.
+AT_STEP = """
+import os, torch
+original, count = torch.optim.AdamW.step, 0
+
+def step(self, closure=None):
+    global count
+    count += 1
+    if count == int(os.environ["AT_STEP"]):
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+    return original(self, closure)
+
+torch.optim.AdamW.step = step
+"""
+
+
+def test_the_command_is_terminated_killed_and_goes_on(tmp_path):
+    settings = ["save_minutes=0", "logger=wandb"]
+    environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}
+    terminated = command(tmp_path, *settings, stand_in=AT_STEP, AT_STEP="3", SIGNAL="15", **environment)
+    (folder,) = tmp_path.glob("runs/counterfactual_object_single_tiny/*")
+    again = f"resume={folder.relative_to(tmp_path)}"
+    assert terminated.returncode == 130, terminated.stderr
+    assert f"interrupted after step 3 of 6. Resume with: python run.py {again}" in terminated.stderr
+    assert "Traceback" not in terminated.stderr and not (folder / "results.json").exists()
+    run_id = (folder / "wandb_id.txt").read_text()
+    killed = command(
+        tmp_path, "resume=auto", *settings, stand_in=AT_STEP, AT_STEP="3", SIGNAL="9", **environment
+    )  # in step 6, after step 5 was saved
+    assert killed.returncode == -9 and read_position(folder).step == 5, killed.stderr
+    finished = command(tmp_path, "resume=auto", *settings, stand_in="", **environment)
+    assert finished.returncode == 0 and "continuing" in finished.stdout, finished.stderr
+    assert command(tmp_path, "hydra.run.dir=whole", **environment).returncode == 0
+    assert same_results(tmp_path / "whole", folder)
+    assert (folder / "wandb_id.txt").read_text() == run_id
+    started = list(folder.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len(started) == 3 and {path.stem for path in started} == {f"run-{run_id}"}
+
+
+def test_another_schedule_is_refused(work, stops):  # noqa: F811
+    _, wanted = stops
+    wanted.append(("step", 2, 0))
+    with pytest.raises(KeyboardInterrupt):
+        do(work / "schedule", "method=finetune")
+    with pytest.raises(UserError, match="cannot be resumed with another schedule: steps was 6, now it is 9"):
+        do(work / "schedule", "method=finetune", "trainer.max_epochs=3", resume=True)
+    with pytest.raises(UserError, match="another schedule: lr was 0.0005, now it is 0.1"):
+        do(work / "schedule", "method=finetune", "optimizer.lr=0.1", resume=True)
+    (work / "schedule" / LAST).write_bytes((work / "schedule" / LAST).read_bytes()[:5000])
+    with pytest.raises(UserError, match="last.ckpt cannot be read"):
+        do(work / "schedule", "method=finetune", resume=True)
+
+
+def test_the_command_refuses_another_schedule(work):  # noqa: F811
+    folder = work / "refused"
+    folder.mkdir()
+    (folder / LAST).touch()
+    saved = (ROOT / "conf").name  # a config that cannot be the run's
+    (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\n")
+    answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")
+    assert answer.returncode == 1 and "has other settings" in answer.stderr and "Traceback" not in answer.stderr
