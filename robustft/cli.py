@@ -114,6 +114,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
     if not _is_first_process():
         logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
     else:
+        if cfg.resume:  # what started the run stays on record
+            typed = runs.saved_overrides(folder)
         runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
         stale = ["results.json", "error.txt"]
         if not cfg.resume:  # another run's state would be taken for this one's
@@ -185,6 +187,7 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values make a sweep: add -m")
     config.check(cfg)
+    config.check_applies(cfg, [override.key_or_group for override in parsed])
     config.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")
     if given is not None and any(character in given for character in "=,"):

@@ -7,7 +7,7 @@
 import glob
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,8 @@ def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
         sweep: the run is one of a sweep: it keeps no weights unless told to, and takes one device.
     """
     with open_dict(cfg):
+        for name in ("beta", "temperature", "alpha"):  # 1 and 1.0 are one setting
+            cfg[name] = None if cfg[name] is None else float(cfg[name])
         for name in {"beta", "temperature", "alpha"} - set(cfg.method.uses):
             cfg[name] = None
         mapped = cfg.mask.kind in ("object", "context")
@@ -155,6 +157,22 @@ def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
             cfg.trainer.enable_checkpointing = not sweep
         if sweep and cfg.trainer.devices == "auto":
             cfg.trainer.devices = 1
+
+
+def check_applies(cfg: DictConfig, typed: Iterable[str]) -> None:
+    """Refuses settings that were typed and mean nothing here; left alone, they would be lost without a word.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    of_map = ("threshold", "cam", "source", "layers")
+    masks = {"none": (), "random": ("rate",), "object": of_map, "context": of_map}
+    for key in typed:
+        group, _, name = key.rpartition(".")
+        if group == "mask" and name != "kind" and name not in masks[cfg.mask.kind]:
+            raise UserError(f"{key} does nothing with mask={cfg.mask.kind}: leave it out, or choose another mask")
+        if key in ("beta", "temperature", "alpha") and key not in cfg.method.uses:
+            raise UserError(f"{key} does nothing with method={cfg.method.name}: leave it out")
 
 
 def check(cfg: DictConfig) -> None:

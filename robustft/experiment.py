@@ -242,6 +242,8 @@ class Run:
             write_results(self.folder / "results.json", record)
             (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
+            left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if gallery else [])]
+            log.info("in %s: %s", os.path.relpath(self.folder), ", ".join(left))
         return record
 
     def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
@@ -303,6 +305,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The `srun` command is available.*",
         ".*is smaller than the logging interval.*",
+        ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
         ".*isinstance.treespec, LeafSpec.*",

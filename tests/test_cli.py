@@ -213,7 +213,7 @@ def test_an_interrupted_run_goes_on_in_its_folder(command, tmp_path):
     fresh = command("resume=auto", "beta=7", "hydra.run.dir=other")
     assert "found no interrupted run" in fresh.stdout and (tmp_path / "other" / "last.ckpt").exists()
     other = command(f"resume={started}", "beta=2")
-    assert other.returncode == 1 and "beta=2 (there: 7)" in other.stderr
+    assert other.returncode == 1 and "beta=2.0 (there: 7.0)" in other.stderr
     assert command("resume=auto", "seed=1", "beta=7", "data.num_workers=0").returncode == 0
     assert (folder / "calls").read_text().splitlines()[1].split()[1] == str(folder)
     finished = command(f"resume={started}")

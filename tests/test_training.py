@@ -52,7 +52,11 @@ def train_plainly(run, *, beta: float, threshold: float, accumulate: int, steps:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("method", ["counterfactual", "finetune"])
 def test_against_a_plain_loop(work, method, accumulate):  # noqa: F811
-    settings = (f"method={method}", f"trainer.accumulate_grad_batches={accumulate}", "trainer.check_val_every_n_epoch=9")
+    settings = (
+        f"method={method}",
+        f"trainer.accumulate_grad_batches={accumulate}",
+        "trainer.check_val_every_n_epoch=9",
+    )
     run = prepared(work / f"plain-{method}-{accumulate}", *settings)
     size, patch = run.zeroshot.preprocess.size, run.zeroshot.patch_size
     assert (size, patch) == (48, 8)

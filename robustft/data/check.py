@@ -30,6 +30,7 @@ def check(datamodule: RobustnessData) -> dict[str, Any]:
         wrong += [f"{name}: cannot read {path}: {reason}" for path, reason in found["damaged"].items()]
     if wrong:
         raise UserError("\n".join([*dict.fromkeys(wrong), f"{len(set(wrong))} problem(s) found."]))
+    console.print("Everything is there and readable.")
     return record
 
 

@@ -5,7 +5,7 @@ What a set of images means is one mapping: folder name -> the classes that are r
 
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 from PIL import Image
+from rich import get_console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -140,8 +141,9 @@ def damaged_files(paths: Sequence[str], *, thorough: bool, title: str) -> dict[s
     chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]  # a task for each of a million files is dear
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         reasons = pool.map(lambda chunk: [examine(path) for path in chunk], chunks)
-        shown = thorough or len(paths) > 20_000
-        done = track(zip(chunks, reasons, strict=True), title, len(chunks), transient=True, disable=not shown)
+        done: Iterable[tuple[Sequence[str], list[str | None]]] = zip(chunks, reasons, strict=True)
+        if get_console().is_terminal and (thorough or len(paths) > 20_000):
+            done = track(done, title, len(chunks), transient=True)
         return {path: reason for pair in done for path, reason in zip(*pair, strict=True) if reason}
 
 

@@ -192,7 +192,7 @@ def find_fault(record: Any) -> str | None:
 def percent(fraction: float, decimals: int = 1) -> str:
     """A fraction in percent with ties rounded up, as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
     step = Decimal(1).scaleb(-decimals)
-    return str((Decimal(repr(float(fraction))) * 100).quantize(step, rounding=ROUND_HALF_UP))
+    return str((Decimal(repr(round(float(fraction), 12))) * 100).quantize(step, rounding=ROUND_HALF_UP))
 
 
 def set_label(name: str) -> str:

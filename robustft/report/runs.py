@@ -67,7 +67,10 @@ class Run:
             flat[key] = record[key]
         for key, value in (record["mask"] or {"kind": None}).items():
             flat[f"mask.{key}"] = _seedless(value)
-        return {key: value for key, value in sorted(flat.items()) if not INCIDENTAL.match(key)}
+        flat["images"] = record["id"]["n"]
+        kept = {key: value for key, value in sorted(flat.items()) if not INCIDENTAL.match(key)}
+        # 1 and 1.0 are one setting.
+        return {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in kept.items()}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Rendered sets on disk, so that they are rendered once."""
 
 import hashlib
+import logging
 import os
 from contextlib import suppress
 from functools import lru_cache
@@ -15,6 +16,8 @@ from safetensors.torch import load_file, save_file
 from robustft.cache import cache_folder
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
+
+log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
@@ -40,6 +43,7 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
         return Rendered(**load_file(path))
     except (OSError, SafetensorError, TypeError):  # not there, or damaged: render it (again)
         pass
+    log.info("rendering %s images of %s", f"{count:,}", name)
     with Progress(transient=True, disable=not get_console().is_terminal) as progress:
         task = progress.add_task(f"rendering {count} images of {name}", total=count)
         rendered = generate(
