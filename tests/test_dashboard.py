@@ -117,7 +117,7 @@ def test_with_a_server_the_dashboard_is_created(sweep: Path, tmp_path):
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(CONF.parent), "WANDB_MODE": "online"}
     line = [sys.executable, "-m", "robustft.dashboard", str(sweep)]
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     server.shutdown()
     assert done.returncode == 0, done.stderr
     assert f"Dashboard: {address}/me/robustft?nw=abc" in done.stdout

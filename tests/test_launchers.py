@@ -31,7 +31,7 @@ def test_slurm_gets_what_the_config_says(tmp_path):
     settings = "-m beta=1,3 hydra/launcher=slurm hydra.launcher.partition=gpu hydra.launcher.timeout_min=90".split()
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, str(ROOT / "run.py"), *settings]
-    subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     script = (tmp_path / "job.sh").read_text()
     options = "array=0-1%2 partition=gpu time=90 gpus-per-node=1 cpus-per-task=8 mem=64GB ntasks-per-node=1 nodes=1"
     for option in options.split():
