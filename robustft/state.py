@@ -34,12 +34,12 @@ class Interrupted(Exception):
 class KeepBest(Callback):
     """Keeps the weights with the best hold-out accuracy so far in ``best.safetensors``.
 
-    The file itself says how good it is, so a resumed run has nothing else to remember.
+    The file itself says how good it is; the checkpoint remembers which step was scored last.
     """
 
     def __init__(self, folder: Path, resume: bool) -> None:
         self.path, self.score = folder / BEST, -math.inf
-        self.scored_at: int | None = None  # the last step with a score
+        self.scored_at = 0  # the last step with a score
         if not resume:
             self.path.unlink(missing_ok=True)
         elif self.path.is_file():
@@ -50,7 +50,7 @@ class KeepBest(Callback):
         score = trainer.callback_metrics.get(SCORE)
         if trainer.sanity_checking or score is None:
             return
-        self.scored_at = trainer.global_step
+        self.scored_at = max(self.scored_at, trainer.global_step)
         if not float(score) > self.score:
             return
         self.score = float(score)
@@ -61,6 +61,12 @@ class KeepBest(Callback):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(state, partial, {SCORE: repr(self.score)})
             os.replace(partial, self.path)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"scored_at": self.scored_at}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.scored_at = max(self.scored_at, state_dict["scored_at"])
 
     def restore(self, model: nn.Module) -> None:
         """Give ``model`` the best weights; without a score it keeps its own, the last."""

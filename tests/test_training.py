@@ -66,10 +66,14 @@ def test_against_a_plain_loop(work, method, accumulate):  # noqa: F811
     start = run.zeroshot.state_dict()
     made = {"counterfactual": counterfactual, "finetune": finetune}[method].make(run).model.state_dict()
     for name, value in expected.items():
-        difference, moved = (made[name] - value).abs(), (value - start[name]).abs().max()
-        if name.endswith("attn.in_proj_bias"):  # a bias of the keys changes no attention: its gradient is rounding
-            difference = difference.view(3, -1)[[0, 2]]
-        assert moved > 1e-4 and difference.max() < 1e-6, (name, moved, difference.max())
+        moved = (value - start[name]).abs().max()
+        assert moved > 1e-4 and difference(name, made[name], value) < 1e-6, name
+
+
+def difference(name: str, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The largest; of attention without the biases of keys, which change nothing: their gradient is rounding."""
+    apart = (one - other).abs()
+    return (apart.view(3, -1)[[0, 2]] if name.endswith("attn.in_proj_bias") else apart).max()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -118,5 +122,5 @@ def test_two_devices_give_the_numbers_of_one(tmp_path, settings):
     assert {name: score["n"] for name, score in two["ood"].items()} == dict.fromkeys(two["ood"], 15)
     assert one["id"] == two["id"] and one["ood"] == two["ood"] and one["holdout"] == two["holdout"]
     for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=2e-6, rtol=1e-4), name
+        assert difference(name, value, weights[1][name]) < 2e-6, name
     assert not (tmp_path / "d2" / BEST).exists()
