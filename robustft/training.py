@@ -75,6 +75,8 @@ def train(
     position = read_position(folder) if resume else None
     if position is not None:
         _resume(lightning, finetuner, data, position)
+        if position.evaluation_due:
+            best.scored_at = position.step
     try:
         checkpoint = None if position is None else position.path
         lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)

@@ -241,7 +241,7 @@ def test_a_sweep_names_its_runs_lists_failures_and_goes_on(command, tmp_path):
 def test_a_sweep_never_overwrites_another(command, tmp_path):
     assert command("-m", "seed=1,2", "sweep=mine").returncode == 0
     other = command("-m", "seed=1,2", "sweep=mine", "beta=2")
-    assert other.returncode == 1 and "beta=2 (there: 1.0). Name another sweep" in other.stderr
+    assert other.returncode == 1 and "beta=2.0 (there: 1.0). Name another sweep" in other.stderr
     assert command("-m", "seed=1,2", "beta=2").returncode == 0
     (folder,) = tmp_path.glob("runs/sweeps/seed-*")
     assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "seed-1", "seed-2"}
