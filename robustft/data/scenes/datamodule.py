@@ -75,7 +75,7 @@ class ScenesData(RobustnessData):
         *,
         root: str | Path | None = None,
         sets: Mapping[str, Any] | None = None,
-        train_images: int = 2000,
+        train_images: int = 2200,
         test_images: int = 2000,
         image_size: int = 48,
         correlation: float = CORRELATION,
