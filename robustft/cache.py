@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
+from robustft.files import atomic
 
 
 def cache_folder() -> Path:
@@ -51,10 +52,8 @@ def remembered(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, T
             return load_file(path)
     tensors = make()
     if is_first_process():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
-        os.replace(partial, path)
+        with atomic(path, shared=True) as partial:
+            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
     return tensors
 
 
@@ -75,11 +74,8 @@ class ScoreCache:
             return None
 
     def put(self, evaluation_set: EvaluationSet, score: Score) -> None:
-        path = self._path(evaluation_set)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(score.as_dict()))
-        os.replace(partial, path)
+        with atomic(self._path(evaluation_set), shared=True) as partial:
+            partial.write_text(json.dumps(score.as_dict()))
 
     def _path(self, evaluation_set: EvaluationSet) -> Path:
         digest = hashlib.sha256(f"{self.key}{evaluation_set.fingerprint}".encode()).hexdigest()[:32]

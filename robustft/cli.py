@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, overrides, runs
+from robustft import config, files, overrides, runs
 from robustft.errors import UserError, user_error
 
 log = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         mistake = user_error(error)
         if _is_first_process():
             text = str(mistake) if mistake else traceback.format_exc()
-            runs.write(folder / "error.txt", text.rstrip() + "\n")
+            files.write(folder / "error.txt", text.rstrip() + "\n")
         if not sweep:
             _failures.append(error)
         elif mistake:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustft.errors import UserError
-from robustft.runs import write
+from robustft.files import write
 from robustft.tracking import logged_in
 from robustft.wandb_files import LoggedRun, read_logged
 

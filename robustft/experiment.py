@@ -30,9 +30,11 @@ from robustft.clip.weights import load_classifier, save_classifier
 from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
+from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
+from robustft.files import atomic
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.state import BEST, read_position
@@ -160,8 +162,14 @@ class Run:
             "seed": self.cfg.seed,
             "resume": self.cfg.resume is not None,
             "save_minutes": self.cfg.save_minutes,
+            "watch": self.watch if self.cfg.disagreement else None,
         }
         return train(student, **(arguments | changes))
+
+    def watch(self, steps: int) -> Disagreement:
+        """Measures student against teacher while they train."""
+        times = self.cfg.disagreement
+        return Disagreement(self.teacher(), self.data, self.folder, times=times, steps=steps, seed=self.cfg.seed)
 
     def evaluate(
         self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False
@@ -283,9 +291,8 @@ def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Ma
     rows = csv.writer(text)
     rows.writerow(("set", "image", "label", "prediction", "correct"))
     rows.writerows(prediction_rows(sets, dict(predictions)))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def versions() -> dict[str, str]:

@@ -9,7 +9,6 @@ settings (`checkpoint=...`), where Hydra's grammar does not take "=" or ",".
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -20,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustft import config
 from robustft.errors import UserError
+from robustft.files import write
 
 RUNS = Path("runs")
 SWEEPS = RUNS / "sweeps"
@@ -111,16 +111,8 @@ def saved_overrides(folder: Path) -> list[str]:
 
 def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
     """Writes config.yaml (all settings, resolved) and overrides.yaml (what was typed)."""
-    folder.mkdir(parents=True, exist_ok=True)
     for filename, content in (("config.yaml", config.plain(cfg)), ("overrides.yaml", list(overrides))):
         write(folder / filename, OmegaConf.to_yaml(OmegaConf.create(content)))
-
-
-def write(path: Path, text: str) -> None:
-    """Writes a file that is either whole or not there."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def newest_interrupted(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:

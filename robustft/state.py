@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robustft.errors import UserError
+from robustft.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,8 @@ class KeepBest(Callback):
         if trainer.is_global_zero:
             model = pl_module.get_submodule("model")
             state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            partial = self.path.with_name(f"{BEST}.partial")
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(state, partial, {SCORE: repr(self.score)})
-            os.replace(partial, self.path)
+            with atomic(self.path) as partial:
+                save_file(state, partial, {SCORE: repr(self.score)})
 
     def state_dict(self) -> dict[str, int]:
         return {"scored_at": self.scored_at}

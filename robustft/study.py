@@ -26,7 +26,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import Progress
 
-from robustft import overrides, runs
+from robustft import files, overrides, runs
 from robustft.errors import UserError
 
 Results = dict[str, dict[str, Any]]
@@ -40,11 +40,15 @@ class Entry:
     """One run: a name (of its result file) and what would be typed after ``python run.py``.
 
     ``{name}`` in a setting stands for the model.safetensors of the entry of that name, which has ``keep=True``.
+
+    Attributes:
+        also: a file of the run's folder to keep beside the results, as ``results/<name>.<suffix>``.
     """
 
     name: str
     settings: tuple[str, ...]
     keep: bool = False
+    also: str | None = None
 
     @property
     def needs(self) -> set[str]:
@@ -90,7 +94,10 @@ class Study:
 
     def __init__(self, entries: list[Entry], folder: Path, settings: Sequence[str]) -> None:
         self.entries, self.folder, self.settings = entries, folder, tuple(settings)
-        self.work = runs.RUNS.resolve() / "studies" / folder.relative_to(Path(__file__).resolve().parents[1])
+        root = Path(__file__).resolve().parents[1]
+        self.work = (
+            runs.RUNS.resolve() / "studies" / (folder.relative_to(root) if folder.is_relative_to(root) else folder.name)
+        )
         self.by_name = {entry.name: entry for entry in entries}
 
     def result(self, entry: Entry) -> Path:
@@ -164,8 +171,11 @@ class Study:
     def _keep(self, entry: Entry) -> None:
         record = json.loads((self.work / entry.name / "results.json").read_text())
         record["config"] = _without_paths(record["config"], str(self.work))
-        self.result(entry).parent.mkdir(parents=True, exist_ok=True)
-        runs.write(self.result(entry), json.dumps(record, indent=1) + "\n")
+        record["name"] = entry.name
+        if entry.also is not None:
+            content = (self.work / entry.name / entry.also).read_text()
+            files.write(self.result(entry).with_suffix(Path(entry.also).suffix), content)
+        files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
 
 
 def execute(folder: str, settings: list[str]) -> str | None:

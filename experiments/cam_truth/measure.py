@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from robustft import runs
+from robustft import files, runs
 from robustft.clip import tiny
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier
@@ -146,9 +146,9 @@ def write_tables(folder: Path, rows: list[Measured]) -> None:
     lines = [[*WORDS, *NUMBERS], *(row.cells() for row in rows)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)
-    runs.write(folder / "table.csv", text.getvalue())
+    files.write(folder / "table.csv", text.getvalue())
     lines.insert(1, ["---"] * len(WORDS) + ["---:"] * len(NUMBERS))
-    runs.write(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    files.write(folder / "table.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
 
 
 def draw_maps(models: dict[str, Classifier], sets: list[EvaluationSet], seed: int = 0):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from robustft.files import write
 from robustft.report.__main__ import main as report
+from robustft.report.published import beside, read
 from robustft.study import Entry, Results, main
 
 SEEDS = range(1, 6)
@@ -57,9 +59,15 @@ def entries(cfg: DictConfig) -> Iterator[Entry]:
 
 
 def summarise(folder: Path, results: Results) -> None:
-    """comparison.md (.csv, .tex) and scatter.png, with paired differences to vanilla and to WiSE-FT."""
+    """comparison.md (.csv, .tex) and scatter.png, with paired differences to vanilla and to WiSE-FT; published.md."""
     shown = [str(folder / "results" / f"{name}.json") for name in results if not name.startswith("member")]
-    report([*shown, "--out", str(folder), "--baseline", "vanilla"])
+    baselines = [
+        part for name in (f"vanilla_seed-{SEEDS[0]}", f"wiseft_seed-{SEEDS[0]}") for part in ("--baseline", name)
+    ]
+    report([*shown, "--partial", "--out", str(folder), *baselines])
+    published = beside(results, read(Path(__file__).parent / "published.csv"))
+    if published is not None:
+        write(folder / "published.md", published)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from robustft import files
 from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
-from robustft.bench.steps import FORWARDS, MODELS, Bench
+from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
 from robustft.errors import UserError
 from robustft.training import resolve_precision
-
-VARIANTS = ("vanilla", "direct", "exact", "cached")
 
 
 def main(arguments: list[str]) -> None:
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> None:
 
     console = Console()
     difference = bench.check()
-    kinds = [*VARIANTS, *(["one_backward"] if options.one_backward else [])]
+    kinds = [*VARIANTS, *options.more]
     names = [name + suffix for suffix in ("", "_fp32") for name in kinds]
     measured = [name for name in names if name.endswith("_fp32") or precision != "32-true"]
     with Progress(console=console, transient=True) as bar:
@@ -69,11 +68,11 @@ def main(arguments: list[str]) -> None:
         "precision": precision,
         "machine": machine(options.device),
         "gradient_difference": difference,
-        "variants": {name: variant(name, seconds, options.batch) | {"peak_bytes": peaks[name]} for name in names},
+        "variants": {name: variant(name, seconds, bench) | {"peak_bytes": peaks[name]} for name in names},
     }
     console.print(table(record))
     if options.json:
-        write(options.json, record)
+        files.write(options.json, json.dumps(record, indent=2) + "\n")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -85,7 +84,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
-    parser.add_argument("--one-backward", action="store_true", help="also ours with x's graph kept to the end")
+    parser.add_argument(
+        "--more",
+        nargs="*",
+        choices=MORE,
+        default=[],
+        help="also ours with x's graph kept to the end; with the map of the last layer alone; random masks, no-fill",
+    )
     parser.add_argument("--peak-of", metavar="VARIANT", help="print the peak memory of one step, in bytes; no more")
     return parser.parse_args(arguments)
 
@@ -99,15 +104,15 @@ def peak_of(name: str, options: argparse.Namespace, bench: Bench) -> int | None:
     return peak_bytes_apart([*passed, f"--peak-of={name}"])
 
 
-def variant(name: str, seconds: dict[str, float], batch: int) -> dict[str, float]:
+def variant(name: str, seconds: dict[str, float], bench: Bench) -> dict[str, float]:
     """Rates and ratios; ``vs_vanilla`` is at equal precision, ``vs_direct`` against the direct step in float32."""
     kind, suffix = name.removesuffix("_fp32"), "_fp32" if name.endswith("_fp32") else ""
     vs_vanilla = seconds[name] / seconds[f"vanilla{suffix}"]
     return {
-        "images_per_s": batch / seconds[name],
+        "images_per_s": bench.batch / seconds[name],
         "vs_direct": seconds["direct_fp32"] / seconds[name],
         "vs_vanilla": vs_vanilla,
-        "floor_share": FORWARDS[kind] / FORWARDS["vanilla"] / vs_vanilla,
+        "floor_share": bench.forwards(kind) / bench.forwards("vanilla") / vs_vanilla,
     }
 
 
@@ -142,13 +147,6 @@ def table(record: dict[str, Any]) -> Table:
             "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB",
         )
     return shown
-
-
-def write(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -25,19 +25,21 @@ MODELS = {
     "vitb32": ("ViT-B-32-quickgelu", 1000),
     "vitb16": ("ViT-B-16-quickgelu", 1000),
 }
-# Forwards of the backbone per image that a step is worth; vanilla is forward and backward of x.
-FORWARDS = {"vanilla": 3, "direct": 9, "exact": 8, "one_backward": 8, "cached": 7}
-BETA, FILL, THRESHOLD = 30.0, "single", 0.3
+VARIANTS = ("vanilla", "direct", "exact", "cached")
+MORE = ("one_backward", "last_layer", "no_fill")  # measured on request
+BETA, FILL, THRESHOLD, RATE = 30.0, "single", 0.3, 0.5
 MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "layers": None, "source": "student"}
+CHANGES: dict[str, dict[str, Any]] = {"last_layer": {"layers": 1}, "no_fill": {"kind": "random", "rate": RATE}}
 
 
 @dataclass
 class Bench:
     """Models with random weights, a batch, and a step for every variant.
 
-    Variants are named after the step (see ``FORWARDS``), with "_fp32" in float32, else in ``precision``:
-    vanilla fine-tuning; ``direct.py``; ours; ours with one backward pass of both terms, x's graph alive all along;
-    ours with maps that are known already.
+    Variants are named after the step, with "_fp32" in float32, else in ``precision``: "vanilla" fine-tuning;
+    ``direct.py``; ours ("exact"), or with maps that are known already ("cached"). And of MORE: with one backward pass
+    of both terms, x's graph alive all along; with the relevance of the last layer alone; with random masks and
+    no-fill, which shorten the sequence.
     """
 
     model: str
@@ -82,6 +84,21 @@ class Bench:
     @cached_property
     def direct_teacher(self) -> direct.DirectClassifier:
         return direct.DirectClassifier.like(self.teacher).eval().requires_grad_(False)
+
+    def forwards(self, kind: str) -> float:
+        """Forwards of the backbone per image that a step is worth; vanilla is forward and backward of x."""
+        x, x_cf, teacher, gradient_of_map = 3, 3, 1, 1.0
+        if kind == "vanilla":
+            return x
+        if kind == "direct":
+            return x + x_cf + teacher + 1 + gradient_of_map  # a forward of its own for the map
+        if kind == "cached":
+            return x + x_cf + teacher
+        if kind == "no_fill":
+            return x + (x_cf + teacher) * (1 + int(self.student.patches * (1 - RATE))) / (1 + self.student.patches)
+        if kind == "last_layer":
+            gradient_of_map /= len(self.student.blocks)
+        return x + x_cf + teacher + gradient_of_map
 
     def autocast(self, variant: str) -> torch.dtype | None:
         """What a variant computes in; None: float32."""
@@ -130,7 +147,8 @@ class Bench:
         if dtype is not None:
             teacher = deepcopy(teacher)
             teacher.keep_in(dtype)
-        made = make_distillation(teacher, beta=BETA, mask=MASK, fill=FILL)
+        fill = "none" if kind == "no_fill" else FILL
+        made = make_distillation(teacher, beta=BETA, mask=MASK | CHANGES.get(kind, {}), fill=fill)
         return made.with_maps(self.maps) if kind == "cached" else made
 
     def _direct(self, precision: Callable[[], Any], random: torch.Generator) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from robustft.clip.classifier import Architecture, Classifier
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
+from robustft.files import atomic
 
 State = dict[str, Tensor]
 
@@ -200,9 +201,8 @@ def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> No
         "classes": json.dumps(list(classes)),
     }
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        save_file(state, partial, metadata)
 
 
 def load_classifier(path: Path, like: Classifier | None = None, classes: Sequence[str] | None = None) -> Classifier:

@@ -1,7 +1,6 @@
 """The zero-shot model: CLIP's image tower with a linear head made of its text embeddings."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,9 +10,9 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from robustft.cache import remembered
 from robustft.clip.classifier import Architecture, Classifier
 from robustft.clip.weights import create_clip, load_classifier, model_config, read_metadata
 from robustft.data.sets import Preprocess
@@ -94,19 +93,18 @@ def text_rows(
         cache: a folder that keeps them by text tower, prompts and tokens, since ImageNet's 80,000 prompts take long.
     """
     text = _TextTower(clip.to(device))
-    path = None if cache is None else cache / f"{_fingerprint(text, tokenizer, class_names, templates)}.safetensors"
-    if path is not None and path.is_file():
-        return load_file(path)["rows"]
-    rows = open_clip.build_zero_shot_classifier(
-        text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
-        use_tqdm=len(class_names) * len(templates) > 2000,
-    ).T.float().cpu().contiguous()  # fmt: skip
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        save_file({"rows": rows}, partial)
-        os.replace(partial, path)
-    return rows
+
+    def encode() -> dict[str, Tensor]:
+        columns = open_clip.build_zero_shot_classifier(
+            text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
+            use_tqdm=len(class_names) * len(templates) > 2000,
+        )  # fmt: skip
+        return {"rows": columns.T.float().cpu().contiguous()}
+
+    if cache is None:
+        return encode()["rows"]
+    key = _fingerprint(text, tokenizer, class_names, templates)
+    return remembered(cache / f"{key}.safetensors", encode)["rows"]
 
 
 class _TextTower:

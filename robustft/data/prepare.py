@@ -39,6 +39,7 @@ from robustft.data.prepared import (
     source_digests,
 )
 from robustft.errors import UserError
+from robustft.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -129,12 +130,10 @@ def _write_shard(path: Path, data: list[np.ndarray], made_from: dict[str, str]) 
 
 def _publish(path: Path, tensors: dict[str, np.ndarray], made_from: dict[str, str]) -> None:
     """Under its name when it is complete and on the disk."""
-    partial_path = path.with_suffix(".partial")
-    with open(partial_path, "wb") as file:
+    with atomic(path) as partial_path, open(partial_path, "wb") as file:
         file.write(save(tensors, {"made_from": json.dumps(made_from)}))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(partial_path, path)
 
 
 def _checksums(data: list[np.ndarray]) -> np.ndarray:

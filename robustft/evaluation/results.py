@@ -5,7 +5,6 @@ All accuracies are fractions in 0…1, unrounded; `percent` is the one place whe
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustft.errors import UserError
+from robustft.files import write
 
 SCHEMA = 1
 MASK_KEYS = ("kind", "threshold", "rate", "cam", "source", "layers")
@@ -129,14 +129,7 @@ def results_record(
 
 def write_results(path: str | Path, record: Mapping[str, Any]) -> None:
     """Write `record` so that the file is either complete or not there."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", "utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write(Path(path), json.dumps(record, indent=2, allow_nan=False) + "\n")
 
 
 def read_results(path: str | Path) -> dict[str, Any]:

@@ -8,4 +8,4 @@ from robustft.training import Trained
 def make(run: Run) -> Trained:
     student = run.student()
     features = encoded(run, student, run.cfg.seed, run.cfg.trainer.max_epochs)
-    return Trained(student, run.train(Probe(student), data=features).images_per_s)
+    return Trained(student, run.train(Probe(student), data=features, watch=None).images_per_s)

@@ -41,7 +41,8 @@ def probe(run: Run, student: Classifier) -> None:
     def train_head() -> dict[str, Tensor]:
         log.info("first stage: the head alone")
         features = encoded(run, student, data.holdout_seed, stage.epochs)
-        run.train(Probe(student), data=features, optimizer=optimizer, trainer=trainer, loggers=[], resume=False)
+        changes = {"optimizer": optimizer, "trainer": trainer, "loggers": [], "resume": False, "watch": None}
+        run.train(Probe(student), data=features, **changes)
         return student.head.state_dict()
 
     path = cache_folder() / "probes" / f"{digest(fingerprint(student), split, optimizer, settings)}.safetensors"

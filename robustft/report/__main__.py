@@ -9,6 +9,7 @@ from rich.console import Console
 
 from robustft.errors import UserError
 from robustft.report.groups import Group, group_over_seeds, reading_order
+from robustft.report.published import SEED
 from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
 from robustft.report.table import comparison, csv_text, find_baseline, latex, markdown, rich_table
@@ -76,7 +77,8 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
     tables = []
     for groups in panels:
         names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
-        baselines = [(name, base) for name in arguments.baseline if (base := find_baseline(groups, name))]
+        found = {name: find_baseline(groups, name) for name in arguments.baseline}
+        baselines = [(SEED.sub("", name), base) for name, base in found.items() if base is not None]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
         tables.append(comparison(rows, list(names), baselines, line))
         console.print(rich_table(tables[-1]))

@@ -1,0 +1,67 @@
+"""Our results beside published ones of the same systems."""
+
+import csv
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from robustft.evaluation.results import percent, set_label
+from robustft.report.runs import Record
+from robustft.report.stats import mean_std
+from robustft.report.table import signed
+
+SETS = ("imagenet", "imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a", "ood_avg")
+SEED = re.compile(r"_seed-\d+$")
+
+
+def read(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """Accuracies (fractions) by model and system from a CSV with percents; what was not published is left out."""
+    with path.open(newline="") as file:
+        return {
+            (row["model"], row["system"]): {name: float(row[name]) / 100 for name in SETS if row[name]}
+            for row in csv.DictReader(file)
+        }
+
+
+def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Mapping[str, float]]) -> str | None:
+    """A Markdown table of published, ours (mean over seeds) and the difference, for the systems that were published.
+
+    Args:
+        results: by name, "<system>" or "<system>_seed-<n>".
+
+    Returns:
+        None where nothing of this model and of the official sets was published.
+    """
+    found: dict[tuple[str, str], list[Record]] = {}
+    for name, record in results.items():
+        key = (record["model"], SEED.sub("", name))
+        if key in published and record["id"]["name"] == "imagenet":
+            found.setdefault(key, []).append(record)
+    if not found:
+        return None
+    heads = [set_label(name) if name != "ood_avg" else "OOD avg" for name in SETS]
+    lines = [
+        "Top-1 accuracy in %: published / ours (mean over seeds) / ours minus published, in points.",
+        "",
+        f"| model | system | seeds | {' | '.join(heads)} |",
+        f"|---|---|---:|{'---:|' * len(heads)}",
+    ]
+    for (model, system), records in found.items():
+        cells = []
+        for name in SETS:
+            theirs = published[model, system].get(name)
+            values = [value for record in records if (value := _top1(record, name)) is not None]
+            ours = mean_std(values)[0] if values else None
+            change = "–" if ours is None or theirs is None else signed(ours - theirs)
+            cells.append(" / ".join([*("–" if value is None else percent(value) for value in (theirs, ours)), change]))
+        lines.append(f"| {model} | {system} | {len(records)} | {' | '.join(cells)} |")
+    if any(record["partial"] for records in found.values() for record in records):
+        lines += ["", "Some of these evaluations were cut short: their accuracies are no results."]
+    return "\n".join(lines) + "\n"
+
+
+def _top1(record: Record, name: str) -> float | None:
+    if name == "ood_avg":
+        return record["ood_avg"]
+    score = record["id"] if name == record["id"]["name"] else record["ood"].get(name)
+    return None if score is None else score["top1"]
