@@ -20,7 +20,8 @@ RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|disagreement|save_minutes|sweep|check|prepare|logger\..*|data\.(num_workers|eval_batch_size|validate|prepared)"
+    r"(run_dir|run_name|resume|disagreement|save_minutes|sweep|check|prepare|logger\..*"
+    r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
     r"|enable_.*|num_sanity_val_steps|plugins|model_registry))"
 )
@@ -174,12 +175,6 @@ def check_applies(cfg: DictConfig, typed: Iterable[str]) -> None:
             raise UserError(f"{key} does nothing with mask={cfg.mask.kind}: leave it out, or choose another mask")
         if key in ("beta", "temperature", "alpha") and key not in cfg.method.uses:
             raise UserError(f"{key} does nothing with method={cfg.method.name}: leave it out")
-        if (
-            key == "disagreement"
-            and cfg.disagreement
-            and cfg.method.name not in ("counterfactual", "finetune", "kd", "lpft")
-        ):
-            raise UserError(f"disagreement is not measured with method={cfg.method.name}: leave it out")
 
 
 def check(cfg: DictConfig) -> None:
@@ -200,6 +195,8 @@ def check(cfg: DictConfig) -> None:
             raise UserError(f"{name}={_shown(value)}: expected {expected}")
     _check_masks(cfg)
     _check_batch(cfg)
+    if cfg.disagreement and cfg.method.name not in ("counterfactual", "finetune", "kd", "lpft"):
+        raise UserError(f"disagreement is not measured with method={cfg.method.name}: leave it out")
     _check_inputs(cfg)
 
 

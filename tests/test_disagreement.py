@@ -29,7 +29,7 @@ def test_through_training(work, method):  # noqa: F811
     run.data.setup()
     teacher, images = run.teacher(), next(s for s in run.data.sets if s.name == "holdout").dataset
     chosen = draw(len(images), len(images), run.cfg.seed)
-    x, y = student.preprocess.normalise(images.__getitems__(chosen.tolist()).images), images.labels[chosen]
+    x, y = student.preprocess.normalise(torch.stack([images[int(k)][0] for k in chosen])), images.labels[chosen]
     expected = dict.fromkeys(("factual", "object_single"), 0.0)
     size = run.cfg.data.batch_size
     for number, (part, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
