@@ -252,7 +252,13 @@ def _check_inputs(cfg: DictConfig) -> None:
     if named and not Path(pretrained).expanduser().is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
-    if root is not None and "imagenet" in cfg.data._target_ and not Path(root).expanduser().is_dir():
+    on_disk = "imagenet" in cfg.data._target_
+    if root is None and on_disk and not cfg.data.prepared and any(place is None for place in cfg.data.sets.values()):
+        raise UserError(
+            "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
+            " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
+        )
+    if root is not None and on_disk and not Path(root).expanduser().is_dir():
         raise UserError(
             f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
             " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
