@@ -71,6 +71,7 @@ class Speed(Callback):
     def __init__(self, describe: Callable[[], str], images_per_step: int, steps: int) -> None:
         self.describe, self.images_per_step, self.steps = describe, images_per_step, steps
         self.timed_steps, self.seconds = 0, 0.0
+        self.here = 0  # steps timed since this process began
         self.since: float | None = None
 
     @property
@@ -87,14 +88,22 @@ class Speed(Callback):
         if self.since is not None:
             self.seconds += now - self.since
             self.timed_steps += 1
+            self.here += 1
             pl_module.log("train/images_per_s", float(self.images_per_s or 0), prog_bar=True)
         self.since = now
-        if self.timed_steps == self.PROBE and self.steps > 10 * self.PROBE:
+        if self.here == self.PROBE and self.steps > 10 * self.PROBE:
             left = (self.steps - trainer.global_step) * self.seconds / self.timed_steps
             log.info(f"about {duration(left)} of training to go at {self.images_per_s:,.0f} images/s")
 
     def on_validation_start(self, *_: Any) -> None:
         self.since = None
+
+    def state_dict(self) -> dict[str, float]:
+        return {"timed_steps": self.timed_steps, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """A resumed run reports the speed of all its sessions."""
+        self.timed_steps, self.seconds = int(state_dict["timed_steps"]), state_dict["seconds"]
 
 
 def duration(seconds: float) -> str:

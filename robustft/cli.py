@@ -192,6 +192,8 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     given = _value(parsed, "hydra.run.dir")
     if given is not None and any(character in given for character in "=,"):
         raise UserError(f"hydra.run.dir={given}: names with '=' or ',' cannot be typed back later")
+    if given is None and resume in (None, "null", "auto") and "TORCHELASTIC_RUN_ID" in os.environ:
+        raise UserError("torchrun starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if resume in (None, "null"):
         return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
     if resume == "auto":

@@ -186,6 +186,12 @@ def test_bad_input_gets_one_message(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_processes_started_by_torchrun_need_one_folder(command, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    answer = command("method=finetune")
+    assert answer.returncode == 1 and "hydra.run.dir=DIR" in answer.stderr and answer.stderr.count("\n") == 1
+
+
 def test_help_and_errors_come_at_once(command):
     for arguments, expected in (["--help"], "mask: context, none, object, random"), (["beta=-1"], ""):
         started = time.monotonic()

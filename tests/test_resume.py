@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robustft.callbacks import Speed
 from robustft.errors import UserError
 from robustft.state import BEST, LAST, KeepState, read_position
 from tests.small import ROOT, command, do, work  # noqa: F401 (a fixture)
@@ -185,3 +186,10 @@ def test_the_command_refuses_another_schedule(work):  # noqa: F811
     (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\n")
     answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")
     assert answer.returncode == 1 and "has other settings" in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_speed_is_that_of_all_sessions():
+    before, after = (Speed(lambda: "", images_per_step=16, steps=9) for _ in range(2))
+    before.timed_steps, before.seconds = 4, 2.0
+    after.load_state_dict(before.state_dict())
+    assert after.images_per_s == before.images_per_s == 32
