@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from robustft import config, runs
+from robustft import cli, config, runs
 from robustft.errors import UserError, user_error
 from robustft.overrides import CONF, groups
 
@@ -186,10 +186,12 @@ def test_bad_input_gets_one_message(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_processes_started_by_torchrun_need_one_folder(command, monkeypatch):
+def test_processes_started_by_torchrun_need_one_folder(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    answer = command("method=finetune")
-    assert answer.returncode == 1 and "hydra.run.dir=DIR" in answer.stderr and answer.stderr.count("\n") == 1
+    monkeypatch.setattr("sys.argv", ["run.py", "method=finetune"])
+    assert cli.main() == 1
+    assert "hydra.run.dir=DIR" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help_and_errors_come_at_once(command):
