@@ -29,6 +29,14 @@ addEventListener("load", () => {
   const first = () => document.querySelector("#table tbody td").textContent;
   const heading = (key) => document.querySelector(`#table button[data-key="${key}"]`);
   const count = (selector) => document.querySelectorAll(selector).length;
+  const linear = (c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+  const light = (colour) => colour.match(/\\d+/g)  // WCAG's relative luminance
+    .reduce((sum, c, k) => sum + [0.2126, 0.7152, 0.0722][k] * linear(c / 255), 0);
+  const contrast = (node) => {
+    const { color, backgroundColor } = getComputedStyle(node);
+    const [dark, bright] = [light(color), light(backgroundColor)].sort((a, b) => a - b);
+    return (bright + 0.05) / (dark + 0.05);
+  };
   const seen = { ready: performance.now(), runs: count("path.run"), averages: count("path.average"),
     references: count("path.reference"), curves: count("polyline.curve"), cells: count("#maps td button"),
     bars: count("#bars rect"), rows: count("#table tbody tr"), pictures: count("#gallery img"),
@@ -38,10 +46,16 @@ addEventListener("load", () => {
   heading("id").click();
   seen.lowest = first();
   seen.sort = heading("id").parentElement.getAttribute("aria-sort");
+  seen.contrast = Math.min(...[...document.querySelectorAll("#maps td button")].map(contrast));
   const point = document.querySelector("path.run").getBoundingClientRect();
   const at = { clientX: point.x + point.width / 2, clientY: point.y + point.height / 2, bubbles: true };
   document.getElementById("plot").dispatchEvent(new PointerEvent("pointermove", at));
   seen.hover = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
+  for (const kind of ["pointerleave", "click"])  // what a tap sends last
+    document.getElementById("plot").dispatchEvent(new PointerEvent(kind, at));
+  seen.tapped = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
+  dispatchEvent(new Event("scroll"));
+  seen.stays = !document.getElementById("tip").hidden;
   document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
   seen.leftmost = document.getElementById("tip").textContent;
   document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
@@ -179,6 +193,7 @@ if BROWSER:
             "ascending",
         )
         assert re.search(r"seed \d.*ID Scenes \d\d\.\d · OOD avg \d\d\.\d", seen["hover"])
+        assert seen["tapped"] == seen["hover"] and not seen["stays"]
         assert "zero-shot" in seen["leftmost"] or "α 0" in seen["leftmost"]
         assert "vanilla fine-tuning" in seen["selected"]
         assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
@@ -193,6 +208,7 @@ if BROWSER:
         start = time.monotonic()
         seen = visit(text, tmp_path)
         assert seen["runs"] == 500 and seen["faults"] == []
+        assert seen["cells"] == 32 and seen["contrast"] >= 4.5
         assert seen["ready"] < 3000, (
             f"{seen['ready']:.0f} ms, {time.monotonic() - start:.1f} s with the browser's start"
         )

@@ -122,8 +122,11 @@ $("plot").addEventListener("pointerleave", hideTip);
 $("plot").addEventListener("blur", hideTip);
 $("plot").addEventListener("click", (event) => {
   const point = nearest(event);
-  if (point) select(point.run.index);
+  if (!point) return hideTip();
+  select(point.run.index);
+  showTip(point);  // a finger that taps has left by now, which hid it
 });
+addEventListener("scroll", hideTip, { passive: true });
 $("plot").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (step && points.length) {

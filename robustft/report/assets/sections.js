@@ -63,7 +63,7 @@ function drawMaps() {
       const centre = at(row, col);
       if (centre === null) return make("td", {}, "–");
       const t = high > low ? (centre - low) / (high - low) : 0.5, members = cell(row, col);
-      return make("td", {}, make("button", { style: `background:${cividis(t)};color:${t > 0.55 ? "#000" : "#fff"}`,
+      return make("td", {}, make("button", { style: `background:${cividis(t)};color:${t > 0.47 ? "#000" : "#fff"}`,
         title: `${facet.dial} ${row}, β ${col}: ${percent(centre)} (${members.length} runs)`,
         onclick: () => select(members[0].index) }, percent(centre)));
     })));
