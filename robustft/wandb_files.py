@@ -47,12 +47,12 @@ class LoggedRun:
 
 
 def read_logged(folders: Iterable[Path]) -> list[LoggedRun]:
-    """Every run below some folders, in the order of their first files."""
+    """Every run below some folders, in the order of their first files; not those killed before anything was written."""
     runs: dict[str, LoggedRun] = {}
     files = {file.resolve() for folder in folders for file in Path(folder).rglob("run-*.wandb")}
     for file in sorted(files, key=lambda path: (path.parent.name, path)):
         _add(runs, file)
-    return list(runs.values())
+    return [run for run in runs.values() if run.project]
 
 
 def _add(runs: dict[str, LoggedRun], file: Path) -> None:

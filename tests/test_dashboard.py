@@ -54,6 +54,13 @@ def test_a_run_is_a_good_citizen(sweep: Path, logged: LoggedRun):
     assert {key.removeprefix("train/") for row in steps for key in row} >= CURVES
 
 
+def test_a_run_killed_before_anything_was_written_is_none(sweep: Path, tmp_path: Path):
+    file = tmp_path / "offline-run-1-dead" / "run-dead.wandb"
+    file.parent.mkdir()
+    file.write_bytes(next(sweep.rglob("run-*.wandb")).read_bytes()[:HEADER])
+    assert read_logged([tmp_path]) == []
+
+
 def test_gallery_table_and_model_are_there(sweep: Path, logged: LoggedRun):
     files = next(sweep.rglob("offline-run-*")) / "files"
     images = logged.of_type("image-file")

@@ -41,6 +41,15 @@ addEventListener("load", () => {
     references: count("path.reference"), curves: count("polyline.curve"), cells: count("#maps td button"),
     bars: count("#bars rect"), rows: count("#table tbody tr"), pictures: count("#gallery img"),
     diff: document.getElementById("diff").textContent };
+  const enlarge = document.querySelector("#gallery button");
+  if (enlarge) {
+    const width = () => enlarge.firstChild.getBoundingClientRect().width;
+    const before = width();
+    enlarge.click();
+    seen.enlarged = [enlarge.getAttribute("aria-pressed"), width() >= before];
+    enlarge.click();
+    seen.enlarged.push(enlarge.getAttribute("aria-pressed"), width() === before);
+  }
   heading("id").click();
   seen.highest = first();
   heading("id").click();
@@ -187,6 +196,7 @@ if BROWSER:
         assert seen["runs"] == count and seen["averages"] == count / 3 and seen["references"] == 1
         assert seen["curves"] == 3 and seen["cells"] == 2 * 4 and seen["bars"] == 7 * 3
         assert seen["rows"] == count / 3 + 1 and seen["pictures"] == 1
+        assert seen["enlarged"] == ["true", True, "false", True]
         assert (seen["highest"], seen["lowest"], seen["sort"]) == (
             "vanilla fine-tuning",
             "zero-shot",

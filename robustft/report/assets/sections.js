@@ -125,10 +125,15 @@ function drawGallery() {
   const run = runs[state.run].gallery.length ? runs[state.run]
     : withPictures.find((other) => other.group === runs[state.run].group) ?? withPictures[0];
   fill("gallery-run", withPictures.map((other) => [other.index, other.name]), run.index);
-  const picture = (title, image) => make("img", { src: images[image], alt: `${title}, run ${run.name}` });
-  $("gallery").replaceChildren(...run.gallery.map(([title, image]) =>
-    make("figure", {}, make("figcaption", {}, title), picture(title, image))));
+  $("gallery").replaceChildren(...run.gallery.map(([title, image]) => {
+    const enlarge = make("button", { type: "button", "aria-pressed": "false", title: "Full size and back" },
+      make("img", { src: images[image], alt: `${title}, run ${run.name}` }));
+    const figure = make("figure", {}, make("figcaption", {}, title), enlarge);
+    enlarge.addEventListener("click", () => enlarge.setAttribute("aria-pressed", figure.classList.toggle("large")));
+    return figure;
+  }));
 }
+
 function drawDiff() {
   const real = runs.filter((run) => !run.reference), [a, b] = [runs[$("diff-a").value], runs[$("diff-b").value]];
   $("difference").hidden = real.length < 2;
