@@ -1,10 +1,12 @@
 """What is computed once and kept in the user's cache: scores of models that do not change, features, probes."""
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
 from robustft.files import atomic
+
+log = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
@@ -45,16 +49,35 @@ def is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0)
 
 
-def remembered(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable."""
-    if path.is_file():
-        with suppress(SafetensorError, OSError):
-            return load_file(path)
-    tensors = make()
-    if is_first_process():
-        with atomic(path, shared=True) as partial:
-            save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool = False) -> dict[str, Tensor]:
+    """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable.
+
+    Args:
+        together: the processes of a run make them together, each its share, and the first one keeps them. Otherwise
+            one process makes them while others, of this run and of other runs, wait for it.
+    """
+    with nullcontext() if together else locked(path):
+        if path.is_file():
+            with suppress(SafetensorError, OSError):
+                return load_file(path)
+        tensors = make()
+        if not together or is_first_process():
+            with atomic(path) as partial:
+                save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
     return tensors
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Nobody else, on this machine or another that sees the file, is in here for the same ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("waiting for another process that computes the same")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class ScoreCache:
@@ -74,7 +97,7 @@ class ScoreCache:
             return None
 
     def put(self, evaluation_set: EvaluationSet, score: Score) -> None:
-        with atomic(self._path(evaluation_set), shared=True) as partial:
+        with atomic(self._path(evaluation_set)) as partial:
             partial.write_text(json.dumps(score.as_dict()))
 
     def _path(self, evaluation_set: EvaluationSet) -> Path:

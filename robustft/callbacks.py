@@ -71,12 +71,14 @@ class Speed(Callback):
     def __init__(self, describe: Callable[[], str], images_per_step: int, steps: int) -> None:
         self.describe, self.images_per_step, self.steps = describe, images_per_step, steps
         self.timed_steps, self.seconds = 0, 0.0
-        self.here = 0  # steps timed since this process began
+        self.earlier = (0, 0.0)  # steps and seconds of the sessions before this one
         self.since: float | None = None
 
     @property
     def images_per_s(self) -> float | None:
-        return self.timed_steps * self.images_per_step / self.seconds if self.seconds else None
+        """Over all sessions of the run."""
+        steps, seconds = self.earlier[0] + self.timed_steps, self.earlier[1] + self.seconds
+        return steps * self.images_per_step / seconds if seconds else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log.info(self.describe())
@@ -88,22 +90,28 @@ class Speed(Callback):
         if self.since is not None:
             self.seconds += now - self.since
             self.timed_steps += 1
-            self.here += 1
-            pl_module.log("train/images_per_s", float(self.images_per_s or 0), prog_bar=True)
+            pl_module.log("train/images_per_s", self._rate(), prog_bar=True)
         self.since = now
-        if self.here == self.PROBE and self.steps > 10 * self.PROBE:
+        if self.timed_steps == self.PROBE and self.steps > 10 * self.PROBE:
             left = (self.steps - trainer.global_step) * self.seconds / self.timed_steps
-            log.info(f"about {duration(left)} of training to go at {self.images_per_s:,.0f} images/s")
+            log.info(f"about {duration(left)} of training to go at {self._rate():,.0f} images/s")
 
     def on_validation_start(self, *_: Any) -> None:
+        self.skip()
+
+    def skip(self) -> None:
+        """What has happened since the last step does not count."""
         self.since = None
 
+    def _rate(self) -> float:
+        return self.timed_steps * self.images_per_step / self.seconds if self.seconds else 0.0
+
     def state_dict(self) -> dict[str, float]:
-        return {"timed_steps": self.timed_steps, "seconds": self.seconds}
+        steps, seconds = self.earlier
+        return {"steps": steps + self.timed_steps, "seconds": seconds + self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
-        """A resumed run reports the speed of all its sessions."""
-        self.timed_steps, self.seconds = int(state_dict["timed_steps"]), state_dict["seconds"]
+        self.earlier = int(state_dict["steps"]), state_dict["seconds"]
 
 
 def duration(seconds: float) -> str:

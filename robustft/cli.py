@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, files, overrides, runs
+from robustft import config, files, overrides, processes, runs
 from robustft.errors import UserError, user_error
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def main() -> int:
             raise _failures.pop()
         return _report_failed(plan.sweep, started) if plan.sweep else 0
     except KeyboardInterrupt as stop:
-        if _is_first_process():
+        if processes.is_first():
             print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
@@ -83,7 +83,7 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
-        if _is_first_process():
+        if processes.is_first():
             text = str(mistake) if mistake else traceback.format_exc()
             files.write(folder / "error.txt", text.rstrip() + "\n")
         if not sweep:
@@ -111,7 +111,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             cfg.resume = runs.newest_interrupted(cfg, [folder])
         cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
         cfg.run_dir, cfg.run_name = str(folder), name
-    if not _is_first_process():
+    if not processes.is_first():
         logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
     else:
         if cfg.resume:  # what started the run stays on record
@@ -122,6 +122,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             stale += ["last.ckpt", "best.safetensors", "model.safetensors", "wandb_id.txt"]
         for name_of_file in stale:
             (folder / name_of_file).unlink(missing_ok=True)
+        files.remove_partial(folder)
     log.info("%s%s", "continuing " if cfg.resume else "", _readable(folder))
 
     from robustft import experiment  # torch, lightning and open_clip take seconds to import
@@ -192,8 +193,9 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     given = _value(parsed, "hydra.run.dir")
     if given is not None and any(character in given for character in "=,"):
         raise UserError(f"hydra.run.dir={given}: names with '=' or ',' cannot be typed back later")
-    if given is None and resume in (None, "null", "auto") and "TORCHELASTIC_RUN_ID" in os.environ:
-        raise UserError("torchrun starts every process by itself: give them all one folder with hydra.run.dir=DIR")
+    launcher = processes.launched_together()
+    if launcher and given is None and resume in (None, "null", "auto"):
+        raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if resume in (None, "null"):
         return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
     if resume == "auto":
@@ -214,6 +216,8 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
 def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
     if _value(parsed, "resume") not in (None, "null", "auto"):
         raise UserError("resume=FOLDER is for single runs: a sweep goes on by the same command")
+    if launcher := processes.launched_together():
+        raise UserError(f"{launcher} would start the whole sweep in each of its processes: start it once, without")
     slurm = hydra_config.launcher._target_.endswith("SlurmLauncher")
     if slurm and shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
@@ -273,11 +277,6 @@ def _value(parsed: list[Override], key: str) -> str | None:
 def _in_task(error: BaseException) -> bool:
     """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
     return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _is_first_process() -> bool:
-    """False in the further processes of a run on several devices."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK"))
 
 
 def _readable(folder: Path) -> str:

@@ -156,7 +156,8 @@ def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
         if cfg.mask.kind != "random":
             cfg.mask.rate = None
         if cfg.trainer.enable_checkpointing is None:
-            cfg.trainer.enable_checkpointing = not sweep
+            wanted = OmegaConf.select(cfg, "logger.wandb.log_model")  # an artifact of the run's model
+            cfg.trainer.enable_checkpointing = bool(wanted) or not sweep
         if sweep and cfg.trainer.devices == "auto":
             cfg.trainer.devices = 1
 
@@ -224,9 +225,10 @@ def _check_batch(cfg: DictConfig) -> None:
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
             f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
         )
-    if local == 1 and cfg.fill.kind != "none":
+    if local == 1 and (cfg.fill.kind != "none" or cfg.disagreement):
+        what = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
         raise UserError(
-            f"fill={cfg.fill.kind} takes patches from other images, but a device sees one image at a time:"
+            f"{what} takes patches from other images, but a device sees one image at a time:"
             f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
         )
 
@@ -253,7 +255,7 @@ def _check_inputs(cfg: DictConfig) -> None:
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
     on_disk = "imagenet" in cfg.data._target_
-    if root is None and on_disk and not cfg.data.prepared and any(place is None for place in cfg.data.sets.values()):
+    if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
         raise UserError(
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
             " (data.sets.imagenet=DIR ...; false leaves a shift set out)"

@@ -6,7 +6,7 @@ the student come this far. The paper's reason for refilling is that it enlarges 
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -36,18 +36,34 @@ class Disagreement(Callback):
     """Measures before the first step and then ``times`` times, evenly, up to the last; in float32.
 
     Leaves ``folder/disagreement.csv`` (step and one column for each of KINDS) and logs ``disagreement/<kind>``. The
-    images are of the hold-out, of the ID set where there is none. Random masks have the rate, the others the threshold
-    of the recipe; fills take patches from as many images as in training. Nothing that training draws is touched.
+    images are of the hold-out, of the ID set where there is none. Random masks have RATE, the others THRESHOLD and the
+    student's relevance over all layers, whatever the run's own mask; fills take patches from as many images as in
+    training. Nothing that training draws is touched. In float32: it can take twice the memory of a step in bfloat16.
+
+    Args:
+        teacher: is copied, and stays in float32.
+        times: measurements after the first, at least 1.
+        steps: optimiser steps of the training.
+        done: called after a measurement.
     """
 
     RATE, THRESHOLD, IMAGES = 0.5, 0.3, 256
 
     def __init__(
-        self, teacher: Classifier, data: RobustnessData, folder: Path, *, times: int, steps: int, seed: int
+        self,
+        teacher: Classifier,
+        data: RobustnessData,
+        folder: Path,
+        *,
+        times: int,
+        steps: int,
+        seed: int,
+        done: Callable[[], None] = lambda: None,
     ) -> None:
         self.teacher = deepcopy(teacher).eval().requires_grad_(False)
         self.data, self.path, self.seed = data, folder / FILE, seed
         self.due = {round(steps * k / times) for k in range(times + 1)}
+        self.done = done
         self.rows: dict[int, list[float]] = {}
         self.images = torch.empty(0)
         self.labels = torch.empty(0)
@@ -55,7 +71,7 @@ class Disagreement(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        self._take_images()
+        self._take_images(trainer)
         self.rows = {step: row for step, row in read(self.path).items() if step <= trainer.global_step}
         if trainer.global_step == 0:
             self._measure(trainer, pl_module)
@@ -65,17 +81,23 @@ class Disagreement(Callback):
         if trainer.is_global_zero and due and between_steps(trainer):
             self._measure(trainer, pl_module)
 
-    def _take_images(self) -> None:
+    def _take_images(self, trainer: Trainer) -> None:
         images = next((s for s in self.data.sets if s.name == "holdout"), self.data.sets[0]).dataset
         chosen = draw(len(images), min(self.IMAGES, len(images)), self.seed)
+        if len(chosen) % self.at_once(trainer) == 1:  # an image alone has none to take patches from
+            chosen = chosen[:-1]
         self.images = torch.stack([images[int(index)][0] for index in chosen])
         self.labels = images.labels[chosen]
 
+    def at_once(self, trainer: Trainer) -> int:
+        """Images of a device's micro-batch."""
+        return self.data.batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
+
     def _measure(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        student: Classifier = vars(pl_module)["_modules"]["model"]
+        student: Any = pl_module.get_submodule("model")
         device = pl_module.device
         teacher = self.teacher.to(device)
-        at_once = self.data.batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
+        at_once = self.at_once(trainer)
         sums = torch.zeros(len(KINDS), device=device)
         with torch.autocast(device.type, enabled=False):
             for number, (pixels, y) in enumerate(
@@ -93,6 +115,7 @@ class Disagreement(Callback):
             named = {f"disagreement/{kind}": value for kind, value in zip(KINDS, row, strict=True)}
             logger.log_metrics(named, step=trainer.global_step)
         write(self.path, self.rows)
+        self.done()
 
 
 def counterfactuals(
@@ -131,6 +154,7 @@ def read(path: Path) -> dict[int, list[float]]:
 
 
 def write(path: Path, rows: dict[int, list[float]]) -> None:
+    """The measurements as CSV, in the order of the steps."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(("step", *KINDS))

@@ -1,20 +1,22 @@
 """Files that are either whole or not there."""
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PARTIAL = "*.partial"  # what a killed process leaves
+
 
 @contextmanager
-def atomic(path: Path, shared: bool = False) -> Iterator[Path]:
+def atomic(path: Path) -> Iterator[Path]:
     """Where to write the content of ``path``, whose folder is made: it takes its place when the block ends well.
 
-    Args:
-        shared: other processes may write the same file at this moment (a cache): each has a place of its own.
+    Processes on several machines may write the same file at once: each has a place of its own, the last one stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial" if shared else f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
@@ -24,6 +26,12 @@ def atomic(path: Path, shared: bool = False) -> Iterator[Path]:
 
 
 def write(path: Path, text: str) -> None:
-    """``text`` in a file of its own."""
+    """Write a text file atomically."""
     with atomic(path) as partial:
         partial.write_text(text, "utf-8")
+
+
+def remove_partial(folder: Path) -> None:
+    """Clear away what a killed process was writing into ``folder``. Nobody else may be writing there."""
+    for left in folder.glob(PARTIAL):
+        left.unlink(missing_ok=True)

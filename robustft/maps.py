@@ -83,4 +83,4 @@ def teacher_maps(
     precision = resolve_precision(options["precision"], options["accelerator"])
     kind = (mask["cam"], mask["layers"], precision, options["accelerator"])
     path = cache_folder() / "maps" / f"{digest(fingerprint(teacher), images.fingerprint, kind)}.safetensors"
-    return remembered(path, take)["cams"]
+    return remembered(path, take, together=trainer.world_size > 1)["cams"]

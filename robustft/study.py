@@ -103,6 +103,11 @@ class Study:
     def result(self, entry: Entry) -> Path:
         return self.folder / "results" / f"{entry.name}.json"
 
+    def kept(self, entry: Entry) -> list[Path]:
+        """What a finished run has left beside the study's file."""
+        also = [] if entry.also is None else [self.result(entry).with_suffix(Path(entry.also).suffix)]
+        return [self.result(entry), *also]
+
     def model(self, name: str) -> Path:
         return self.work / name / "model.safetensors"
 
@@ -124,7 +129,7 @@ class Study:
             chosen[entry.name] = entry
 
         for entry in self.entries:
-            if not self.result(entry).exists():
+            if not all(file.exists() for file in self.kept(entry)):
                 choose(entry)
         return list(chosen.values())
 
@@ -174,7 +179,7 @@ class Study:
         record["name"] = entry.name
         if entry.also is not None:
             content = (self.work / entry.name / entry.also).read_text()
-            files.write(self.result(entry).with_suffix(Path(entry.also).suffix), content)
+            files.write(self.kept(entry)[-1], content)
         files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
 
 

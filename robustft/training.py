@@ -44,7 +44,7 @@ def train(
     seed: int = 0,
     resume: bool = False,
     save_minutes: float = 10,
-    watch: Callable[[int], Callback] | None = None,
+    watch: Callable[[int, Callable[[], None]], Callback] | None = None,
 ) -> Trained:
     """Fine-tune ``student``; select the epoch with the best hold-out accuracy (the last one without a score).
 
@@ -53,7 +53,8 @@ def train(
         optimizer: lr, weight_decay, betas, warmup.
         resume: go on from ``folder/last.ckpt``.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
-        watch: makes one more callback, given the number of optimiser steps.
+        watch: makes one more callback, given the number of optimiser steps and what to call after work that is no
+            training, so that it does not count as such.
 
     Raises:
         UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
@@ -69,7 +70,7 @@ def train(
     speed = Speed(lambda: _describe(data, lightning, steps), data.batch_size, steps)
     lightning.callbacks.insert(0, speed)
     if watch is not None:
-        lightning.callbacks.insert(1, watch(steps))
+        lightning.callbacks.insert(1, watch(steps, speed.skip))
     sets = data.sets if data.validate == "all" else [s for s in data.sets if s.name == "holdout"]
     schedule = Schedule(
         optimizer["lr"], optimizer["weight_decay"], tuple(optimizer["betas"]), optimizer["warmup"], steps

@@ -14,7 +14,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from robustft import cli, config, runs
+from robustft import cli, config, processes, runs
 from robustft.errors import UserError, user_error
 from robustft.overrides import CONF, groups
 
@@ -167,6 +167,7 @@ def test_bad_input_gets_one_message(command, tmp_path):
         "mask.threshold=1.5": "mask.threshold=1.5: expected a number between 0 and 1, both excluded",
         "mask=random mask.rate=0": "mask.rate=0",
         "method=finetune mask=object": "method=finetune takes no mask or fill: leave out mask=object",
+        "model=vitb32 data.prepared=copies": "data.root is not set",
         "model=vitb32 check=data": "data.root is not set",
         "mask=none fill=single": "fill=single has nothing to fill with mask=none",
         "beta=1,3": "add -m",
@@ -188,10 +189,26 @@ def test_bad_input_gets_one_message(command, tmp_path):
 
 def test_processes_started_by_torchrun_need_one_folder(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    monkeypatch.setattr("sys.argv", ["run.py", "method=finetune"])
-    assert cli.main() == 1
-    assert "hydra.run.dir=DIR" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    for launcher, variables in {
+        "torchrun": {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2"},
+        "srun": {"SLURM_STEP_NUM_TASKS": "4"},
+    }.items():
+        with monkeypatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            for line, expected in {"method=finetune": "hydra.run.dir=DIR", "-m seed=1,2": "start it once"}.items():
+                patch.setattr("sys.argv", ["run.py", *line.split()])
+                assert cli.main() == 1
+                said = capsys.readouterr().err
+                assert said.startswith(f"error: {launcher}") and expected in said and said.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("variable", processes.RANKS)
+def test_which_process_speaks(monkeypatch, variable):
+    assert processes.is_first()
+    monkeypatch.setenv(variable, "1")
+    assert not processes.is_first()
 
 
 def test_help_and_errors_come_at_once(command):

@@ -9,7 +9,7 @@ from robustft.counterfactual.cam import relevance
 from robustft.data.sampling import draw, generator
 from robustft.disagreement import FILE, KINDS, read
 from robustft.errors import UserError
-from tests.small import composed, do, prepared, work  # noqa: F401 (a fixture)
+from tests.small import do, prepared, work  # noqa: F401 (a fixture)
 
 SETTINGS = ("mask=object", "fill=single", "disagreement=3", "trainer.check_val_every_n_epoch=9")  # the last weights
 
@@ -41,6 +41,13 @@ def test_through_training(work, method):  # noqa: F811
                 expected[kind] += float(((student.encode(image) - teacher.encode(image)) ** 2).mean()) * len(part)
     for kind, value in expected.items():
         assert rows[6][KINDS.index(kind)] == pytest.approx(value / len(x), rel=1e-4), kind
+
+
+def test_an_image_alone_has_none_to_take_patches_from(work):  # noqa: F811
+    do(work / "odd", *SETTINGS, "data.holdout=17", "data.train_images=65")
+    assert len(read(work / "odd" / FILE)) == 4
+    with pytest.raises(UserError, match="disagreement=3 takes patches from other images"):
+        do(work / "alone", "method=finetune", "disagreement=3", "data.batch_size=1")
 
 
 def test_training_is_what_it_was(work):  # noqa: F811

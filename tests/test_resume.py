@@ -193,3 +193,5 @@ def test_speed_is_that_of_all_sessions():
     before.timed_steps, before.seconds = 4, 2.0
     after.load_state_dict(before.state_dict())
     assert after.images_per_s == before.images_per_s == 32
+    after.timed_steps, after.seconds = 4, 6.0
+    assert after.images_per_s == 16  # 8 steps of 16 images in 8 s

@@ -52,6 +52,7 @@ def test_a_model_that_is_gone_is_made_again(tmp_path, monkeypatch):
     study = Study(ENTRIES, tmp_path, [])
     study.result(ENTRIES[0]).parent.mkdir()
     study.result(ENTRIES[0]).write_text("{}")
+    study.result(ENTRIES[0]).with_suffix(".csv").touch()
     assert study.to_run() == ENTRIES  # the average needs its model
     study.model("vanilla_seed-1").parent.mkdir(parents=True)
     study.model("vanilla_seed-1").touch()

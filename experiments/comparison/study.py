@@ -64,7 +64,8 @@ def summarise(folder: Path, results: Results) -> None:
     baselines = [
         part for name in (f"vanilla_seed-{SEEDS[0]}", f"wiseft_seed-{SEEDS[0]}") for part in ("--baseline", name)
     ]
-    report([*shown, "--partial", "--out", str(folder), *baselines])
+    partial = ["--partial"] if any(record["partial"] for record in results.values()) else []
+    report([*shown, *partial, "--out", str(folder), *baselines])
     published = beside(results, read(Path(__file__).parent / "published.csv"))
     if published is not None:
         write(folder / "published.md", published)

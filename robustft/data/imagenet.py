@@ -18,7 +18,6 @@ evaluates like the whole), except that training needs at least one image of ever
 
 import difflib
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -149,7 +148,7 @@ class ImageNetData(RobustnessData):
         super().verify(training)
         if prepared := [name for name, images in found.items() if isinstance(images, PreparedImages)]:
             log.info("prepared copies of %s in %s", ", ".join(prepared), self._place)
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if processes.is_first():
             self._refuse_damaged_files(training)
 
     def prepare(self, training: bool = True) -> None:

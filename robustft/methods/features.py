@@ -137,5 +137,6 @@ def encoded(run: Run, model: Classifier, seed: int, epochs: int | None) -> Featu
 
     precision = resolve_precision(options["precision"], options["accelerator"])
     key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
-    data.features[positions] = remembered(cache_folder() / "features" / f"{key}.safetensors", encode)["features"]
+    path = cache_folder() / "features" / f"{key}.safetensors"
+    data.features[positions] = remembered(path, encode, run.together)["features"]
     return data

@@ -46,4 +46,4 @@ def probe(run: Run, student: Classifier) -> None:
         return student.head.state_dict()
 
     path = cache_folder() / "probes" / f"{digest(fingerprint(student), split, optimizer, settings)}.safetensors"
-    student.head.load_state_dict(remembered(path, train_head))
+    student.head.load_state_dict(remembered(path, train_head, run.together))

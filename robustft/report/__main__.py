@@ -78,7 +78,13 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
     for groups in panels:
         names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
         found = {name: find_baseline(groups, name) for name in arguments.baseline}
-        baselines = [(SEED.sub("", name), base) for name, base in found.items() if base is not None]
+        short = {name: SEED.sub("", name) for name in found}
+        heads = [short[name] for name in found]
+        baselines = [
+            (short[name] if heads.count(short[name]) == 1 else name, base)
+            for name, base in found.items()
+            if base is not None
+        ]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
         tables.append(comparison(rows, list(names), baselines, line))
         console.print(rich_table(tables[-1]))

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 # Keys of the config that change where or how fast a run is made, but not what it is.
 INCIDENTAL = re.compile(
     r"(name|seed|sweep|check|resume|save_minutes|prepare|disagreement|logger|hydra|run_dir|output_dir|gallery"
-    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|sets|validate|_target_)"
+    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|prepared|sets|validate|_target_)"
     r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
 )
 SEED_OR_TIME = re.compile(r"seed[=_. -]?\d+|\d{4}-\d\d-\d\d[T_/ -]?\d\d[-:.]?\d\d[-:.]?\d\d")
