@@ -7,8 +7,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from robustft import config
-from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process
+from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, locked
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
 from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
@@ -166,10 +166,10 @@ class Run:
         }
         return train(student, **(arguments | changes))
 
-    def watch(self, steps: int) -> Disagreement:
-        """Measures student against teacher while they train."""
-        times = self.cfg.disagreement
-        return Disagreement(self.teacher(), self.data, self.folder, times=times, steps=steps, seed=self.cfg.seed)
+    def watch(self, steps: int, done: Callable[[], None]) -> Disagreement:
+        """Measures student against teacher while they train; see ``train``."""
+        options = {"times": self.cfg.disagreement, "steps": steps, "seed": self.cfg.seed}
+        return Disagreement(self.teacher(), self.data, self.folder, **options, done=done)
 
     def evaluate(
         self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False
@@ -193,15 +193,21 @@ class Run:
         self.data.setup("validate")
         cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
         whole = self.cfg.trainer.limit_val_batches is None and not self.cfg.trainer.fast_dev_run
-        known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
-        missing = [s for s in self.data.sets if known[s.name] is None]
-        if missing:
-            log.info("evaluating the zero-shot model")
-            for name, score in self.evaluate(self.zeroshot, missing).scores.items():
-                known[name] = score
-                if whole and is_first_process():
-                    cache.put(next(s for s in missing if s.name == name), score)
+        with nullcontext() if self.together or not whole else locked(cache.folder / fingerprint(self.zeroshot)):
+            known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
+            missing = [s for s in self.data.sets if known[s.name] is None]
+            if missing:
+                log.info("evaluating the zero-shot model")
+                for name, score in self.evaluate(self.zeroshot, missing).scores.items():
+                    known[name] = score
+                    if whole and is_first_process():
+                        cache.put(next(s for s in missing if s.name == name), score)
         return as_scores({name: score for name, score in known.items() if score is not None})
+
+    @property
+    def together(self) -> bool:
+        """Several processes share the work of this run."""
+        return self.data.trainer is not None and self.data.trainer.world_size > 1
 
     def _evaluation_settings(self) -> dict[str, Any]:
         """What else a score depends on."""
