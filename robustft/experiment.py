@@ -261,23 +261,26 @@ class Run:
         return record
 
     def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
-        """Pictures of maps, masks and fills on the ID set and the shifts, of a method with a mask; see its module."""
+        """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
         cfg = config.plain(self.cfg)
-        if not cfg["method"]["masks"] or cfg["mask"]["kind"] == "none":
-            return []
-        if self.cfg.teacher is None:
+        distils = cfg["method"]["masks"] and bool(cfg["beta"])
+        if cfg["method"]["name"] == "zeroshot":
+            models = {"zero-shot model": student}
+        elif not distils:
+            models = {"zero-shot model": self.zeroshot, "final model": student}
+        elif self.cfg.teacher is None:
             models = {"zero-shot teacher": self.zeroshot, "fine-tuned student": student}
         else:
             models = {"zero-shot": self.zeroshot, "teacher": self.teacher(), "fine-tuned student": student}
-        *_, teacher_title, student_title = models
+        titles = list(models)
         return write_gallery(
             self.folder / "gallery",
             [s for s in evaluator.sets if s.name in evaluator.scores and s.name != "holdout"],
             models,
             self.data.class_names,
-            mask=cfg["mask"],
+            mask=cfg["mask"] if distils else {**dict.fromkeys(cfg["mask"]), "kind": "none"},
             fill=cfg["fill"]["kind"],
-            source=teacher_title if cfg["mask"]["source"] == "teacher" else student_title,
+            source=titles[-2] if distils and cfg["mask"]["source"] == "teacher" else titles[-1],
             device=self.device,
         )
 

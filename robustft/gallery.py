@@ -12,14 +12,14 @@ from torch import Tensor
 from robustft.clip.classifier import Classifier
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import multi_source, replace_patches
-from robustft.counterfactual.mask import context_mask, make_mask, object_mask
+from robustft.counterfactual.mask import context_mask, object_mask, random_mask
 from robustft.data.sampling import draw, generator
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.top1 import predict
 from robustft.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
 
 IMAGES = 4  # of each evaluation set
-RELEVANCE = "relevance"  # the map that is shown where the mask needs none
+RECIPE = {"cam": "relevance", "threshold": 0.3}  # of the maps and masks shown to a run that has none
 
 
 class Shown(NamedTuple):
@@ -60,16 +60,19 @@ def write_gallery(
 ) -> list[Path]:
     """One picture per evaluation set, ``folder/<name of the set>.png``: a row per image, a column per step.
 
-    Columns: the image, the map of every model with its prediction, the masks, and the three fills of the run's mask.
-    What is filled in comes from the other images of the picture. The images depend on the set and on ``seed`` alone,
-    so that pictures of different runs can be compared.
+    Columns: the image, the map of every model with its prediction, the masks, and the three fills of the run's mask,
+    or of the object mask where the run has none: the title then says that it is an illustration. What is filled in
+    comes from the other images of the picture. The images depend on the set and on ``seed`` alone, so that pictures of
+    different runs can be compared.
 
     Args:
         models: by the title of their column, in its order. They are left as they are.
-        mask: kind (random, object or context), threshold or rate, cam, layers.
+        mask: kind (none, random, object or context), threshold or rate, cam, layers. ``RECIPE`` stands in for what it
+            does not need.
         fill: none, single or multi; marked as that of the run.
         source: title of the model whose map makes the masks.
     """
+    mask = {**mask, **{key: value for key, value in RECIPE.items() if mask[key] is None}}
     models = {title: deepcopy(model).to(device).eval() for title, model in models.items()}
     pictures = []
     for evaluation_set in sets:
@@ -82,15 +85,18 @@ def write_gallery(
         columns += [_map_column(title, view, shown, class_names) for title, view in views.items()]
         columns += _mask_columns(shown, views[source].cam, mask, fill, models[source].patch_size, seed)
         titles, tiles = zip(*columns, strict=True)
-        image = sheet(_title(evaluation_set, mask, source), titles, list(zip(*tiles, strict=True)))
+        image = sheet(_title(evaluation_set, mask, source, len(models)), titles, list(zip(*tiles, strict=True)))
         pictures.append(save(folder / f"{evaluation_set.name}.png", image))
     return pictures
 
 
-def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str) -> str:
-    title = f"{evaluation_set.name}: {mask['cam'] or RELEVANCE} of the true class"
-    masks = "" if mask["kind"] == "random" else f", masks from the map of the {source}"
-    return f"{title}{masks}. Orange: what this run uses"
+def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str, models: int) -> str:
+    title = f"{evaluation_set.name}: {mask['cam']} of the true class"
+    if mask["kind"] == "none":
+        whose = f" ({source})" if models > 1 else ""
+        return f"{title}. Masks{whose} and fills for illustration: this run uses none"
+    masks = "object and context mask" if mask["kind"] == "random" else "masks"
+    return f"{title}, {masks} from the map of the {source}. Orange: what this run uses"
 
 
 def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
@@ -100,7 +106,7 @@ def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
 
 def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any]) -> View:
     device = model.head.weight.device
-    explain = make_cam(mask["cam"] or RELEVANCE, mask["layers"])
+    explain = make_cam(mask["cam"], mask["layers"])
     _, logits, cam = explain(model, model.preprocess.normalise(shown.pixels.to(device)), shown.target.to(device))
     return View(cam.cpu().unflatten(1, model.visual.grid_size), predict(logits.detach().cpu(), shown.allowed))
 
@@ -130,14 +136,16 @@ def _mask_columns(
     count, grid, random = len(cam), cam.shape[1:], generator(seed)
     kind, threshold, rate = mask["kind"], mask["threshold"], mask["rate"]
     cam = cam.flatten(1)
-    own = make_mask(kind, grid.numel(), threshold=threshold, rate=rate, exact=fill == "none")(count, cam, random)
+    masks = {
+        "object": (object_mask(cam, threshold), f"map above {threshold}"),
+        "context": (context_mask(cam, threshold), "all the others"),
+    }
     if kind == "random":
-        masks = {"random": (own, f"rate {rate}")}
-    else:
-        masks = {
-            "object": (object_mask(cam, threshold), f"map above {threshold}"),
-            "context": (context_mask(cam, threshold), "all the others"),
-        }
+        by_chance = random_mask(count, grid.numel(), rate, random, exact=fill == "none")
+        masks = {"random": (by_chance, f"rate {rate}"), **masks}
+    filled = "object" if kind == "none" else kind
+    own, _ = masks[filled]
+    used = None if kind == "none" else fill
     columns: list[Labelled] = []
     for name, (chosen, note) in masks.items():
         tiles = [
@@ -154,7 +162,7 @@ def _mask_columns(
     ]
     return [
         *columns,
-        (Column("no fill", f"of the {kind} mask", fill == "none"), [Tile(image) for image in removed]),
-        (Column("single fill", "from the next image", fill == "single"), [Tile(picture(x_cf)) for x_cf in single]),
-        (Column("multi fill", "from all the others", fill == "multi"), [Tile(picture(x_cf)) for x_cf in multi]),
+        (Column("no fill", f"of the {filled} mask", used == "none"), [Tile(image) for image in removed]),
+        (Column("single fill", "from the next image", used == "single"), [Tile(picture(x_cf)) for x_cf in single]),
+        (Column("multi fill", "from all the others", used == "multi"), [Tile(picture(x_cf)) for x_cf in multi]),
     ]

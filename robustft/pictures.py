@@ -1,6 +1,5 @@
 """Sheets of small labelled pictures, drawn with PIL alone: images, maps and masks as the patches they are made of."""
 
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from robustft.files import atomic
 
 Picture = UInt8[np.ndarray, "side side 3"]
 Colour = tuple[int, int, int]
@@ -91,8 +92,9 @@ def sheet(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Tile]])
     draw = ImageDraw.Draw(canvas)
     draw.fontmode = "L"
     font = _font(size)
-    draw.text((gap, gap // 2), title, INK, _font(round(1.2 * size)))
-    _scale(canvas, draw, font, gap, line)
+    large = _font(round(1.2 * size))
+    room = _scale(canvas, draw, font, gap, line) - 2 * gap
+    draw.text((gap, gap // 2), _fitting(title, large, room), INK, large)
     for number, column in enumerate(columns):
         x = gap + number * (side + gap)
         draw.text((x, top), _fitting(column.title, font, side), INK, font)
@@ -109,22 +111,22 @@ def sheet(title: str, columns: Sequence[Column], rows: Sequence[Sequence[Tile]])
 
 def save(path: Path, image: Image.Image) -> Path:
     """Writes a PNG that is either whole or not there; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(temporary, "PNG", compress_level=3)  # 9 takes ten times as long for a tenth less
-    os.replace(temporary, path)
+    with atomic(path) as partial:
+        image.save(partial, "PNG", compress_level=3)  # 9 takes ten times as long for a tenth less
     return path
 
 
-def _scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, gap: int, line: int) -> None:
-    """The maps' colours from 0 to 1, at the upper right."""
+def _scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, gap: int, line: int) -> int:
+    """The maps' colours from 0 to 1, at the upper right; where they begin."""
     width = 8 * line
     right = canvas.width - gap - round(font.getlength("1")) - gap // 2
     ramp = np.broadcast_to(_colours(np.linspace(0, 1, width)), (line * 2 // 3, width, 3)).astype(np.uint8)
     canvas.paste(Image.fromarray(ramp), (right - width, gap // 2 + line // 4))
     draw.text((right + gap // 2, gap // 2), "1", FAINT, font)
     label = "map: 0"
-    draw.text((right - width - gap // 2 - font.getlength(label), gap // 2), label, FAINT, font)
+    left = right - width - gap // 2 - round(font.getlength(label))
+    draw.text((left, gap // 2), label, FAINT, font)
+    return left
 
 
 def _colours(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "... 3"]:

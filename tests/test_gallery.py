@@ -21,6 +21,7 @@ BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
 OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "layers": None}
 CONTEXT = OBJECT | {"kind": "context", "cam": "gradcam"}
 RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "layers": None}
+NONE = dict.fromkeys(OBJECT) | {"kind": "none"}
 
 
 def evaluation_set(name: str, images: int = 9, seed: int = 0, size: int = 16) -> EvaluationSet:
@@ -41,7 +42,8 @@ def pixels(path) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("mask", "fill"), [(OBJECT, "single"), (OBJECT, "none"), (CONTEXT, "multi"), (RANDOM, "none"), (RANDOM, "multi")]
+    ("mask", "fill"),
+    [(OBJECT, "single"), (OBJECT, "none"), (CONTEXT, "multi"), (RANDOM, "none"), (RANDOM, "multi"), (NONE, "none")],
 )
 def test_one_picture_a_set_and_the_same_bytes_again(tmp_path, mask, fill):
     sets = [evaluation_set("one"), evaluation_set("other", seed=1)]
@@ -77,6 +79,52 @@ def test_source_threshold_and_seed_of_the_draw_matter(tmp_path):
         "seed": gallery(tmp_path / "seed", sets, seed=1),
     }
     assert len({path.read_bytes() for (path,) in variants.values()}) == len(variants)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What `sheet` is asked to draw: (title, columns, rows) of each sheet."""
+    calls = []
+
+    def watched(*content):
+        calls.append(content)
+        return sheet(*content)
+
+    monkeypatch.setattr("robustft.gallery.sheet", watched)
+    return calls
+
+
+MAPS = ["image", "map", "map"]
+BY_MAP, FILLS = ["object mask", "context mask"], ["no fill", "single fill", "multi fill"]
+
+
+@pytest.mark.parametrize(
+    ("mask", "fill", "columns", "marked"),
+    [
+        (OBJECT, "none", [*MAPS, *BY_MAP, *FILLS], ["object mask", "no fill"]),
+        (CONTEXT, "multi", [*MAPS, *BY_MAP, *FILLS], ["context mask", "multi fill"]),
+        (RANDOM, "single", [*MAPS, "random mask", *BY_MAP, *FILLS], ["random mask", "single fill"]),
+        (NONE, "none", [*MAPS, *BY_MAP, *FILLS], []),
+        (NONE, "single", [*MAPS, *BY_MAP, *FILLS], []),
+    ],
+)
+def test_columns_and_what_is_marked(tmp_path, drawn, mask, fill, columns, marked):
+    """Images, both maps, object and context mask and three fills, whatever the mask; a run without one is told so."""
+    gallery(tmp_path, [evaluation_set("one")], mask, fill)
+    title, shown, _ = drawn[0]
+    assert [column.title for column in shown] == columns
+    assert [column.title for column in shown if column.marked] == marked
+    assert ("for illustration: this run uses none" in title) == (mask is NONE)
+    assert ("Orange" in title) == (mask is not NONE)
+
+
+def test_a_run_without_a_mask_is_shown_the_recipe_s(tmp_path, drawn):
+    """Every picture is that of an object mask by relevance at 0.3, and random masks come with the same two."""
+    for mask in (OBJECT, NONE, RANDOM):
+        gallery(tmp_path, [evaluation_set("one")], mask)
+    ours, without, random = (np.array([[tile.picture for tile in row] for row in rows]) for _, _, rows in drawn)
+    assert np.array_equal(ours, without)
+    assert np.array_equal(ours[:, :5], random[:, [0, 1, 2, 4, 5]])  # all but the random mask and the fills
 
 
 def test_label_sets_explain_a_right_class(tmp_path):
@@ -119,7 +167,7 @@ def test_captions_stay_in_their_column():
 
 
 def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
-    """With a mask a picture of every set but the hold-out, without one none; same images for another seed."""
+    """A picture of every set but the hold-out, whatever the method; the same images each time."""
     for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "cache"))
     settings = """model.pretrained=null data.train_images=64 data.holdout=16 data.test_images=24 data.batch_size=24
@@ -137,7 +185,16 @@ def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
 
     sets = ("scenes", "scenes_a", "scenes_objectnet", "scenes_r", "scenes_sketch", "scenes_v2")
     assert run("masked") == [f"{name}.png" for name in sets]
-    assert run("unmasked", "mask=none") == []
-    run("other", "seed=1", "mask=random", "fill=none")
-    one, other = (pixels(tmp_path / name / "gallery" / "scenes.png") for name in ("masked", "other"))
-    assert (one[70:, :160] == other[70:, :160]).all()  # the column of the images
+    others = {
+        "random": ("seed=1", "mask=random", "fill=none"),
+        "unmasked": ("mask=none",),
+        "vanilla": ("method=finetune",),
+        "probe": ("method=linear_probe",),
+        "zeroshot": ("method=zeroshot",),
+    }
+    one = pixels(tmp_path / "masked" / "gallery" / "scenes.png")
+    for name, more in others.items():
+        assert run(name, *more) == [f"{name}.png" for name in sets]
+        other = pixels(tmp_path / name / "gallery" / "scenes.png")
+        assert (one[70:, :160] == other[70:, :160]).all()  # the column of the images
+        assert (other.shape[1] < one.shape[1]) == (name == "zeroshot")  # the column of one model, not of two
