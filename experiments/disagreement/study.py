@@ -84,8 +84,8 @@ def table(rows: dict[str, list[dict[int, list[float]]]]) -> str:
                 ours, none = (last[name][:, KINDS.index(f"{mask}_{kind}")] * scale for kind in (fill, "none"))
                 found = paired_difference(dict(enumerate(ours)), dict(enumerate(none)))
                 assert found is not None
-                interval = "" if found.low is None else f" [{found.low:+.2f}, {found.high:+.2f}]"
-                cells.append(f"{found.mean:+.2f}{interval}")
+                low, high = found.low or found.mean, found.high or found.mean
+                cells.append(f"{found.mean:+.2f} [{low:+.2f}, {high:+.2f}]")
             lines.append(f"| {mask} mask, {fill}-fill | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
