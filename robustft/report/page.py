@@ -8,13 +8,13 @@ import base64
 import html
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from robustft.evaluation.results import set_label
+from robustft.files import write
 from robustft.report.groups import METHODS, Group, curves
 from robustft.report.runs import Run, flatten
 
@@ -38,10 +38,7 @@ def write_page(path: Path, panels: Sequence[Sequence[Group]]) -> Path:
     }
     for mark, content in parts.items():
         page = page.replace(mark, content)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(page, "utf-8")
-    os.replace(draft, path)
+    write(path, page)
     return path
 
 

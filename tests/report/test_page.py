@@ -56,6 +56,25 @@ addEventListener("load", () => {
   seen.lowest = first();
   seen.sort = heading("id").parentElement.getAttribute("aria-sort");
   seen.contrast = Math.min(...[...document.querySelectorAll("#maps td button")].map(contrast));
+  const press = (key) => {
+    document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key }));
+    return document.getElementById("tip").textContent;
+  };
+  seen.leftmost = press("ArrowRight");
+  press("Enter");
+  seen.selected = document.querySelector("#shifts-note").textContent;
+  seen.walk = [press("ArrowRight"), press("ArrowRight"), press("ArrowLeft")];
+  press("Enter");
+  seen.walk.push(press("ArrowRight"));
+  const held = () => [document.activeElement.textContent, document.activeElement.isConnected];
+  const name = [...document.querySelectorAll("#table tbody button")].at(-1);
+  name.focus();
+  seen.row = [name.textContent, name.isConnected];
+  name.click();
+  seen.rowAfter = [...held(), !name.isConnected, document.activeElement.closest("tr").className];
+  heading("holdout").focus();
+  heading("holdout").click();
+  seen.headingAfter = held();
   const point = document.querySelector("path.run").getBoundingClientRect();
   const at = { clientX: point.x + point.width / 2, clientY: point.y + point.height / 2, bubbles: true };
   document.getElementById("plot").dispatchEvent(new PointerEvent("pointermove", at));
@@ -65,10 +84,20 @@ addEventListener("load", () => {
   seen.tapped = document.getElementById("tip").hidden ? "" : document.getElementById("tip").textContent;
   dispatchEvent(new Event("scroll"));
   seen.stays = !document.getElementById("tip").hidden;
-  document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
-  seen.leftmost = document.getElementById("tip").textContent;
-  document.getElementById("plot").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
-  seen.selected = document.querySelector("#shifts-note").textContent;
+  const choose = (id, value) => {
+    document.getElementById(id).value = value;
+    document.getElementById(id).dispatchEvent(new Event("change"));
+  };
+  const texts = (id) => [...document.getElementById(id).options].map((option) => option.textContent);
+  seen.panels = texts("panel").map((title, k) => {
+    choose("panel", k);
+    const pictures = texts("gallery-run"), all = texts("diff-a"), hidden = document.getElementById("pictures").hidden;
+    choose("diff-a", document.getElementById("diff-a").options[0].value);
+    choose("diff-b", [...document.getElementById("diff-b").options].at(-1).value);
+    const heads = [...document.querySelectorAll("#diff th")].map((cell) => cell.textContent);
+    return { title, hidden, pictures: hidden ? [] : pictures, all, heads };
+  });
+  choose("panel", 0);
   document.getElementById("mean").click();
   seen.single = [count("path.run"), count("path.average"), count("#table tbody tr")];
   document.getElementById("filter").value = "finetune";
@@ -208,6 +237,36 @@ if BROWSER:
         assert "vanilla fine-tuning" in seen["selected"]
         assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
         assert "method" in seen["diff"] or "beta" in seen["diff"]
+
+    def test_focus_survives_a_selection(sweep: Path, tmp_path: Path):
+        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+        second, third, back, after_enter = seen["walk"]
+        assert len({seen["leftmost"], second, third}) == 3
+        assert back == second and after_enter == third
+        assert seen["rowAfter"] == [seen["row"][0], True, True, "selected"]
+        assert seen["headingAfter"] == ["hold-out", True]
+
+    def test_gallery_of_the_panel_and_diff_between_panels(sweep: Path, make_run, tmp_path: Path):
+        picture(sweep / "object-0.3-1-0" / "gallery" / "scenes.png", seed=1)
+        others = [make_run("finetune", seed, model="large", name=f"large-{seed}") for seed in range(2)]
+        picture(others[1] / "gallery" / "scenes.png", seed=2)
+        make_run("finetune", 0, model="plain", name="plain")
+        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+        assert seen["faults"] == []
+        panels = {panel["title"].split(" on ")[0]: panel for panel in seen["panels"]}
+        assert panels["tiny"]["pictures"] == ["object-0.3-1-0"] and panels["large"]["pictures"] == ["large-1"]
+        assert panels["plain"]["hidden"]
+        for panel in panels.values():
+            assert len(panel["all"]) == len(set(panel["all"])) == len(list(sweep.iterdir()))
+            assert "large-1 · large on Scenes" in panel["all"]
+            assert panel["heads"] == ["setting", panel["all"][0], panel["all"][-1]]
+
+    def test_namesakes_are_told_apart_by_their_settings(make_run, tmp_path: Path):
+        for seed in range(2):
+            path = make_run("finetune", seed) / "results.json"
+            path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "name": "finetune_tiny"}), "utf-8")
+        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+        assert seen["panels"][0]["all"] == ["finetune_tiny · seed 0", "finetune_tiny · seed 1"]
 
     def test_page_on_a_phone_does_not_scroll_sideways(sweep: Path, tmp_path: Path):
         assert visit(write(sweep, tmp_path / "out.html"), tmp_path, "390,844")["wide"] <= 0

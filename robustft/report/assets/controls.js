@@ -2,7 +2,7 @@
 
 function fill(id, options, chosen) {
   $(id).replaceChildren(...options.map(([key, text]) => make("option", { value: key }, text)));
-  $(id).value = chosen;
+  if (chosen !== undefined) $(id).value = chosen;
 }
 function select(index) {
   state.run = index;
@@ -11,7 +11,7 @@ function select(index) {
 }
 function draw(...parts) { for (const part of parts) part(); }
 function usePanel() {
-  const offered = metrics(), names = offered.map(([key]) => key), real = panel().runs.map((index) => runs[index]);
+  const offered = metrics(), names = offered.map(([key]) => key), real = panelRuns();
   if (!names.includes(state.x)) state.x = names[0];
   if (!names.includes(state.y)) state.y = names[1] ?? names[0];
   fill("x", offered, state.x);
@@ -26,11 +26,10 @@ function usePanel() {
   const best = candidates.reduce((a, b) => score(b) > score(a) ? b : a, candidates[0] ?? real[0]);
   state.facet = 0;
   state.run = best.index;
-  const others = candidates.filter((run) => run !== best);
-  const vanilla = others.find((run) => run.method === "finetune") ?? others[0] ?? best;
-  const options = candidates.map((run) => [run.index, run.name]);
-  fill("diff-a", options, best.index);
-  fill("diff-b", options, vanilla.index);
+  // Any two runs can be compared: first the best with vanilla fine-tuning, where the panel has both.
+  const vanilla = candidates.find((run) => run !== best && run.method === "finetune");
+  const compared = new Set([best, vanilla, ...candidates, ...runs].filter((run) => run && !run.reference));
+  [$("diff-a").value, $("diff-b").value] = [...compared, best].map((run) => run.index);
   draw(drawScatter, drawBars, drawMaps, drawTable, drawGallery, drawDiff);
   for (const link of document.querySelectorAll("nav a")) link.hidden = document.querySelector(link.hash).hidden;
 }
@@ -38,6 +37,8 @@ function start() {
   $("about").textContent = data.about;
   $("panel-label").hidden = panels.length < 2;
   fill("panel", panels.map((p, k) => [k, p.title]), 0);
+  for (const id of ["diff-a", "diff-b"])
+    fill(id, runs.filter((run) => !run.reference).map((run) => [run.index, longName(run)]));
   const on = (id, event, change) => $(id).addEventListener(event, () => change($(id)));
   on("panel", "change", (node) => { state.panel = +node.value; usePanel(); });
   for (const key of ["x", "y", "colour", "marker"])

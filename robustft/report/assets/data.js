@@ -17,6 +17,9 @@ function make(tag, attributes = {}, ...children) {
   node.append(...children);
   return node;
 }
+// Names, keys and paths as text that breaks after their separators before it breaks anywhere else.
+const breakable = (text) => String(text).replace(/([._/=])(?=[a-z])/gi, "$1\n").split("\n")
+  .flatMap((part, k) => k ? [make("wbr"), part] : [part]);
 // Ties are rounded up, as in the printed tables.
 const rounded = (fraction) => (Math.round(Math.abs(fraction) * 1000 + 1e-9) / 10).toFixed(1);
 const percent = (fraction) => fraction == null ? "–" : (fraction < 0 ? "−" : "") + rounded(fraction);
@@ -41,18 +44,31 @@ const COLUMNS = {
 };
 const column = (key, run) => COLUMNS[key][1](run) ?? "none";
 const panel = () => panels[state.panel];
+const panelRuns = () => panel().runs.map((index) => runs[index]);
 function metrics() {
   const all = [["id", `ID ${panel().id_label}`], ["ood_avg", "OOD avg"], ...panel().sets, ["holdout", "hold-out"]];
-  return all.filter(([key]) => panel().runs.some((index) => value(runs[index], key) !== null));
+  return all.filter(([key]) => panelRuns().some((run) => value(run, key) !== null));
 }
 const metricName = (key) => (metrics().find(([name]) => name === key) ?? [key, key])[1];
 const value = (run, metric) => (metric in run ? run[metric] : run.ood[metric]) ?? null;
 const values = (group, metric) => known(group.runs.map((index) => value(runs[index], metric)));
 const groupOf = (run) => groups[run.group];
+// Sweeps may give all their runs one name: then the settings tell them apart.
+function longName(run, across = true) {
+  const own = panelsOf.get(run.index), shared = namesakes.get(own).get(run.name) > 1;
+  const parts = [run.name, across && panels.length > 1 && own.title, shared && describe(run)];
+  return parts.filter(Boolean).join(" · ");
+}
+const panelsOf = new Map(panels.flatMap((one) => one.runs.map((index) => [index, one])));
+const namesakes = new Map(panels.map((one) => {
+  const counts = new Map();
+  for (const index of one.runs) counts.set(runs[index].name, (counts.get(runs[index].name) ?? 0) + 1);
+  return [one, counts];
+}));
 
 function shown() {
   const words = state.filter.toLowerCase().split(/\s+/).filter(Boolean);
-  return panel().runs.map((index) => runs[index]).filter((run) => {
+  return panelRuns().filter((run) => {
     const text = `${run.name} ${groupOf(run).label} ${run.method} seed-${run.seed}`.toLowerCase();
     return words.every((word) => text.includes(word));
   });

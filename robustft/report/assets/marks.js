@@ -19,7 +19,7 @@ function cividis(t) {
   return `rgb(${mix})`;
 }
 function scaleOf(key, fixed, cycle) {
-  const kinds = distinct(panel().runs.map((index) => column(key, runs[index])));
+  const kinds = distinct(panelRuns().map((run) => column(key, run)));
   const numbers = kinds.filter((kind) => typeof kind === "number");
   const free = cycle.filter((entry) => !kinds.some((kind) => fixed[kind] === entry));
   let next = 0;

@@ -1,6 +1,6 @@
 // The ID-OOD scatter: points, curves, error bars, legend, tooltip, keyboard.
 
-let points = [], focus = -1;
+let points = [], focus = -1;  // focus: the point that the arrow keys have reached, or that was clicked last
 
 function drawScatter() {
   const width = Math.max($("plot").clientWidth, 280);
@@ -41,6 +41,7 @@ function drawScatter() {
     svg.append(make("polyline", { class: `curve ${curve.dial}`, stroke: shades.size > 1 ? "#8a939d" : [...shades][0],
       points: members.map(centre).map(([x, y]) => `${px(x)},${py(y)}`).join(" ") }));
   }
+  const held = points[focus];
   points = [];
   const put = (kind, run, x, y, size) => {
     points.push({ run, kind, x: px(x), y: py(y), value: [x, y] });
@@ -68,7 +69,7 @@ function drawScatter() {
     transform: `translate(${current.x} ${current.y})` }));
   $("plot").replaceChildren(svg);
   points.sort((a, b) => a.x - b.x);
-  focus = -1;
+  focus = points.findIndex((point) => point.run === held?.run && point.kind === held.kind);
   drawLegend(placed, colour, shape);
   const left = all.length - placed.length;
   $("scatter-note").textContent = (averaged.size ? "Large marks are means over seeds with standard deviations. " : "")
@@ -96,7 +97,8 @@ function showTip(point) {
   const title = kind === "average" ? `${group.label}: mean of ${group.runs.length}` : run.name;
   const lines = [kind === "average" ? describe({ ...run, seed: null }) : describe(run) || run.system,
     `${metricName(state.x)} ${percent(x)} · ${metricName(state.y)} ${percent(y)}`];
-  tip.replaceChildren(make("b", {}, title), ...lines.filter(Boolean).map((line) => make("div", {}, line)));
+  tip.replaceChildren(make("b", {}, ...breakable(title)),
+    ...lines.filter(Boolean).map((line) => make("div", {}, line)));
   tip.hidden = false;
   const frame = $("plot").getBoundingClientRect(), size = tip.getBoundingClientRect();
   const left = frame.left + point.x + 14, top = frame.top + point.y - size.height - 12;
@@ -123,6 +125,7 @@ $("plot").addEventListener("blur", hideTip);
 $("plot").addEventListener("click", (event) => {
   const point = nearest(event);
   if (!point) return hideTip();
+  focus = points.indexOf(point);
   select(point.run.index);
   showTip(point);  // a finger that taps has left by now, which hid it
 });

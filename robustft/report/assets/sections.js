@@ -7,8 +7,8 @@ function drawBars() {
     .sort((a, b) => b.runs.length - a.runs.length)[0];
   const others = [[largest("zeroshot"), "#9aa4af"], [largest("finetune"), "#E69F00"]];
   const compared = [[own, "#0072B2"], ...others.filter(([group]) => group && group !== groupOf(run))];
-  $("shifts-note").replaceChildren(...compared.flatMap(([group, colour]) => [
-    make("span", { style: `color:${colour};font-size:1.2em`, "aria-hidden": "true" }, "■ "), `${group.label}   `]));
+  $("shifts-note").replaceChildren(...compared.map(([group, colour]) =>
+    make("span", {}, make("i", { style: `background:${colour}` }), make("span", {}, ...breakable(group.label)))));
   const rows = metrics().filter(([key]) => key !== "holdout"), width = Math.max($("bars").clientWidth, 280);
   const bar = 15, block = bar * compared.length + 12, left = 104, right = width - 74;
   const svg = make("svg", { viewBox: `0 0 ${width} ${rows.length * block}`, height: rows.length * block, role: "img",
@@ -32,7 +32,7 @@ function drawBars() {
 
 function facets() {
   const found = new Map();
-  for (const run of panel().runs.map((index) => runs[index])) {
+  for (const run of panelRuns()) {
     const dial = run.threshold !== null ? "threshold" : run.rate !== null ? "rate" : null;
     if (!dial || run.beta === null) continue;
     const name = [...(run.method === "kd" ? ["KD"] : []), column("kind", run), column("fillkind", run)].join(", ");
@@ -104,27 +104,29 @@ function drawTable() {
     state.descending = state.sort === key ? !state.descending : metrics().some(([metric]) => metric === key);
     state.sort = key;
     drawTable();
-    document.querySelector(`#table button[data-key="${key}"]`).focus();
   } }, name)));
   const body = rows.map((row) => make("tr", { class: row.group.runs.includes(state.run) ? "selected" : null },
     ...columns.map(([key, , get, accuracy], k) => {
       const pick = () => select(row.run.index);
-      if (k === 0) return make("td", {}, make("button", { type: "button", onclick: pick }, get(row)));
+      if (k === 0) return make("td", {}, make("button", { type: "button", "data-key": row.run.index, onclick: pick },
+        ...breakable(get(row))));
       if (!accuracy) return make("td", { class: place(key) }, String(get(row) ?? "–"));
       const spread = deviation(values(row.group, key));
       const extra = spread === null ? [] : [make("small", {}, ` ± ${percent(spread)}`)];
       return make("td", {}, percent(get(row)), ...extra);
     })));
+  const held = document.activeElement?.closest("#table button")?.dataset.key;
   $("table").replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...body));
+  if (held) document.querySelector(`#table button[data-key="${held}"]`)?.focus({ preventScroll: true });
 }
 
 function drawGallery() {
-  const withPictures = runs.filter((run) => run.gallery.length);
+  const withPictures = panelRuns().filter((run) => run.gallery.length);
   $("pictures").hidden = !withPictures.length;
   if (!withPictures.length) return;
   const run = runs[state.run].gallery.length ? runs[state.run]
     : withPictures.find((other) => other.group === runs[state.run].group) ?? withPictures[0];
-  fill("gallery-run", withPictures.map((other) => [other.index, other.name]), run.index);
+  fill("gallery-run", withPictures.map((other) => [other.index, longName(other, false)]), run.index);
   $("gallery").replaceChildren(...run.gallery.map(([title, image]) => {
     const enlarge = make("button", { type: "button", "aria-pressed": "false", title: "Full size and back" },
       make("img", { src: images[image], alt: `${title}, run ${run.name}` }));
@@ -143,9 +145,9 @@ function drawDiff() {
   const keys = distinct([...Object.keys(left), ...Object.keys(right)]);
   const text = (settings, key) => key in settings ? JSON.stringify(settings[key]) : "–";
   const rows = keys.filter((key) => text(left, key) !== text(right, key)).map((key) =>
-    make("tr", {}, make("td", {}, key), make("td", {}, text(left, key)), make("td", {}, text(right, key))));
+    make("tr", {}, ...[key, text(left, key), text(right, key)].map((cell) => make("td", {}, ...breakable(cell)))));
   const same = `${keys.length - rows.length} settings are the same`;
-  const head = ["setting", a.name, b.name].map((text) => make("th", { scope: "col" }, text));
+  const head = ["setting", longName(a), longName(b)].map((name) => make("th", { scope: "col" }, ...breakable(name)));
   const last = make("td", { colspan: 3 }, make("small", {}, rows.length ? same : `All ${same}`));
   $("diff").replaceChildren(make("thead", {}, make("tr", {}, ...head)),
     make("tbody", {}, ...rows, make("tr", {}, last)));
