@@ -111,7 +111,8 @@ def _short(name: str, value: Any) -> str:
     if isinstance(value, str) and "/" in value:
         path = Path(value)
         value = (path.parent if path.suffix else path).name.strip("*_-. ") or path.name
-    return f"{name.rpartition('.')[2]}={value}"
+    shown = f"{value:g}" if isinstance(value, float) else value
+    return f"{name.rpartition('.')[2]}={shown}"
 
 
 def label(record: Record, count: int = 1) -> str:

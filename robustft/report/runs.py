@@ -69,8 +69,13 @@ class Run:
             flat[f"mask.{key}"] = _seedless(value)
         flat["images"] = record["id"]["n"]
         kept = {key: value for key, value in sorted(flat.items()) if not INCIDENTAL.match(key)}
-        # 1 and 1.0 are one setting.
-        return {k: float(v) if isinstance(v, int) and not isinstance(v, bool) else v for k, v in kept.items()}
+        return {key: _rounded(value) for key, value in kept.items()}
+
+
+def _rounded(value: Any) -> Any:
+    """1 and 1.0 are one setting, and so are 0.01 and 0.1 · 0.1."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(f"{value:.12g}") if is_number else value
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -182,3 +182,12 @@ def test_command_fails_without_traceback(tmp_path: Path):
     assert done.stderr == f"error: No results.json in {tmp_path}. " + (
         "Name results.json files, folders of runs, or a quoted glob.\n"
     )
+
+
+def test_numbers_that_differ_by_rounding_are_one_setting(make_run, tmp_path, capsys):
+    for seed, decay in enumerate((0.01, 0.1 * 0.1)):
+        make_run("finetune", seed, config={"optimizer": {"weight_decay": decay}})
+    make_run("finetune", 0, name="other", config={"optimizer": {"weight_decay": 0.1}})
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "comparison.md").read_text()
+    assert "(weight_decay=0.01) | 2 |" in text and "(weight_decay=0.1) | 1 |" in text
