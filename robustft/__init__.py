@@ -10,11 +10,12 @@ __version__ = "0.1.0"
 
 
 def load(path: "str | Path") -> "Classifier":
-    """A model left by a run (its ``model.safetensors``), ready to classify.
+    """A model left by a run (its folder, or the ``model.safetensors`` in it), ready to classify.
 
     Raises:
         robustft.errors.UserError: the file is missing or is no model of this project.
     """
     from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
 
-    return load_classifier(Path(path))
+    inside = Path(path) / "model.safetensors"
+    return load_classifier(inside if inside.is_file() else Path(path))

@@ -15,6 +15,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.errors import UserError
 
+MODEL = "model.safetensors"  # what a run leaves of its model
+
 # Set by the command line interface for each run, see robustft/cli.py.
 RUN_KEYS = ("run_dir", "run_name")
 
@@ -242,6 +244,8 @@ def _check_inputs(cfg: DictConfig) -> None:
         if cfg[name] is None:
             raise UserError(f"{name} has no value: method={cfg.method.name} needs one")
     for name in ("init", "teacher", "checkpoint"):
+        if cfg[name] is not None and (Path(cfg[name]).expanduser() / MODEL).is_file():
+            cfg[name] = str(Path(cfg[name]) / MODEL)  # the run's folder will do
         if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
@@ -255,6 +259,13 @@ def _check_inputs(cfg: DictConfig) -> None:
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
     on_disk = "imagenet" in cfg.data._target_
+    if root is not None and not on_disk and Path(root).expanduser().is_dir():
+        inside = [path.name for path in Path(root).expanduser().iterdir()]
+        if inside and not any(name.startswith("scenes") for name in inside):
+            raise UserError(
+                f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
+                " another CLIP); for the scenes an empty folder, or none"
+            )
     if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
         raise UserError(
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"

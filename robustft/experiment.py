@@ -43,7 +43,6 @@ from robustft.training import Trained, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
-MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv.gz"
 
 
@@ -223,7 +222,7 @@ class Run:
         keep = bool(cfg.trainer.enable_checkpointing)
         if is_first_process():
             if keep:
-                save_classifier(self.folder / MODEL, made.model, self.data.class_names)
+                save_classifier(self.folder / config.MODEL, made.model, self.data.class_names)
             write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
         gallery: list[Path] = []
         if is_first_process():
@@ -247,7 +246,7 @@ class Run:
             beta=cfg.beta,
             alpha=cfg.alpha,
             temperature=cfg.temperature,
-            checkpoint=MODEL if keep else None,
+            checkpoint=config.MODEL if keep else None,
             train_images_per_s=made.images_per_s,
         )
         if is_first_process():
@@ -256,7 +255,7 @@ class Run:
             write_results(self.folder / "results.json", record)
             (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
-            left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if gallery else [])]
+            left = ["results.json", PREDICTIONS, *([config.MODEL] if keep else []), *(["gallery/"] if gallery else [])]
             log.info("in %s: %s", os.path.relpath(self.folder), ", ".join(left))
         return record
 

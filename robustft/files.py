@@ -19,6 +19,9 @@ def atomic(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
     try:
         yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # as any other file: safetensors' are their owner's alone
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

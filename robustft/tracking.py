@@ -64,7 +64,7 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogge
     options.pop("log_model")  # is done in `log_results`: Lightning's way knows only its own checkpoints
     if offline is None:
         offline = not logged_in()
-    return WandbLogger(
+    logger = WandbLogger(
         save_dir=folder,
         name=cfg.run_name,
         id=_run_id(folder),
@@ -75,6 +75,8 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogge
         tags=default_tags(cfg) if tags is None else tags,
         **options,
     )
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
+    return logger
 
 
 def default_tags(cfg: DictConfig) -> list[str]:

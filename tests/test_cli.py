@@ -154,6 +154,23 @@ def test_what_cannot_work_is_refused(arguments, expected):
         config.check(composed(*arguments.split()))
 
 
+def test_a_runs_folder_stands_for_its_model(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    cfg = composed("method=wiseft", f"checkpoint={tmp_path}")
+    config.check(cfg)
+    assert cfg.checkpoint == str(tmp_path / "model.safetensors")
+
+
+def test_scenes_are_not_rendered_among_other_things(tmp_path):
+    cfg = composed(f"data.root={tmp_path}")
+    config.check(cfg)
+    (tmp_path / "scenes_v2-0.safetensors").touch()
+    config.check(cfg)
+    (tmp_path / "scenes_v2-0.safetensors").rename(tmp_path / "ILSVRC2012")
+    with pytest.raises(UserError, match="choose model=vitb32"):
+        config.check(cfg)
+
+
 def test_bad_input_gets_one_message(command, tmp_path):
     cases = {
         "mask.treshold=0.3": "unknown setting 'mask.treshold'. Did you mean mask.threshold?",

@@ -1,6 +1,7 @@
 """Atomic files and caches that several processes share."""
 
 import multiprocessing
+import os
 import time
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     (path.parent / "file.txt.host-1.partial").touch()
     remove_partial(path.parent)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_others_may_read_it(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        with atomic(tmp_path / "file") as partial:
+            partial.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
 
 
 def _take(path: Path, made: Path) -> None:
