@@ -86,7 +86,7 @@ class Finetuner(Evaluator):
 
     def objective(
         self,
-        x: Float[Tensor, "batch *image"],  # 3 height width; of a probe, features
+        x: Float[Tensor, " batch *image"],  # 3 height width; of a probe, features
         y: Int64[Tensor, " batch"],
         random: torch.Generator,
         backward: Callable[[Tensor], Any],

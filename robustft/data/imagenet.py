@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from robustft import processes
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files, folder_set
 from robustft.data.loading import usable_cpus
