@@ -63,15 +63,20 @@ class StopOnNonFinite(Callback):
 class Speed(Callback):
     """Training images per second over all devices, evaluations and the first step left out.
 
-    Says what is coming: images, steps and devices at the start, the expected time once the speed is known.
+    Says what is coming: images, steps and devices at the start, the expected time once the speed is known. Remembers
+    how long the run took in all, over interruptions.
     """
 
     PROBE = 3  # optimiser steps after which the expected time is said
 
-    def __init__(self, describe: Callable[[], str], images_per_step: int, steps: int) -> None:
+    def __init__(
+        self, describe: Callable[[], str], images_per_step: int, steps: int, started: float | None = None
+    ) -> None:
         self.describe, self.images_per_step, self.steps = describe, images_per_step, steps
         self.timed_steps, self.seconds = 0, 0.0
         self.earlier = (0, 0.0)  # steps and seconds of the sessions before this one
+        self.started = time.perf_counter() if started is None else started
+        self.earlier_s = 0.0  # the sessions before this one in whole, evaluations and all
         self.since: float | None = None
 
     @property
@@ -108,10 +113,12 @@ class Speed(Callback):
 
     def state_dict(self) -> dict[str, float]:
         steps, seconds = self.earlier
-        return {"steps": steps + self.timed_steps, "seconds": seconds + self.seconds}
+        wall = self.earlier_s + time.perf_counter() - self.started
+        return {"steps": steps + self.timed_steps, "seconds": seconds + self.seconds, "wall": wall}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self.earlier = int(state_dict["steps"]), state_dict["seconds"]
+        self.earlier_s = state_dict["wall"]
 
 
 def duration(seconds: float) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
@@ -52,10 +52,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: the user can put it right. Nothing is left that looks finished.
     """
-    started = time.perf_counter()
+    this = Run(cfg)
     quieten()
     seed_everything(cfg.seed, workers=True, verbose=False)
-    this = Run(cfg)
     if cfg.check == "data":
         from robustft.data.check import check
 
@@ -74,7 +73,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
     made: Trained = method.make(this)
-    record = this.finish(made, baseline, started)
+    record = this.finish(made, baseline)
     return record
 
 
@@ -83,6 +82,7 @@ class Run:
     """What methods work with: the config, the data, the models, training and evaluation."""
 
     cfg: DictConfig
+    started: float = field(default_factory=time.perf_counter)
 
     @property
     def folder(self) -> Path:
@@ -159,6 +159,7 @@ class Run:
             "distillation": distillation,
             "loggers": self.loggers,
             "seed": self.cfg.seed,
+            "started": self.started,
             "resume": self.cfg.resume is not None,
             "save_minutes": self.cfg.save_minutes,
             "watch": self.watch if self.cfg.disagreement else None,
@@ -213,7 +214,7 @@ class Run:
         trainer = self.cfg.trainer
         return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device}
 
-    def finish(self, made: Trained, zeroshot: Scores | None, started: float) -> dict[str, Any]:
+    def finish(self, made: Trained, zeroshot: Scores | None) -> dict[str, Any]:
         """Evaluate the model and leave everything in the run's folder, results.json last."""
         cfg = self.cfg
         log.info("evaluating")
@@ -237,7 +238,7 @@ class Run:
             model=cfg.model.name,
             seed=cfg.seed,
             partial=self.data.partial or cfg.trainer.limit_val_batches is not None or bool(cfg.trainer.fast_dev_run),
-            wall_s=time.perf_counter() - started,
+            wall_s=made.earlier_s + time.perf_counter() - self.started,
             config=plain,
             versions=versions(),
             zeroshot=zeroshot if zeroshot is not None else scores if cfg.method.name == "zeroshot" else None,

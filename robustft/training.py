@@ -26,10 +26,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """What training leaves: the student with its selected weights, and how fast it went (images/s)."""
+    """What training leaves: the student with its selected weights, and how fast it went (images/s).
+
+    Attributes:
+        earlier_s: how long the interrupted sessions of the run took.
+    """
 
     model: Classifier
     images_per_s: float | None = None
+    earlier_s: float = 0.0
 
 
 def train(
@@ -43,6 +48,7 @@ def train(
     loggers: list[Logger] | None = None,
     seed: int = 0,
     resume: bool = False,
+    started: float | None = None,
     save_minutes: float = 10,
     watch: Callable[[int, Callable[[], None]], Callback] | None = None,
 ) -> Trained:
@@ -52,6 +58,7 @@ def train(
         trainer: arguments of Lightning's Trainer.
         optimizer: lr, weight_decay, betas, warmup.
         resume: go on from ``folder/last.ckpt``.
+        started: when this session of the run began, of ``time.perf_counter``; None: now.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
         watch: makes one more callback, given the number of optimiser steps and what to call after work that is no
             training, so that it does not count as such.
@@ -67,7 +74,7 @@ def train(
     data.setup("fit")
     steps = planned_steps(data, lightning)
     lightning.log_every_n_steps = min(lightning.log_every_n_steps, steps)
-    speed = Speed(lambda: _describe(data, lightning, steps), data.batch_size, steps)
+    speed = Speed(lambda: _describe(data, lightning, steps), data.batch_size, steps, started)
     lightning.callbacks.insert(0, speed)
     if watch is not None:
         lightning.callbacks.insert(1, watch(steps, speed.skip))
@@ -95,7 +102,7 @@ def train(
     best.restore(student)
     if not all(bool(value.isfinite().all()) for value in student.parameters()):
         raise UserError("training left weights that are not finite. Lower optimizer.lr or beta.")
-    return Trained(student.eval(), speed.images_per_s)
+    return Trained(student.eval(), speed.images_per_s, speed.earlier_s)
 
 
 def make_trainer(

@@ -195,3 +195,13 @@ def test_speed_is_that_of_all_sessions():
     assert after.images_per_s == before.images_per_s == 32
     after.timed_steps, after.seconds = 4, 6.0
     assert after.images_per_s == 16  # 8 steps of 16 images in 8 s
+
+
+def test_a_run_took_as_long_as_all_its_sessions(monkeypatch):
+    clock = iter([30.0, 70.0, 75.0])
+    monkeypatch.setattr("robustft.callbacks.time.perf_counter", lambda: next(clock))
+    first, second, third = (Speed(lambda: "", images_per_step=1, steps=9, started=s) for s in (10.0, 50.0, 0.0))
+    second.load_state_dict(first.state_dict())  # saved after 20 s
+    third.load_state_dict(second.state_dict())  # saved 20 s later
+    assert third.earlier_s == 40
+    assert third.state_dict()["wall"] == 40 + 75

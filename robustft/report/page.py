@@ -21,6 +21,7 @@ from robustft.report.runs import Run, flatten
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("data.js", "marks.js", "scatter.js", "sections.js", "controls.js")
 PICTURES = 6_000_000  # bytes for all galleries together; base64 adds a third
+TRAITS = {f"method.{trait}" for trait in ("trains", "masks", "needs", "uses")}  # of the code: nobody sets them
 WIDTHS = (1600, 1100, 800, 560, 400, 280)  # of the pictures; the first that fits all of them is taken
 
 
@@ -114,10 +115,11 @@ def _entry(run: Run, group: Group) -> dict[str, Any]:
 
 
 def _config(run: Run) -> dict[str, Any]:
-    """The run's whole config, and what its results file tells where there is none."""
+    """The run's settings, and what its results file tells where there are none."""
     record = run.record
     fields = {key: record[key] for key in ("method", "fill", "beta", "alpha", "temperature", "seed")}
-    return flatten(record["config"]) or {key: value for key, value in fields.items() if value is not None}
+    settings = {key: value for key, value in flatten(record["config"]).items() if key not in TRAITS}
+    return settings or {key: value for key, value in fields.items() if value is not None}
 
 
 def common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:

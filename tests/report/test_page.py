@@ -91,11 +91,13 @@ addEventListener("load", () => {
   const texts = (id) => [...document.getElementById(id).options].map((option) => option.textContent);
   seen.panels = texts("panel").map((title, k) => {
     choose("panel", k);
+    const menus = ["colour", "marker"].map((id) => document.getElementById(id).value);
+    for (const id of k === 0 ? ["colour", "marker"] : []) choose(id, "beta");
     const pictures = texts("gallery-run"), all = texts("diff-a"), hidden = document.getElementById("pictures").hidden;
     choose("diff-a", document.getElementById("diff-a").options[0].value);
     choose("diff-b", [...document.getElementById("diff-b").options].at(-1).value);
     const heads = [...document.querySelectorAll("#diff th")].map((cell) => cell.textContent);
-    return { title, hidden, pictures: hidden ? [] : pictures, all, heads };
+    return { title, hidden, menus, pictures: hidden ? [] : pictures, all, heads };
   });
   choose("panel", 0);
   document.getElementById("mean").click();
@@ -256,6 +258,7 @@ if BROWSER:
         panels = {panel["title"].split(" on ")[0]: panel for panel in seen["panels"]}
         assert panels["tiny"]["pictures"] == ["object-0.3-1-0"] and panels["large"]["pictures"] == ["large-1"]
         assert panels["plain"]["hidden"]
+        assert panels["large"]["menus"] == panels["plain"]["menus"] == ["kind", "fillkind"]  # the others do not vary
         for panel in panels.values():
             assert len(panel["all"]) == len(set(panel["all"])) == len(list(sweep.iterdir()))
             assert "large-1 · large on Scenes" in panel["all"]

@@ -2,7 +2,6 @@
 
 import argparse
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
+from robustft.files import atomic
 
 GAP = 2  # white pixels between images
 TITLES = {
@@ -52,9 +52,8 @@ def sheet(path: Path, examples: int = 2, seed: int = 0) -> None:
             panel.tick_params(length=0)
     pixels = io.BytesIO()
     figure.savefig(pixels, dpi=80)
-    part = path.with_name(f".{path.name}.part")
-    Image.open(pixels).convert("RGB").quantize(256, kmeans=4).save(part, "PNG", optimize=True)  # a third of the bytes
-    os.replace(part, path)
+    with atomic(path) as partial:  # with a palette: a third of the bytes
+        Image.open(pixels).convert("RGB").quantize(256, kmeans=4).save(partial, "PNG", optimize=True)
 
 
 def _tiled(rows: list[list[Tensor]]) -> UInt8[np.ndarray, "height width 3"]:

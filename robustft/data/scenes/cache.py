@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from robustft.cache import cache_folder
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
+from robustft.files import atomic
 
 log = logging.getLogger(__name__)
 
@@ -54,12 +54,6 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
             name=name,
             progress=lambda done: progress.update(task, completed=done),
         )
-    part = path.with_suffix(f".{os.getpid()}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(rendered._asdict(), part)
-        os.replace(part, path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError), atomic(path) as partial:
+        save_file(rendered._asdict(), partial)
     return rendered

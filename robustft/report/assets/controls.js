@@ -18,8 +18,10 @@ function usePanel() {
   fill("y", offered, state.y);
   const varied = Object.entries(COLUMNS).filter(([key]) =>
     key.endsWith("kind") || new Set(real.map((run) => column(key, run))).size > 1);
-  fill("colour", varied.map(([key, [name]]) => [key, name]), state.colour);
-  fill("marker", varied.map(([key, [name]]) => [key, name]), state.marker);
+  for (const [menu, usual] of [["colour", "kind"], ["marker", "fillkind"]]) {
+    if (!varied.some(([key]) => key === state[menu])) state[menu] = usual;  // what it was does not vary here
+    fill(menu, varied.map(([key, [name]]) => [key, name]), state[menu]);
+  }
   // The run the page opens with is chosen on the hold-out, never on a shift.
   const candidates = real.filter((run) => !run.reference);
   const score = (run) => run.single || run.method === "zeroshot" ? -1 : mean(values(groupOf(run), "holdout")) ?? -1;
