@@ -56,13 +56,17 @@ class Entry:
 
 
 def main(
-    file: str, entries: Callable[[DictConfig], Iterable[Entry]], summarise: Callable[[Path, Results], None]
+    file: str,
+    entries: Callable[[DictConfig], Iterable[Entry]],
+    summarise: Callable[[Path, Results], None],
+    then: Callable[[DictConfig, Results], Iterable[Entry]] | None = None,
 ) -> None:
     """The command of the study in ``file``.
 
     Args:
         entries: the runs, given the config that the command line's settings make (for its recipe).
         summarise: writes tables and pictures, given the folder and the results by name.
+        then: more runs, whose settings are chosen by the results of ``entries``.
     """
     parser = argparse.ArgumentParser(description="Run a study; runs that have a result are not run again.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
@@ -75,13 +79,11 @@ def main(
             folder = folder / "_".join(runs.slug(setting) for setting in arguments.settings)
         cfg = overrides.compose_first(overrides.parse(arguments.settings))
         end = time.monotonic() + 60 * arguments.limit
-        work = Study([], folder, arguments.settings)
-        while (chosen := list(entries(cfg))) != work.entries:  # what comes next may depend on results so far
-            work = Study(chosen, folder, arguments.settings)
-            work.run(arguments.jobs, end)
-            if missing := [entry.name for entry in chosen if not work.result(entry).exists()]:
-                raise UserError(f"{len(missing)} of {len(chosen)} runs to go ({missing[0]} …): repeat the command.")
-        results = {entry.name: json.loads(work.result(entry).read_text()) for entry in work.entries}
+        chosen = list(entries(cfg))
+        results = Study(chosen, folder, arguments.settings).finish(arguments.jobs, end)
+        if then is not None:
+            chosen += then(cfg, results)
+            results = Study(chosen, folder, arguments.settings).finish(arguments.jobs, end)
         summarise(folder, results)
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -132,6 +134,17 @@ class Study:
             if not all(file.exists() for file in self.kept(entry)):
                 choose(entry)
         return list(chosen.values())
+
+    def finish(self, jobs: int, end: float) -> Results:
+        """Run what has no result; the results of all.
+
+        Raises:
+            UserError: a run failed, or some are left when ``end`` has come.
+        """
+        self.run(jobs, end)
+        if missing := [entry.name for entry in self.entries if not self.result(entry).exists()]:
+            raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
+        return {entry.name: json.loads(self.result(entry).read_text()) for entry in self.entries}
 
     def run(self, jobs: int, end: float) -> None:
         """Run what has no result, ``jobs`` at a time; start none after ``end`` (of ``time.monotonic``)."""

@@ -60,3 +60,28 @@ def test_a_model_that_is_gone_is_made_again(tmp_path, monkeypatch):
     study.result(ENTRIES[1]).write_text("{}")
     study.model("vanilla_seed-1").unlink()
     assert study.to_run() == []
+
+
+def test_runs_that_depend_on_results(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["study.py", "--limit", "0"])
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "first.json").write_text('{"best": "b"}')
+
+    def then(cfg, done):
+        yield Entry(done["first"]["best"], ())
+
+    seen: list[Results] = []
+
+    def study() -> None:
+        main(
+            str(tmp_path / "study.py"), lambda cfg: [Entry("first", ())], lambda _, found: seen.append(found), then=then
+        )
+
+    with pytest.raises(SystemExit, match=r"1 of 2 runs to go \(b …\)"):
+        study()
+    assert seen == []
+    (results / "b.json").write_text("{}")
+    study()
+    assert seen == [{"first": {"best": "b"}, "b": {}}]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from robustft.files import write
 from robustft.report.__main__ import main as report
-from robustft.report.tradeoff import markdown, match
+from robustft.report.stats import paired_difference
+from robustft.report.tradeoff import Curve, cells, markdown, match
 from robustft.study import Entry, Results, main
 
 SEEDS = range(1, 6)
@@ -36,8 +38,9 @@ def entries(cfg: DictConfig) -> Iterator[Entry]:
 
 
 def summarise(folder: Path, results: Results) -> None:
-    """comparison.md and scatter.png with the curves; curves.md: OOD at matched ID, and the two conclusions."""
-    report([str(folder / "results" / "*.json"), "--out", str(folder)])
+    """comparison.md and scatter.png with the curves over α; verdict.md: the two conclusions, paired by seed."""
+    partial = ["--partial"] if any(record["partial"] for record in results.values()) else []
+    report([str(folder / "results" / "*.json"), *partial, "--out", str(folder), "--baseline", "vanilla_seed-1"])
 
     def point(name: str) -> tuple[float, float]:
         return results[name]["id"]["top1"], results[name]["ood_avg"]
@@ -53,13 +56,32 @@ def summarise(folder: Path, results: Results) -> None:
         }
         for name in ENDS
     }
-    lines = [markdown(match(curves), "vanilla"), "", "| gain of averaging | ID | OOD avg |", "|---|---:|---:|"]
+    text = "# Curves over α from 0 to 1: OOD at matched ID\n\n" + markdown(match(curves), "vanilla")
+    text += "\n# Conclusion 5: what averaging gains over its own end (α = 1)\n\n"
+    text += HEAD
     for name, by_seed in curves.items():
-        gains = [max(curve, key=lambda p: p[0] + p[1]) for curve in by_seed.values()]
-        ends = [curve[-1] for curve in by_seed.values()]
-        change = [100 * sum(g[k] - e[k] for g, e in zip(gains, ends, strict=True)) / len(ends) for k in (0, 1)]
-        lines.append(f"| best of {name} (ID + OOD) minus its end | {change[0]:+.1f} | {change[1]:+.1f} |")
-    (folder / "curves.md").write_text("\n".join(lines) + "\n")
+        text += row(f"{name}, α = 0.5", [curve[5] for curve in by_seed.values()], [c[-1] for c in by_seed.values()])
+    for name, by_seed in curves.items():
+        place = max(range(len(ALPHAS) + 2), key=lambda k: sum(sum(curve[k]) for curve in by_seed.values()))
+        label = f"{name}, α = {(0, *ALPHAS, 1)[place]}: the best by mean ID + OOD"
+        text += row(label, [curve[place] for curve in by_seed.values()], [c[-1] for c in by_seed.values()])
+    text += "\n# Conclusion 6: the WiSE-FT model as teacher, minus the zero-shot model as teacher\n\n" + HEAD
+    ours = [point(f"counterfactual_wise-teacher_seed-{seed}") for seed in SEEDS]
+    text += row("object, single-fill", ours, [point(f"counterfactual_seed-{seed}") for seed in SEEDS])
+    text += row("… minus its teacher, WiSE-FT", ours, [point(f"wise_vanilla_alpha-0.5_seed-{seed}") for seed in SEEDS])
+    write(folder / "verdict.md", text)
+
+
+HEAD = "| | ID [95% interval] | p | OOD avg [95% interval] | p |\n|---|---:|---:|---:|---:|\n"
+
+
+def row(label: str, ours: Curve, theirs: Curve) -> str:
+    """Differences of (ID, OOD) points of the same seeds."""
+    shown: list[str] = []
+    for k in (0, 1):
+        one, other = ({seed: points[seed][k] for seed in range(len(points))} for points in (ours, theirs))
+        shown += cells(paired_difference(one, other))
+    return f"| {label} | {' | '.join(shown)} |\n"
 
 
 if __name__ == "__main__":

@@ -26,7 +26,15 @@ class Matched:
 
     def difference(self, name: str, base: str) -> Difference | None:
         """OOD at matched ID of ``name`` minus that of ``base``, paired by seed; None with no seed in common."""
-        return paired_difference(self.ood[name], self.ood[base])
+        return self.contrast([name], [base])
+
+    def contrast(self, names: Sequence[str], bases: Sequence[str]) -> Difference | None:
+        """The mean of ``names`` minus the mean of ``bases``: OOD at matched ID, paired by seed."""
+        return paired_difference(self._mean(names), self._mean(bases))
+
+    def _mean(self, names: Sequence[str]) -> dict[int | None, float]:
+        seeds = set.intersection(*(set(self.ood[name]) for name in names))
+        return {seed: float(np.mean([self.ood[name][seed] for name in names])) for seed in seeds}
 
 
 def match(curves: Mapping[str, Mapping[int, Curve]]) -> Matched:
@@ -62,16 +70,20 @@ def markdown(matched: Matched, base: str) -> str:
             continue
         mean, std = mean_std(list(by_seed.values()))
         shown = percent(mean) + (f" ± {percent(std)}" if std is not None else "")
-        found = None if name == base else matched.difference(name, base)
-        change, p = "–", "–"
-        if found is not None:
-            change = signed(found.mean)
-            if found.low is not None and found.high is not None:
-                change += f" [{signed(found.low)}, {signed(found.high)}]"
-            p = "–" if found.p is None else f"{found.p:.3f}"
+        change, p = cells(None if name == base else matched.difference(name, base))
         lines.append(f"| {name} | {len(by_seed)} | {shown} | {change} | {p} |")
     if matched.shared:
         lows, highs = zip(*matched.shared.values(), strict=True)
         span = f"{percent(min(lows))}–{percent(max(lows))} to {percent(min(highs))}–{percent(max(highs))}"
         lines += ["", f"Shared ID range of a seed's curves: from {span} (over seeds)."]
     return "\n".join(lines) + "\n"
+
+
+def cells(found: Difference | None) -> tuple[str, str]:
+    """A difference of accuracies as a table shows it, in points: mean [95% interval], and p."""
+    if found is None:
+        return "–", "–"
+    change = signed(found.mean)
+    if found.low is not None and found.high is not None:
+        change += f" [{signed(found.low)}, {signed(found.high)}]"
+    return change, "–" if found.p is None else f"{found.p:.3f}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustft.report.tradeoff import markdown, match
+from robustft.report.tradeoff import cells, markdown, match
 
 FLAT = [(0.60, 0.50), (0.80, 0.50)]
 
@@ -37,3 +37,17 @@ def test_seeds_without_a_shared_range_are_left_out() -> None:
     matched = match({"a": {1: FLAT, 2: FLAT}, "b": {1: FLAT, 2: away, 3: FLAT}})
     assert list(matched.shared) == [1]
     assert "| b | 1 |" in markdown(matched, "a")
+
+
+def test_a_contrast_is_between_means_and_over_the_seeds_of_all() -> None:
+    def at(ood: float) -> list[tuple[float, float]]:
+        return [(0.60, ood), (0.80, ood)]
+
+    ood = {"a": (0.50, 0.52), "b": (0.54, 0.52), "c": (0.50, 0.51)}
+    matched = match({name: {seed: at(value) for seed, value in enumerate(values)} for name, values in ood.items()})
+    found = matched.contrast(["a", "b"], ["c"])  # 0.52 - 0.50, 0.52 - 0.51
+    assert found is not None and found.low is not None and found.n == 2
+    assert found.mean == pytest.approx(0.015)
+    assert found.low == pytest.approx(0.015 - 12.7062 * 0.005, abs=1e-5)  # t for one degree of freedom
+    assert cells(found) == ("+1.5 [−4.9, +7.9]", "0.205")
+    assert cells(None) == ("–", "–")
