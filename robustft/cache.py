@@ -68,13 +68,19 @@ def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Nobody else, on this machine or another that sees the file, is in here for the same ``path``."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Nobody else, on this machine or another that sees the file, is in here for the same ``path``.
+
+    Raises:
+        BlockingIOError: somebody is, and ``wait`` is False.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not wait:
+                raise
             log.info("waiting for another process that computes the same")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -24,6 +24,7 @@ RUN_KEYS = ("run_dir", "run_name")
 INCIDENTAL = re.compile(
     r"(run_dir|run_name|resume|disagreement|save_minutes|sweep|check|prepare|logger\..*"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
+    r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
     r"|enable_.*|num_sanity_val_steps|plugins|model_registry))"
 )

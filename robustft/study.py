@@ -3,22 +3,29 @@
     python experiments/<study>/study.py [--jobs 2] [setting=value ...]
 
 Every run's results.json is kept as ``results/<name>.json`` beside the study's file, and a run that has one there is
-not run again, so a long study can be spread over several sittings. Everything else a run leaves (gallery, log,
-weights) is under runs/studies/. Settings on the command line apply to every run; the results then go to a folder of
-their own: the same study on other models and data.
+not run again, so a long study can be spread over several sittings; an interrupted run goes on from its last state.
+Everything else a run leaves (gallery, log, weights) is under runs/studies/. Settings on the command line apply to
+every run; the results then go to a folder of their own: the same study on other models and data.
 """
 
 import argparse
 import contextlib
 import json
+import math
+import multiprocessing
 import os
 import re
+import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +39,7 @@ from robustft.errors import UserError
 Results = dict[str, dict[str, Any]]
 
 MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
+SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
 console = Console()
 
 
@@ -74,6 +82,7 @@ def main(
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_args()
     folder = Path(file).resolve().parent
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if arguments.settings:
             folder = folder / "_".join(runs.slug(setting) for setting in arguments.settings)
@@ -89,18 +98,46 @@ def main(
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def tables(
+    folder: Path, results: Results, *, baselines: Sequence[str] = (), leave_out: str | tuple[str, ...] = ()
+) -> None:
+    """comparison.md (.csv, .tex) and scatter.png of the results, as ``python -m robustft.report`` makes them.
+
+    Args:
+        baselines: names of results; differences to their systems are paired by seed.
+        leave_out: how names begin that have no place in the table.
+
+    Raises:
+        UserError: they could not be made.
+    """
+    from robustft.report.__main__ import main as report
+
+    shown = [str(folder / "results" / f"{name}.json") for name in results if not name.startswith(leave_out)]
+    partial = ["--partial"] if any(record["partial"] for record in results.values()) else []
+    options = [part for name in baselines for part in ("--baseline", name)]
+    if report([*shown, *partial, *options, "--out", str(folder)]):
+        raise UserError("the tables were not made")
 
 
 class Study:
-    """The entries of a study and where their results are."""
+    """The entries of a study and where their results are.
+
+    Raises:
+        UserError: a typed setting is one that the study varies; a result was made with other settings.
+    """
 
     def __init__(self, entries: list[Entry], folder: Path, settings: Sequence[str]) -> None:
         self.entries, self.folder, self.settings = entries, folder, tuple(settings)
         root = Path(__file__).resolve().parents[1]
-        self.work = (
-            runs.RUNS.resolve() / "studies" / (folder.relative_to(root) if folder.is_relative_to(root) else folder.name)
-        )
+        ours = folder.is_relative_to(root)
+        parent, name = (root, folder.relative_to(root)) if ours else (Path.cwd(), Path(folder.name))
+        self.work = parent / runs.RUNS / "studies" / name
         self.by_name = {entry.name: entry for entry in entries}
+        self._check()
 
     def result(self, entry: Entry) -> Path:
         return self.folder / "results" / f"{entry.name}.json"
@@ -114,11 +151,10 @@ class Study:
         return self.work / name / "model.safetensors"
 
     def overrides(self, entry: Entry) -> list[str]:
-        """What is typed for an entry, the models of other entries in place."""
+        """What is typed for an entry, the models of other entries in place. Its own settings have the last word."""
         own = [MODEL.sub(lambda match: str(self.model(match[1])), setting) for setting in entry.settings]
-        keep = str(entry.keep).lower()
-        return [*own, "logger=none", "trainer.enable_progress_bar=false", f"trainer.enable_checkpointing={keep}",
-                *self.settings]  # fmt: skip
+        usual = ["logger=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=true"]
+        return [*usual, *self.settings, *own]
 
     def to_run(self) -> list[Entry]:
         """Entries without a result, and those whose model one of these needs and is no longer there."""
@@ -139,32 +175,30 @@ class Study:
         """Run what has no result; the results of all.
 
         Raises:
-            UserError: a run failed, or some are left when ``end`` has come.
+            UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
         """
-        self.run(jobs, end)
+        if waiting := self.to_run():
+            self._run(waiting, jobs, end)
         if missing := [entry.name for entry in self.entries if not self.result(entry).exists()]:
             raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
         return {entry.name: json.loads(self.result(entry).read_text()) for entry in self.entries}
 
-    def run(self, jobs: int, end: float) -> None:
-        """Run what has no result, ``jobs`` at a time; start none after ``end`` (of ``time.monotonic``)."""
-        waiting, started = self.to_run(), time.monotonic()
-        if not waiting:
-            return
-        left = {entry.name for entry in waiting}
+    def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
+        """Run entries, ``jobs`` at a time, models before those that need them; start none after ``end``."""
+        started, total = time.monotonic(), len(waiting)
+        left = {entry.name for entry in waiting}  # without a model yet
         running: dict[Future[str | None], Entry] = {}
         failed: dict[str, str] = {}
-        environment = {"OMP_NUM_THREADS": "1"} if jobs > 1 else {}
-        os.environ.update(environment)
+        if jobs > 1:
+            os.environ["OMP_NUM_THREADS"] = "1"
         with (
-            ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
+            self._alone(),
+            _workers(jobs) as pool,
             Progress(console=console, disable=not console.is_terminal) as progress,
         ):
-            task = progress.add_task("runs", total=len(waiting))
-            while waiting or running:
-                ready = [entry for entry in waiting if not entry.needs & left]
-                if time.monotonic() > end or failed:
-                    waiting, ready = [], []
+            task = progress.add_task("runs", total=total)
+            while True:
+                ready = [entry for entry in waiting if not entry.needs & left] if time.monotonic() < end else []
                 for entry in ready[: jobs - len(running)]:
                     waiting.remove(entry)
                     running[pool.submit(execute, str(self.work / entry.name), self.overrides(entry))] = entry
@@ -173,27 +207,86 @@ class Study:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     entry = running.pop(future)
-                    left.discard(entry.name)
-                    if error := future.result():
-                        failed[entry.name] = error
+                    try:
+                        error = future.result()
+                    except BrokenProcessPool as cause:
+                        raise UserError(f"{entry.name}: its process was killed. Was there enough memory?") from cause
+                    if error:
+                        failed[entry.name] = f"{error} (log: {self.work / entry.name / 'run.log'})"
                     else:
+                        left.discard(entry.name)
                         self._keep(entry)
                     progress.advance(task)
-                    took = time.monotonic() - started
                     if not console.is_terminal:
-                        console.print(f"{entry.name}: {error or 'done'} ({len(left)} to go, {took / 60:.1f} min)")
+                        took, to_go = (time.monotonic() - started) / 60, len(waiting) + len(running)
+                        console.print(f"{entry.name}: {error or 'done'} ({to_go} to go, {took:.1f} min)")
         if failed:
-            name, error = next(iter(failed.items()))
-            raise UserError(f"{name} failed: {error} (log: {self.work / name / 'run.log'})")
+            lines = [f"{name} failed: {error}" for name, error in failed.items()]
+            raise UserError("\n".join(lines if len(lines) == 1 else [f"{len(lines)} runs failed:", *lines]))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else works at this study meanwhile: two would write into the same folders."""
+        from robustft.cache import locked  # torch takes a second to import
+
+        try:
+            with locked(self.work / "study", wait=False):
+                yield
+        except BlockingIOError:
+            raise UserError(f"another process is at work on this study, in {self.work}") from None
+
+    def _check(self) -> None:
+        varied = {setting.partition("=")[0] for entry in self.entries for setting in entry.settings}
+        for key in (setting.partition("=")[0] for setting in self.settings):
+            if key in varied and not key.startswith(SCALED):
+                raise UserError(f"{key} is what this study varies: leave it out")
+        for entry in self.entries:
+            if self.result(entry).exists():
+                made = json.loads(self.result(entry).read_text())["config"]
+                for setting in entry.settings:
+                    own = MODEL.sub(lambda match: f"{match[1]}/model.safetensors", setting)
+                    if not _has(made, own):
+                        raise UserError(f"{self.result(entry)} was not made with {own}: delete it to run that again")
 
     def _keep(self, entry: Entry) -> None:
-        record = json.loads((self.work / entry.name / "results.json").read_text())
+        folder = self.work / entry.name
+        record = json.loads((folder / "results.json").read_text())
         record["config"] = _without_paths(record["config"], str(self.work))
         record["name"] = entry.name
+        if not entry.keep:
+            record["checkpoint"] = None
         if entry.also is not None:
-            content = (self.work / entry.name / entry.also).read_text()
-            files.write(self.kept(entry)[-1], content)
+            files.write(self.kept(entry)[-1], (folder / entry.also).read_text())
         files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        if not entry.keep:
+            self.model(entry.name).unlink(missing_ok=True)
+
+
+@contextmanager
+def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
+    ) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent passes it on
 
 
 def execute(folder: str, settings: list[str]) -> str | None:
@@ -201,19 +294,37 @@ def execute(folder: str, settings: list[str]) -> str | None:
     from robustft.cli import run_in
 
     path = Path(folder)
+    if runs.is_finished(path):  # its result has been deleted: this one is to be another
+        shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "run.log").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (path / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             cfg = overrides.compose_first(overrides.parse(settings))
             with open_dict(cfg):
                 cfg.pop("hydra")
-            run_in(cfg, path, settings)
+            run_in(cfg, path, settings, sweep=True)  # one device; goes on with what was interrupted
+        except KeyboardInterrupt:
+            return "interrupted"
         except Exception as error:
             import traceback
 
             traceback.print_exc(file=log)
             return str(error).splitlines()[0] if str(error) else type(error).__name__
     return None
+
+
+def _has(config: dict[str, Any], setting: str) -> bool:
+    """Whether a run's config has the value of ``name=value``; a group's is its kind or name."""
+    (override,) = overrides.parse([setting])
+    node: Any = config
+    for part in override.key_or_group.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node = node.get("kind", node.get("name"))
+    wanted = override.value()
+    if isinstance(wanted, int | float) and isinstance(node, int | float):
+        return math.isclose(wanted, node, rel_tol=1e-9)
+    return str(node) == str(wanted)
 
 
 def _without_paths(settings: Any, root: str) -> Any:

@@ -1,11 +1,14 @@
 """A study runs what has no result, keeps results, hands models on, and goes on where it stopped."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from robustft.cache import locked
 from robustft.disagreement import FILE
+from robustft.errors import UserError
 from robustft.study import Entry, Results, Study, main
 from tests.small import SMALL, work  # noqa: F401 (a fixture)
 
@@ -62,15 +65,20 @@ def test_a_model_that_is_gone_is_made_again(tmp_path, monkeypatch):
     assert study.to_run() == []
 
 
+def given(folder: Path, **records: dict) -> None:
+    """Results that are there."""
+    (folder / "results").mkdir(exist_ok=True)
+    for name, config in records.items():
+        (folder / "results" / f"{name}.json").write_text(json.dumps({"config": config}))
+
+
 def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["study.py", "--limit", "0"])
-    results = tmp_path / "results"
-    results.mkdir()
-    (results / "first.json").write_text('{"best": "b"}')
+    given(tmp_path, first={"best": "b"})
 
     def then(cfg, done):
-        yield Entry(done["first"]["best"], ())
+        yield Entry(done["first"]["config"]["best"], ())
 
     seen: list[Results] = []
 
@@ -82,6 +90,57 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"1 of 2 runs to go \(b …\)"):
         study()
     assert seen == []
-    (results / "b.json").write_text("{}")
+    given(tmp_path, b={})
     study()
-    assert seen == [{"first": {"best": "b"}, "b": {}}]
+    assert [list(results) for results in seen] == [["first", "b"]]
+
+
+def test_results_of_other_settings_are_refused(tmp_path):
+    settings = ("mask=object", "fill=single", "method=kd", "beta=0.3", "seed=1", "checkpoint={end}", "checkpoints=[{end}]")
+    made = {
+        **{"mask": {"kind": "object"}, "fill": {"name": "x", "kind": "single"}, "method": {"name": "kd"}, "seed": 1},
+        **{"beta": 0.3, "checkpoint": "end/model.safetensors", "checkpoints": ["end/model.safetensors"]},
+    }
+    given(tmp_path, run=made)
+    Study([Entry("run", settings)], tmp_path, [])
+    for other in ("mask=context", "beta=0.31", "seed=2", "mask.threshold=0.3", "checkpoint={start}", "checkpoints=[{a}]"):
+        with pytest.raises(UserError, match=r"run\.json was not made with"):
+            Study([Entry("run", (*settings, other))], tmp_path, [])
+
+
+def test_what_a_study_varies_cannot_be_typed(tmp_path):
+    entries = [Entry("run", ("seed=1", "optimizer.lr=0.1"))]
+    with pytest.raises(UserError, match="seed is what this study varies"):
+        Study(entries, tmp_path, ["seed=7"])
+    study = Study(entries, tmp_path, ["optimizer.lr=1", "data.eval_images=8"])  # entries scale that
+    assert study.overrides(entries[0])[-4:] == ["optimizer.lr=1", "data.eval_images=8", "seed=1", "optimizer.lr=0.1"]
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
+    """With a stand-in for the runs themselves."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robustft.study.execute", stand_in)
+    entries = [
+        Entry("bad", (), keep=True),
+        Entry("child", ("checkpoint={bad}",)),
+        Entry("good", ()),
+        Entry("worse", (), keep=True),
+    ]
+    with pytest.raises(UserError, match=r"2 runs failed:\nbad failed: no .*\nworse failed: no "):
+        Study(entries, tmp_path, []).finish(1, math.inf)
+    assert [path.stem for path in (tmp_path / "results").iterdir()] == ["good"]
+
+
+def stand_in(folder: str, settings: list[str]) -> str | None:
+    if Path(folder).name != "good":
+        return "no"
+    Path(folder).mkdir(parents=True)
+    (Path(folder) / "results.json").write_text('{"config": {}}')
+    return None
+
+
+def test_two_at_the_same_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study([Entry("run", ())], tmp_path, [])
+    with locked(study.work / "study"), pytest.raises(UserError, match="another process is at work on this study"):
+        study.finish(1, math.inf)

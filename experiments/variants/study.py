@@ -10,8 +10,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from robustft.report.__main__ import main as report
-from robustft.study import Entry, Results, main
+from robustft.study import Entry, Results, main, tables
 
 SEEDS = range(1, 6)
 OURS = ("mask=object", "fill=single")
@@ -33,7 +32,7 @@ def entries(cfg: DictConfig) -> Iterator[Entry]:
 
 def summarise(folder: Path, results: Results) -> None:
     """comparison.md (.csv, .tex) and scatter.png, with differences to the exact step paired by seed."""
-    report([str(folder / "results" / "*.json"), "--out", str(folder), "--baseline", "exact_seed-1"])
+    tables(folder, results, baselines=["exact_seed-1"])
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ Record = dict[str, Any]
 INCIDENTAL = re.compile(
     r"(name|seed|sweep|check|resume|save_minutes|prepare|disagreement|logger|hydra|run_dir|output_dir|gallery"
     r"|data\.(root|num_workers|eval_batch_size|holdout_seed|prepared|sets|validate|_target_)"
+    r"|model\.recipe"  # where other settings get their defaults
     r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
 )
 SEED_OR_TIME = re.compile(r"seed[=_. -]?\d+|\d{4}-\d\d-\d\d[T_/ -]?\d\d[-:.]?\d\d[-:.]?\d\d")
