@@ -314,12 +314,14 @@ def execute(folder: str, settings: list[str]) -> str | None:
 
 
 def _has(config: dict[str, Any], setting: str) -> bool:
-    """Whether a run's config has the value of ``name=value``; a group's is its kind or name."""
+    """Whether a run's config has the value of ``name=value``; a group's is its kind or name, where it has one."""
     (override,) = overrides.parse([setting])
     node: Any = config
     for part in override.key_or_group.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     if isinstance(node, dict):
+        if not {"kind", "name"} & node.keys():
+            return True
         node = node.get("kind", node.get("name"))
     wanted = override.value()
     if isinstance(wanted, int | float) and isinstance(node, int | float):

@@ -96,14 +96,29 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
 
 
 def test_results_of_other_settings_are_refused(tmp_path):
-    settings = ("mask=object", "fill=single", "method=kd", "beta=0.3", "seed=1", "checkpoint={end}", "checkpoints=[{end}]")
+    settings = (
+        "mask=object",
+        "fill=single",
+        "method=kd",
+        "beta=0.3",
+        "seed=1",
+        "checkpoint={end}",
+        "checkpoints=[{end}]",
+    )
     made = {
         **{"mask": {"kind": "object"}, "fill": {"name": "x", "kind": "single"}, "method": {"name": "kd"}, "seed": 1},
         **{"beta": 0.3, "checkpoint": "end/model.safetensors", "checkpoints": ["end/model.safetensors"]},
     }
     given(tmp_path, run=made)
     Study([Entry("run", settings)], tmp_path, [])
-    for other in ("mask=context", "beta=0.31", "seed=2", "mask.threshold=0.3", "checkpoint={start}", "checkpoints=[{a}]"):
+    for other in (
+        "mask=context",
+        "beta=0.31",
+        "seed=2",
+        "mask.threshold=0.3",
+        "checkpoint={start}",
+        "checkpoints=[{a}]",
+    ):
         with pytest.raises(UserError, match=r"run\.json was not made with"):
             Study([Entry("run", (*settings, other))], tmp_path, [])
 

@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from robustft.evaluation.results import percent, set_label
@@ -14,16 +15,29 @@ SETS = ("imagenet", "imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet",
 SEED = re.compile(r"_seed-\d+$")
 
 
-def read(path: Path) -> dict[tuple[str, str], dict[str, float]]:
-    """Accuracies (fractions) by model and system from a CSV with percents; what was not published is left out."""
+@dataclass(frozen=True)
+class Published:
+    """A published system: how a table calls it, with what sets it apart from ours, and its accuracies (fractions)."""
+
+    label: str
+    top1: dict[str, float]
+
+
+def read(path: Path) -> dict[tuple[str, str], Published]:
+    """By model and system, from a CSV with percents; what was not published is left out.
+
+    In parentheses after a system is what is different about the published one.
+    """
     with path.open(newline="") as file:
         return {
-            (row["model"], row["system"]): {name: float(row[name]) / 100 for name in SETS if row[name]}
+            (row["model"], row["system"].partition(" (")[0]): Published(
+                row["system"], {name: float(row[name]) / 100 for name in SETS if row[name]}
+            )
             for row in csv.DictReader(file)
         }
 
 
-def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Mapping[str, float]]) -> str | None:
+def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Published]) -> str | None:
     """A Markdown table of published, ours (mean over seeds) and the difference, for the systems that were published.
 
     Args:
@@ -49,12 +63,12 @@ def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Ma
     for (model, system), records in found.items():
         cells = []
         for name in SETS:
-            theirs = published[model, system].get(name)
+            theirs = published[model, system].top1.get(name)
             values = [value for record in records if (value := _top1(record, name)) is not None]
             ours = mean_std(values)[0] if values else None
             change = "–" if ours is None or theirs is None else signed(ours - theirs)
             cells.append(" / ".join([*("–" if value is None else percent(value) for value in (theirs, ours)), change]))
-        lines.append(f"| {model} | {system} | {len(records)} | {' | '.join(cells)} |")
+        lines.append(f"| {model} | {published[model, system].label} | {len(records)} | {' | '.join(cells)} |")
     if any(record["partial"] for records in found.values() for record in records):
         lines += ["", "Some of these evaluations were cut short: their accuracies are no results."]
     return "\n".join(lines) + "\n"
