@@ -11,6 +11,7 @@ every run; the results then go to a folder of their own: the same study on other
 import argparse
 import contextlib
 import json
+import logging
 import math
 import multiprocessing
 import os
@@ -153,7 +154,7 @@ class Study:
     def overrides(self, entry: Entry) -> list[str]:
         """What is typed for an entry, the models of other entries in place. Its own settings have the last word."""
         own = [MODEL.sub(lambda match: str(self.model(match[1])), setting) for setting in entry.settings]
-        usual = ["logger=none", "trainer.enable_progress_bar=false", "trainer.enable_checkpointing=true"]
+        usual = ["logger=none", "trainer.enable_checkpointing=true"]
         return [*usual, *self.settings, *own]
 
     def to_run(self) -> list[Entry]:
@@ -252,7 +253,7 @@ class Study:
         folder = self.work / entry.name
         record = json.loads((folder / "results.json").read_text())
         record["config"] = _without_paths(record["config"], str(self.work))
-        record["name"] = entry.name
+        record["name"], record["config"]["resume"] = entry.name, None
         if not entry.keep:
             record["checkpoint"] = None
         if entry.also is not None:
@@ -266,9 +267,7 @@ class Study:
 @contextmanager
 def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
-    with ProcessPoolExecutor(
-        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_die_with_parent
-    ) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
             yield pool
         except KeyboardInterrupt:
@@ -277,7 +276,9 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _die_with_parent() -> None:
+def _start_worker() -> None:
+    """A worker dies with its parent, leaves Ctrl-C to it, and logs elsewhere than into the first run's folder."""
+    logging.basicConfig(level=logging.WARNING)  # before a library does, with what is then standard error
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -298,6 +299,10 @@ def execute(folder: str, settings: list[str]) -> str | None:
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
     with (path / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        handler, logger = logging.StreamHandler(log), logging.getLogger("robustft")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
         try:
             cfg = overrides.compose_first(overrides.parse(settings))
             with open_dict(cfg):
@@ -310,6 +315,8 @@ def execute(folder: str, settings: list[str]) -> str | None:
 
             traceback.print_exc(file=log)
             return str(error).splitlines()[0] if str(error) else type(error).__name__
+        finally:
+            logger.removeHandler(handler)
     return None
 
 

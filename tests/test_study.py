@@ -37,9 +37,14 @@ def test_from_start_to_end(work, monkeypatch):  # noqa: F811
     for name, record in results.items():
         assert record["name"] == name
         assert str(work) not in json.dumps(record)
+        assert record["config"]["resume"] is None
     assert results["average_seed-1"]["config"]["checkpoint"] == "vanilla_seed-1/model.safetensors"
     kept = {path.name for path in (folder / "results").iterdir()}
     assert kept == {"vanilla_seed-1.json", "vanilla_seed-1.csv", "average_seed-1.json"}
+
+    logged = [path.read_text() for path in work.glob("**/run.log")]
+    assert len(logged) == 2
+    assert all(text.count("evaluating\n") == 1 and "Traceback" not in text for text in logged)
 
     before = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
     assert run(folder, ENTRIES, monkeypatch) == [results]
