@@ -93,6 +93,8 @@ def test_the_recipe_comes_with_the_model():
     recipe = "optimizer.lr optimizer.weight_decay optimizer.warmup beta data.batch_size trainer.max_epochs"
     assert [OmegaConf.select(vit, name) for name in recipe.split()] == [3e-5, 0.1, 0.02, 30.0, 512, 10]
     assert (tiny.optimizer.lr, tiny.beta, tiny.data.batch_size, tiny.trainer.max_epochs) == (5e-4, 1.0, 32, 5)
+    assert [composed(model, "method=kd").beta for model in ("model=tiny", "model=vitb16")] == [0.1, 1.0]
+    assert composed("method=kd", "beta=3").beta == 3
     assert "scenes" in tiny.data._target_ and "imagenet" in vit.data._target_
     assert "scenes" in composed("model=vitb32", "data=scenes").data._target_
     assert vit.mask.threshold == 0.3 and (vit.mask.kind, vit.fill.kind) == ("object", "single")
