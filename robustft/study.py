@@ -109,7 +109,7 @@ def tables(
     """comparison.md (.csv, .tex) and scatter.png of the results, as ``python -m robustft.report`` makes them.
 
     Args:
-        baselines: names of results; differences to their systems are paired by seed.
+        baselines: systems, as ``--baseline`` takes them; differences to them are paired by seed.
         leave_out: how names begin that have no place in the table.
 
     Raises:

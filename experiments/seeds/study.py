@@ -37,7 +37,7 @@ def entries(cfg: DictConfig) -> Iterator[Entry]:
 
 def summarise(folder: Path, results: Results) -> None:
     """comparison.md (.csv, .tex), scatter.png and matched.md: the table, the picture, OOD at matched ID."""
-    tables(folder, results, baselines=["vanilla_seed-1"])
+    tables(folder, results, baselines=["vanilla"])
 
     def point(entry: str) -> tuple[float, float]:
         return results[entry]["id"]["top1"], results[entry]["ood_avg"]

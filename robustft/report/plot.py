@@ -49,7 +49,9 @@ def style(group: Group) -> Style:
     if method in ("counterfactual", "kd") and kind != "none":
         fill = record["fill"] or "none"
         name = f"{kind} mask, {'no' if fill == 'none' else fill}-fill"
-        return Style(MASKS.get(kind, OTHER[0]), FILLS.get(fill, OTHER[1]), f"KD, {name}" if method == "kd" else name)
+        if method == "kd":
+            return Style(METHODS["kd"][0], FILLS.get(fill, OTHER[1]), f"KD, {name}")
+        return Style(MASKS.get(kind, OTHER[0]), FILLS.get(fill, OTHER[1]), name)
     if method == "counterfactual":
         return Style(MASKS["none"], FILLS["none"], "distillation, no mask")
     colour, marker = METHODS.get(method, OTHER)
