@@ -92,7 +92,7 @@ addEventListener("load", () => {
   seen.panels = texts("panel").map((title, k) => {
     choose("panel", k);
     const menus = ["colour", "marker"].map((id) => document.getElementById(id).value);
-    for (const id of k === 0 ? ["colour", "marker"] : []) choose(id, "beta");
+    for (const id of k === 0 && texts("colour").includes("β") ? ["colour", "marker"] : []) choose(id, "beta");
     const pictures = texts("gallery-run"), all = texts("diff-a"), hidden = document.getElementById("pictures").hidden;
     choose("diff-a", document.getElementById("diff-a").options[0].value);
     choose("diff-b", [...document.getElementById("diff-b").options].at(-1).value);
