@@ -186,7 +186,7 @@ class Study:
 
     def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
         """Run entries, ``jobs`` at a time, models before those that need them; start none after ``end``."""
-        started, total = time.monotonic(), len(waiting)
+        started = time.monotonic()
         left = {entry.name for entry in waiting}  # without a model yet
         running: dict[Future[str | None], Entry] = {}
         failed: dict[str, str] = {}
@@ -197,7 +197,7 @@ class Study:
             _workers(jobs) as pool,
             Progress(console=console, disable=not console.is_terminal) as progress,
         ):
-            task = progress.add_task("runs", total=total)
+            task = progress.add_task("runs", total=len(waiting))
             while True:
                 ready = [entry for entry in waiting if not entry.needs & left] if time.monotonic() < end else []
                 for entry in ready[: jobs - len(running)]:

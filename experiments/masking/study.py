@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 from robustft.evaluation.results import set_label
 from robustft.files import write
 from robustft.report.runs import Record
-from robustft.report.stats import Difference, paired_difference
-from robustft.report.tradeoff import Curve, cells, match
+from robustft.report.stats import Difference
+from robustft.report.tradeoff import Curve, cells, contrast
 from robustft.study import Entry, Results, main, tables
 
 GRID_SEEDS, CURVE_SEEDS = range(1, 4), range(1, 6)
@@ -87,14 +87,11 @@ def curve(cell: str, seed: int, results: Results, score: Score) -> Curve:
 
 
 def compare(pairs: Sequence[tuple[str, str]], results: Results, score: Score = ood_avg) -> Difference | None:
-    """The mean of cells minus other cells at matched ID, each pair over the range that its two curves share."""
-    by_seed: dict[int | None, list[float]] = {}
-    for ours, base in pairs:
-        matched = match({cell: {s: curve(cell, s, results, score) for s in CURVE_SEEDS} for cell in (ours, base)})
-        for seed in matched.shared:
-            by_seed.setdefault(seed, []).append(matched.ood[ours][seed] - matched.ood[base][seed])
-    whole = {seed: mean(values) for seed, values in by_seed.items() if len(values) == len(pairs)}
-    return paired_difference(whole, dict.fromkeys(whole, 0.0))
+    """Cells minus other cells at matched ID."""
+    compared = {cell for pair in pairs for cell in pair}
+    return contrast(
+        {cell: {seed: curve(cell, seed, results, score) for seed in CURVE_SEEDS} for cell in compared}, pairs
+    )
 
 
 def summarise(folder: Path, results: Results) -> None:

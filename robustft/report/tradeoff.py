@@ -26,15 +26,7 @@ class Matched:
 
     def difference(self, name: str, base: str) -> Difference | None:
         """OOD at matched ID of ``name`` minus that of ``base``, paired by seed; None with no seed in common."""
-        return self.contrast([name], [base])
-
-    def contrast(self, names: Sequence[str], bases: Sequence[str]) -> Difference | None:
-        """The mean of ``names`` minus the mean of ``bases``: OOD at matched ID, paired by seed."""
-        return paired_difference(self._mean(names), self._mean(bases))
-
-    def _mean(self, names: Sequence[str]) -> dict[int | None, float]:
-        seeds = set.intersection(*(set(self.ood[name]) for name in names))
-        return {seed: float(np.mean([self.ood[name][seed] for name in names])) for seed in seeds}
+        return paired_difference(self.ood[name], self.ood[base])
 
 
 def match(curves: Mapping[str, Mapping[int, Curve]]) -> Matched:
@@ -56,6 +48,23 @@ def match(curves: Mapping[str, Mapping[int, Curve]]) -> Matched:
             values = [ood_at_matched_id(xs, ys, at) for at in np.linspace(low, high, POINTS)]
             ood[name][seed] = float(np.mean([value for value in values if value is not None]))
     return Matched(ood, shared)
+
+
+def contrast(curves: Mapping[str, Mapping[int, Curve]], pairs: Sequence[tuple[str, str]]) -> Difference | None:
+    """The mean over ``pairs`` of OOD at matched ID, first minus second, paired by seed.
+
+    Each pair is compared over the ID range that its own two curves share: many curves together may share none. A seed
+    in which a pair shares none is left out.
+    """
+    differences: dict[int, list[float]] = {}
+    for name, base in pairs:
+        matched = match({name: curves[name], base: curves[base]})
+        for seed in matched.shared:
+            differences.setdefault(seed, []).append(matched.ood[name][seed] - matched.ood[base][seed])
+    means: dict[int | None, float] = {
+        seed: float(np.mean(found)) for seed, found in differences.items() if len(found) == len(pairs)
+    }
+    return paired_difference(means, dict.fromkeys(means, 0.0))
 
 
 def markdown(matched: Matched, base: str) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustft.report.tradeoff import cells, markdown, match
+from robustft.report.tradeoff import cells, contrast, markdown, match
 
 FLAT = [(0.60, 0.50), (0.80, 0.50)]
 
@@ -44,8 +44,8 @@ def test_a_contrast_is_between_means_and_over_the_seeds_of_all() -> None:
         return [(0.60, ood), (0.80, ood)]
 
     ood = {"a": (0.50, 0.52), "b": (0.54, 0.52), "c": (0.50, 0.51)}
-    matched = match({name: {seed: at(value) for seed, value in enumerate(values)} for name, values in ood.items()})
-    found = matched.contrast(["a", "b"], ["c"])  # 0.52 - 0.50, 0.52 - 0.51
+    curves = {name: {seed: at(value) for seed, value in enumerate(values)} for name, values in ood.items()}
+    found = contrast(curves, [("a", "c"), ("b", "c")])  # 0.52 - 0.50, 0.52 - 0.51
     assert found is not None and found.low is not None and found.n == 2
     assert found.mean == pytest.approx(0.015)
     assert found.low == pytest.approx(0.015 - 12.7062 * 0.005, abs=1e-5)  # t for one degree of freedom
