@@ -33,6 +33,13 @@ def slug(value: Any) -> str:
     return short if len(short) <= LONGEST else f"{digest(text)}-{short[-LONGEST:].lstrip('-.')}"
 
 
+def settings_name(settings: Sequence[str]) -> str:
+    """Settings as a folder's name; of many, those that fit and a digest of all (file systems take 255 bytes)."""
+    parts = [slug(setting) for setting in settings]
+    whole = "_".join(parts)
+    return whole if len(whole) <= 3 * LONGEST else f"{whole[: 3 * LONGEST].rstrip('-._')}_{digest(whole)}"
+
+
 def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:6]
 

@@ -1,6 +1,7 @@
 """A study: many runs, one command, results that stay. The folders under experiments/ are made of it.
 
     python experiments/<study>/study.py [--jobs 2] [setting=value ...]
+    python experiments/<study>/study.py --cost [setting=value ...]      # what that would take; see cost.py
 
 Every run's results.json is kept as ``results/<name>.json`` beside the study's file, and a run that has one there is
 not run again, so a long study can be spread over several sittings; an interrupted run goes on from its last state.
@@ -26,6 +27,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
@@ -79,6 +81,8 @@ def main(
     """
     parser = argparse.ArgumentParser(description="Run a study; runs that have a result are not run again.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--cost", action="store_true", help="time a few steps of every kind, say what all would take")
+    parser.add_argument("--steps", type=int, default=100, help="that --cost times of each kind")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_args()
@@ -86,10 +90,15 @@ def main(
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if arguments.settings:
-            folder = folder / "_".join(runs.slug(setting) for setting in arguments.settings)
+            folder = folder / runs.settings_name(arguments.settings)
         cfg = overrides.compose_first(overrides.parse(arguments.settings))
         end = time.monotonic() + 60 * arguments.limit
         chosen = list(entries(cfg))
+        if arguments.cost:
+            from robustft.cost import show
+
+            study = Study(chosen, folder, arguments.settings)
+            return show(Path(file).resolve().parent.name, study, then and partial(then, cfg), arguments.steps)
         results = Study(chosen, folder, arguments.settings).finish(arguments.jobs, end)
         if then is not None:
             chosen += then(cfg, results)
@@ -193,8 +202,8 @@ class Study:
         if jobs > 1:
             os.environ["OMP_NUM_THREADS"] = "1"
         with (
-            self._alone(),
-            _workers(jobs) as pool,
+            self.alone(),
+            workers(jobs) as pool,
             Progress(console=console, disable=not console.is_terminal) as progress,
         ):
             task = progress.add_task("runs", total=len(waiting))
@@ -226,7 +235,7 @@ class Study:
             raise UserError("\n".join(lines if len(lines) == 1 else [f"{len(lines)} runs failed:", *lines]))
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def alone(self) -> Iterator[None]:
         """Nobody else works at this study meanwhile: two would write into the same folders."""
         from robustft.cache import locked  # torch takes a second to import
 
@@ -265,7 +274,7 @@ class Study:
 
 
 @contextmanager
-def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:

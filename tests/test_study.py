@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from robustft import runs
 from robustft.cache import locked
 from robustft.disagreement import FILE
 from robustft.errors import UserError
@@ -126,6 +127,13 @@ def test_results_of_other_settings_are_refused(tmp_path):
     ):
         with pytest.raises(UserError, match=r"run\.json was not made with"):
             Study([Entry("run", (*settings, other))], tmp_path, [])
+
+
+def test_folders_of_settings():
+    few, many = ["model=vitb32", "data.root=a/b"], [f"trainer.some_setting_{n}=1" for n in range(20)]
+    assert runs.settings_name(few) == "model-vitb32_data.root-a-b"
+    names = {runs.settings_name(settings) for settings in (many, many[:-1], many[1:])}
+    assert len(names) == 3 and max(map(len, names)) < 200
 
 
 def test_what_a_study_varies_cannot_be_typed(tmp_path):

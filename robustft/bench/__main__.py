@@ -22,6 +22,7 @@ from robustft import files
 from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
 from robustft.errors import UserError
+from robustft.machine import cpu_name
 from robustft.training import resolve_precision
 
 
@@ -118,15 +119,9 @@ def variant(name: str, seconds: dict[str, float], bench: Bench) -> dict[str, flo
 
 def machine(device: str) -> dict[str, Any]:
     """What the numbers were measured on."""
-    info = {"device": device, "cpu": _cpu(), "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
+    info = {"device": device, "cpu": cpu_name(), "threads": torch.get_num_threads(), "cpus": os.cpu_count()}
     info |= {"torch": torch.__version__, "python": platform.python_version(), "load": os.getloadavg()[0]}
     return info | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})
-
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def table(record: dict[str, Any]) -> Table:
