@@ -18,6 +18,7 @@ from robustft.study import Entry, Results, main, tables
 
 SEEDS = range(1, 6)
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+PLACES = (0, *ALPHAS, 1)  # of the points of a curve
 ENDS = {"vanilla": ("method=finetune",), "counterfactual": ("mask=object", "fill=single")}
 
 
@@ -57,14 +58,14 @@ def summarise(folder: Path, results: Results) -> None:
     text = "# Curves over α from 0 to 1: OOD at matched ID\n\n" + markdown(match(curves), "vanilla")
     text += "\n# Conclusion 5: what averaging gains over its own end (α = 1)\n\n" + HEAD
     ends = {name: [curve[-1] for curve in by_seed.values()] for name, by_seed in curves.items()}
-    halves = {name: [curve[5] for curve in by_seed.values()] for name, by_seed in curves.items()}
+    halves = {name: [curve[PLACES.index(0.5)] for curve in by_seed.values()] for name, by_seed in curves.items()}
     for name in ENDS:
         text += row(f"{name}, α = 0.5", halves[name], ends[name])
     gain = {name: [(h[0] - e[0], h[1] - e[1]) for h, e in zip(halves[name], ends[name], strict=True)] for name in ENDS}
     text += row("the first gain minus the second", gain["vanilla"], gain["counterfactual"])
     for name in ENDS:
         alpha = chosen(name, results)
-        place = [0, *ALPHAS, 1].index(alpha)
+        place = PLACES.index(alpha)
         text += row(
             f"{name}, α = {alpha}, chosen on the hold-out", [c[place] for c in curves[name].values()], ends[name]
         )
