@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,10 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
+    side_by_side = sweep and hydra_config.runtime.choices.get("hydra/launcher") != "basic"
     try:
-        return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
+        with _signed(folder.name) if side_by_side else nullcontext():
+            return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
         if processes.is_first():
@@ -129,6 +131,32 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
     with _interruptions(folder, sweep=sweep):
         return experiment.run(cfg)
+
+
+class _Signed(logging.Formatter):
+    """Begins every line with the name of the run that says it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__("%(message)s")
+        self.name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if text.startswith(self.name) else f"{self.name}: {text}"
+
+
+@contextmanager
+def _signed(name: str) -> Iterator[None]:
+    """Runs side by side talk into one terminal: each signs its lines."""
+    terminals = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
+    before = [handler.formatter for handler in terminals]
+    for handler in terminals:
+        handler.setFormatter(_Signed(name))
+    try:
+        yield
+    finally:
+        for handler, formatter in zip(terminals, before, strict=True):
+            handler.setFormatter(formatter)
 
 
 @contextmanager

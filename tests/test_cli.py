@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import re
 import subprocess
@@ -326,3 +327,17 @@ def test_a_mistake_is_found_inside_of_other_errors():
     )
     assert str(user_error(wrapped)) == "inner" and str(user_error(from_worker)) == "an image"
     assert user_error(RuntimeError()) is None
+
+
+def test_runs_side_by_side_sign_their_lines(capsys):
+    handler, logger = logging.StreamHandler(sys.stdout), logging.getLogger("robustft.test")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        with cli._signed("beta-1"):
+            logger.warning("evaluating")
+            logger.warning("beta-1: finished before, skipped")
+        logger.warning("evaluating")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert capsys.readouterr().out == "beta-1: evaluating\nbeta-1: finished before, skipped\nevaluating\n"

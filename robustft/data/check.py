@@ -61,22 +61,22 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
 
 
 def _table(record: dict[str, Any], root: str | None) -> Table:
-    table = Table(title=escape(f"Data in {root}") if root else "Data")
-    table.add_column("set", no_wrap=True)
-    table.add_column("found in", overflow="fold")
-    for column in ("classes", "images (of published)", "unreadable"):
-        table.add_column(column, justify="right")
+    """Set and place share a cell, on two lines: the usual names of folders are long."""
+    table = Table(title=escape(f"Data in {root}") if root else "Data", show_lines=True)
+    table.add_column("set, found in", overflow="fold")
+    for column in ("classes", "images\nof published", "damaged"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name, found in record.items():
         if found["error"]:
-            table.add_row(name, "[red]missing or wrong: see below[/red]")
+            table.add_row(f"{name}\n[red]missing or wrong: see below[/red]")
             continue
         path = Path(found["path"] or "made in memory")
         place = path.relative_to(root) if root and path.is_relative_to(root) else path
+        official = found["official"]
         table.add_row(
-            name,
-            escape(str(place)),
+            f"{name}\n[dim]{escape(str(place))}[/dim]",
             f"{found['classes']:,}",
-            f"{found['images']:,}" + (f" of {found['official']:,}" if found["official"] else ""),
+            f"{found['images']:,}" + (f"\nof {official:,}" if official else ""),
             f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",
         )
     return table
