@@ -20,6 +20,11 @@ INCIDENTAL = re.compile(
     r"|model\.recipe"  # where other settings get their defaults
     r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
 )
+# Those that a zero-shot model does not depend on: how others are trained.
+NOT_ZEROSHOT = re.compile(
+    rf"{INCIDENTAL.pattern}|(method\.|mask|fill|beta|alpha|temperature|optimizer|trainer|init|teacher|checkpoints?$"
+    r"|data\.batch_size|data\.lossy|model\.grad_checkpointing)"
+)
 SEED_OR_TIME = re.compile(r"seed[=_. -]?\d+|\d{4}-\d\d-\d\d[T_/ -]?\d\d[-:.]?\d\d[-:.]?\d\d")
 PUBLISHED_SETS = {
     "ImageNetV2": "imagenet_v2",
@@ -69,7 +74,8 @@ class Run:
         for key, value in (record["mask"] or {"kind": None}).items():
             flat[f"mask.{key}"] = _seedless(value)
         flat["images"] = record["id"]["n"]
-        kept = {key: value for key, value in sorted(flat.items()) if not INCIDENTAL.match(key)}
+        irrelevant = NOT_ZEROSHOT if record["method"] == "zeroshot" else INCIDENTAL
+        kept = {key: value for key, value in sorted(flat.items()) if not irrelevant.match(key)}
         return {key: _rounded(value) for key, value in kept.items()}
 
 
@@ -183,15 +189,10 @@ def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
         if block is None or _values(run.record | block) in seen:
             continue
         seen.add(_values(run.record | block))
-        config: Record = {
-            "name": "zero-shot",
-            "method": "zeroshot",
-            "seed": None,
-            "zeroshot": None,
-            "config": {},
-        }
-        empty = dict.fromkeys(("mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
-        made.append(Run(run.path, {**run.record, **block, **config, **empty}))
+        config = {key: run.record["config"][key] for key in ("model", "data") if key in run.record["config"]}
+        own: Record = {"name": "zero-shot", "method": "zeroshot", "config": config}
+        empty = dict.fromkeys(("seed", "zeroshot", "mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
+        made.append(Run(run.path, {**run.record, **block, **own, **empty}))
     return made
 
 

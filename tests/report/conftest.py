@@ -31,7 +31,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             scores(id_top1, ood, given.pop("shifts", SHIFTS), given.pop("holdout", 0.5)),
             **{"name": name, "method": method, "model": given.pop("model", "tiny"), "seed": seed},
             **{"partial": given.pop("partial", False), "wall_s": 9.0, "versions": {}},
-            zeroshot=scores(0.65, 0.66),
+            zeroshot=scores(*given.pop("zeroshot", (0.65, 0.66))),
             mask=mask,
             fill=fill,
             config={**config, "mask": mask, "fill": fill, **dials, **given.pop("config", {})},

@@ -10,7 +10,7 @@ import pytest
 
 from robustft.report.__main__ import main, panels_of
 from robustft.report.groups import curves, group_over_seeds
-from robustft.report.runs import comparable_averages, read_runs, zeroshot_runs
+from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
 
 PUBLISHED = Path(__file__).parent / "fixtures"
 MASK = {"kind": "object", "threshold": 0.3, "cam": "relevance", "source": "student"}
@@ -77,6 +77,23 @@ def test_zero_shot_is_one_point_however_many_runs_tell_of_it(sweep: Path, make_r
     assert (zero.top1("id"), zero.top1("ood_avg")) == (0.65, pytest.approx(0.66))
     make_run("zeroshot", 0, 0.65, 0.66)
     assert zeroshot_runs(read_runs([sweep])) == []
+
+
+def test_other_zero_shot_models_are_one_system_where_only_the_seed_differs(make_run, tmp_path: Path):
+    """As with random weights; how others were trained is no property of a zero-shot model."""
+    random, trained = {"model": {"pretrained": None}}, {"optimizer": {"lr": 0.1}, "data": {"batch_size": 8}}
+    make_run("zeroshot", 0, 0.65, 0.66, config=random)
+    make_run("finetune", 1, zeroshot=(0.1, 0.2), config=random | trained)
+    labels = [group.label for group in group_over_seeds(_all(tmp_path))]
+    assert sorted(labels) == ["vanilla fine-tuning", "zero-shot"]
+    make_run("finetune", 2, zeroshot=(0.1, 0.3), config={"model": {"pretrained": "openai"}} | trained)
+    labels = [group.label for group in group_over_seeds(_all(tmp_path))]
+    assert sum(label.startswith("zero-shot (pretrained=") for label in labels) == 2
+
+
+def _all(folder: Path) -> list[Run]:
+    runs = read_runs([folder / "runs"])
+    return [*runs, *zeroshot_runs(runs)]
 
 
 def test_table_with_differences_and_effective_robustness(sweep: Path, tmp_path: Path):
