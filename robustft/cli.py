@@ -141,8 +141,8 @@ class _Signed(logging.Formatter):
         self.name = name
 
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        return text if text.startswith(self.name) else f"{self.name}: {text}"
+        sign = f"{self.name}: "
+        return "\n".join(sign + line.removeprefix(sign) for line in super().format(record).splitlines())
 
 
 @contextmanager

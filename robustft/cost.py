@@ -3,14 +3,14 @@
     python experiments/<study>/study.py --cost [setting=value ...]
 
 The steps are the product's own command on the study's own data: loading, weights, memory and device are what they will
-be. A teacher's maps (mask.source=teacher), which a study looks up, are taken in the step here.
+be. Entries are taken to differ in how they train, not in their data or batch size.
 """
 
 import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,48 +23,59 @@ from rich.table import Table
 
 from robustft import config, overrides
 from robustft.errors import UserError
-from robustft.study import MODEL, Entry, Results, Study, execute, workers
+from robustft.study import MODEL, Entry, Results, Study, execute, outcome, workers
 
 EVALUATED = 64  # images of each evaluation set in a trial
-# How fast a step is does not depend on these.
-SAME_SPEED = re.compile(r"(seed|beta|temperature|disagreement|optimizer\..*|data\.holdout_seed|mask\.threshold)=.*")
+# How fast a step is does not depend on these, unless β is 0 and there is no teacher.
+SAME_SPEED = re.compile(
+    r"(seed|temperature|disagreement|optimizer\..*|data\.(holdout|data)_seed|mask\.threshold)=.*|beta=(?!0*\.?0*$).*"
+)
 LENGTH = re.compile(r"trainer\.max_(epochs|steps)=.*")
-VANILLA, PROBE = ("method=finetune",), ("method=linear_probe",)
+OF_TRAINING = re.compile(r"(mask|fill|beta|temperature|alpha|disagreement)(\..*)?=.*")
+VANILLA = ("method=finetune",)
+
 Kind = tuple[str, ...]  # settings that make a kind of training step
-More = Callable[[Results], Iterable[Entry]]  # entries that depend on results
+SecondStage = Callable[[Results], Iterable[Entry]]  # entries whose settings depend on results
 
 
 @dataclass
-class Cost:
-    """What a study consists of and how fast that goes.
+class Work:
+    """What there is to do, counted.
 
     Attributes:
-        done: runs that have a result already.
-        trained: training images, every epoch's counted, of each kind of step.
-        encoded: images that pass a frozen encoder, besides the evaluation sets: a forward pass each.
-        images_per_s: of each kind of step.
-        run_s: seconds that a run takes besides its training: start, evaluation, pictures.
+        trainings: how many of each kind.
+        images: training images of each kind, every epoch's.
+        encoded: training images that are encoded for probes: once, whatever the number of probes.
     """
 
     runs: int = 0
-    done: int = 0
     trainings: Counter[Kind] = field(default_factory=Counter)
-    trained: Counter[Kind] = field(default_factory=Counter)
+    images: Counter[Kind] = field(default_factory=Counter)
     encoded: int = 0
-    images_per_s: dict[Kind, float] = field(default_factory=dict)
-    run_s: float = 0.0
 
-    def seconds(self, kind: Kind) -> float:
-        return self.trained[kind] / self.images_per_s[kind]
 
-    @property
-    def encoding_s(self) -> float:
+@dataclass(frozen=True)
+class Speed:
+    """How fast it goes, measured.
+
+    Attributes:
+        images_per_s: of each kind of step; of VANILLA too where there are probes.
+        run_s: seconds that a run takes besides its training: start, evaluation, pictures.
+    """
+
+    images_per_s: Mapping[Kind, float]
+    run_s: float
+
+    def training_s(self, work: Work, kind: Kind) -> float:
+        return work.images[kind] / self.images_per_s[kind]
+
+    def encoding_s(self, work: Work) -> float:
         """A forward pass is a third of a training step's work."""
-        return self.encoded / (3 * self.images_per_s[VANILLA]) if self.encoded else 0.0
+        return work.encoded / (3 * self.images_per_s[VANILLA]) if work.encoded else 0.0
 
-    @property
-    def total_s(self) -> float:
-        return sum(map(self.seconds, self.trained)) + self.encoding_s + self.runs * self.run_s
+    def seconds(self, work: Work) -> float:
+        trainings = sum(self.training_s(work, kind) for kind in work.images)
+        return trainings + self.encoding_s(work) + work.runs * self.run_s
 
 
 def kinds(entry: Entry) -> list[Kind]:
@@ -72,71 +83,37 @@ def kinds(entry: Entry) -> list[Kind]:
     settings = [s for s in entry.settings if not (SAME_SPEED.fullmatch(s) or LENGTH.fullmatch(s) or MODEL.search(s))]
     if "fill=none" not in settings:  # without a fill masked patches are left out, and the sequence is shorter
         settings = [s for s in settings if not s.startswith("mask.rate=")]
-    method = next((s.removeprefix("method=") for s in settings if s.startswith("method=")), "counterfactual")
-    if method == "lpft":
-        return [PROBE, VANILLA]
-    return [tuple(settings)] if _trains(method) else []
-
-
-def said(kind: Kind) -> str:
-    return " ".join(kind) or "as configured"
+    groups = ("method=", "mask=", "fill=")
+    settings.sort(key=lambda s: next((k for k, group in enumerate(groups) if s.startswith(group)), len(groups)))
+    method = _method(tuple(settings))
+    if method.name == "lpft":
+        rest = settings[1:]
+        return [("method=linear_probe", *rest), (*VANILLA, *rest)]
+    return [tuple(settings)] if method.trains else []
 
 
 @cache
-def _trains(method: str) -> bool:
-    return overrides.compose_first(overrides.parse([f"method={method}"])).method.trains
+def _method(settings: Kind) -> DictConfig:
+    return overrides.compose_first(overrides.parse(settings)).method
 
 
-def measure(study: Study, more: More | None, steps: int) -> Cost:
-    """Time the study's kinds of step and a whole evaluation, and count.
+def _probes(kind: Kind) -> bool:
+    return "method=linear_probe" in kind
+
+
+def label(kind: Kind) -> str:
+    return " ".join(kind) or "as configured"
+
+
+def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
+    """Runs, trainings and images.
 
     Args:
-        more: is given results of the trials in the place of those of the entries.
-        steps: optimiser steps of a trial; loader processes run ahead by a few at first.
+        settings: typed for all entries.
 
     Raises:
-        UserError: a trial failed.
+        UserError: the settings cannot work.
     """
-    wanted = list(dict.fromkeys([VANILLA, *(kind for entry in study.entries for kind in kinds(entry))]))
-    trial = [f"trainer.max_steps={steps}", f"data.eval_images={EVALUATED}", "logger=none"]
-    trials: dict[Kind | None, list[str]] = {kind: [*trial, *study.settings, *kind] for kind in wanted}
-    trials[None] = ["logger=none", *study.settings, "method=zeroshot"]  # last: the text tower's work is done by then
-    tried = dict(zip(trials, _tried(study, trials), strict=True))
-    entries = list(study.entries)
-    if more is not None:
-        entries += more({entry.name: tried[[None, *kinds(entry)][-1]] for entry in entries})
-    cost = count(entries, study.settings)
-    cost.images_per_s = {kind: tried[kind]["train_images_per_s"] for kind in wanted}
-    cost.run_s = tried[None]["wall_s"]
-    cost.done = sum(study.result(entry).exists() for entry in entries)
-    return cost
-
-
-def _tried(study: Study, trials: dict[Kind | None, list[str]]) -> Iterator[dict[str, Any]]:
-    """Results of the trials, one after the other in one process."""
-    root = study.work / "cost"
-    console = Console(stderr=True)
-    with study.alone(), workers(1) as pool, Progress(console=console, disable=not console.is_terminal) as progress:
-        shutil.rmtree(root, ignore_errors=True)
-        task = progress.add_task("", total=len(trials))
-        for number, (kind, settings) in enumerate(trials.items()):
-            label = "start and evaluation" if kind is None else said(kind)
-            progress.update(task, description=label)
-            if not console.is_terminal:
-                console.print(f"trial {number + 1} of {len(trials)}: {label}", highlight=False)
-            folder = root / str(number)
-            if error := pool.submit(execute, str(folder), settings).result():
-                raise UserError(f"{label} failed: {error} (log: {folder / 'run.log'})")
-            record = json.loads((folder / "results.json").read_text())
-            if kind is not None and record["train_images_per_s"] is None:
-                raise UserError(f"{label}: the first step is not timed, so there have to be two or more")
-            yield record
-            progress.advance(task)
-    shutil.rmtree(root)
-
-
-def count(entries: Sequence[Entry], settings: Sequence[str]) -> Cost:
-    """Runs, trainings and images of a study, none of them measured."""
     from robustft.experiment import Run, quieten  # torch takes a second to import
     from robustft.training import make_trainer, planned_steps
 
@@ -158,49 +135,133 @@ def count(entries: Sequence[Entry], settings: Sequence[str]) -> Cost:
         options |= {} if epochs is None else {"max_epochs": epochs}
         return planned_steps(data, make_trainer(options, Path())) * data.batch_size
 
-    cost = Cost(runs=len(entries))
+    work = Work(runs=len(entries))
     for entry in entries:
         for kind in kinds(entry):
             typed = tuple(s for s in entry.settings if LENGTH.fullmatch(s) or s.startswith("method="))
-            first_stage = kind == PROBE and "method=lpft" in typed
+            first_stage = _probes(kind) and "method=lpft" in typed
             epochs = composed(typed).method.probe.epochs if first_stage else None
-            cost.trainings[kind] += 1
-            cost.trained[kind] += images(typed, epochs)
-    if PROBE in cost.trained:
-        cost.encoded = len(data.training_set())  # once, whatever the number of probes
-    return cost
+            work.trainings[kind] += 1
+            work.images[kind] += images(typed, epochs)
+    if any(map(_probes, work.images)):
+        work.encoded = len(data.training_set())
+    return work
 
 
-def show(title: str, study: Study, more: More | None, steps: int) -> None:
-    """Measure, and print what the study takes."""
-    from robustft.callbacks import duration
+def trials(study: Study, steps: int) -> dict[Kind | None, list[str]]:
+    """What is typed to time each kind of step and, under None, a run's start and whole evaluation."""
+    wanted = list(dict.fromkeys(kind for entry in study.entries for kind in kinds(entry)))
+    if any(map(_probes, wanted)) and VANILLA not in wanted:
+        wanted.append(VANILLA)
+    first, *others = study.entries
+    shared = [s for s in first.settings if s.startswith("data.") and all(s in entry.settings for entry in others)]
+    typed = overrides.compose_first(overrides.parse(study.settings)).data.eval_images or EVALUATED
+    limits = [f"trainer.max_steps={steps}", f"data.eval_images={min(EVALUATED, typed)}", "logger=none"]
+    found: dict[Kind | None, list[str]] = {kind: [*study.settings, *shared, *kind, *limits] for kind in wanted}
+    # Last: the text tower has done its work by then.
+    general = [s for s in study.settings if not OF_TRAINING.fullmatch(s)]
+    found[None] = [*general, *shared, "method=zeroshot", "logger=none"]
+    return found
+
+
+def run_trials(study: Study, steps: int) -> dict[Kind | None, dict[str, Any]]:
+    """Results of the trials, made one after the other in one process.
+
+    Raises:
+        UserError: a trial failed, or was too short.
+    """
+    return dict(_run(study, trials(study, steps)))
+
+
+def _run(study: Study, typed: dict[Kind | None, list[str]]) -> Iterator[tuple[Kind | None, dict[str, Any]]]:
+    root = study.work / ".cost"  # no run's name
+    console = Console(stderr=True)
+    with study.alone(), workers(1) as pool, Progress(console=console, disable=not console.is_terminal) as progress:
+        shutil.rmtree(root, ignore_errors=True)
+        task = progress.add_task("", total=len(typed))
+        try:
+            for number, (kind, settings) in enumerate(typed.items()):
+                name = "start and evaluation" if kind is None else label(kind)
+                progress.update(task, description=name)
+                if not console.is_terminal:
+                    console.print(f"trial {number + 1} of {len(typed)}: {name}", highlight=False)
+                folder = root / str(number)
+                if error := outcome(pool.submit(execute, str(folder), settings), name):
+                    raise UserError(f"{name} failed: {error} (log: {folder / 'run.log'})")
+                record = json.loads((folder / "results.json").read_text())
+                if kind is not None and record["train_images_per_s"] is None:
+                    raise UserError(f"{name}: no step was timed. That takes two without an evaluation between them")
+                yield kind, record
+                progress.advance(task)
+        except KeyboardInterrupt:
+            shutil.rmtree(root, ignore_errors=True)
+            raise
+        shutil.rmtree(root)
+
+
+def show(title: str, study: Study, second_stage: SecondStage | None, steps: int) -> None:
+    """Print what the study takes, and what of it is still to do.
+
+    Args:
+        second_stage: is given trials' results in the place of those that are not there yet.
+        steps: optimiser steps of a trial; loader processes run ahead by a few at first.
+    """
     from robustft.machine import device_name
 
-    cost = measure(study, more, steps)
+    count(study.entries, study.settings)  # finds mistakes before time is spent
+    records = run_trials(study, steps)
+    guessed = second_stage is not None and bool(study.to_run())
+    if second_stage is not None:
+        results = {entry.name: _result(study, entry) or records[[None, *kinds(entry)][-1]] for entry in study.entries}
+        study = Study([*study.entries, *second_stage(results)], study.folder, study.settings)
+    whole = count(study.entries, study.settings)
+    if new := [kind for kind in whole.images if kind not in records]:
+        raise UserError(f"the second stage trains in ways that the first does not: {label(new[0])}")
+    rates = {kind: record["train_images_per_s"] for kind, record in records.items() if kind is not None}
+    speed = Speed(rates, records[None]["wall_s"])
+
     device = device_name(overrides.compose_first(overrides.parse(study.settings)).trainer.accelerator)
-    table = Table(title=f"{title} on {device}, one run at a time", caption=_small_print(cost, steps))
+    notes = _notes(whole, steps, guessed)
+    table = Table(title=f"{title} on {device}, one run at a time", caption=notes, caption_justify="left")
     table.add_column("what")
     for heading in ("how many", "images", "images/s", "time"):
         table.add_column(heading, justify="right")
 
     def row(what: str, number: int | None, images: int | None, rate: str, seconds: float) -> None:
         counts = ("" if value is None else f"{value:,}" for value in (number, images))
-        table.add_row(what, *counts, rate, duration(seconds))
+        table.add_row(what, *counts, rate, _time(seconds))
 
-    for kind, images in sorted(cost.trained.items(), key=lambda item: -cost.seconds(item[0])):
-        row(said(kind), cost.trainings[kind], images, f"{cost.images_per_s[kind]:,.1f}", cost.seconds(kind))
-    if cost.encoded:
-        row("training images encoded for probes", 1, cost.encoded, "*", cost.encoding_s)
-    row(f"start and evaluation, {duration(cost.run_s)} each", cost.runs, None, "", cost.runs * cost.run_s)
+    for kind, images in sorted(whole.images.items(), key=lambda item: -speed.training_s(whole, item[0])):
+        row(label(kind), whole.trainings[kind], images, f"{rates[kind]:,.1f}", speed.training_s(whole, kind))
+    if whole.encoded:
+        row("training images encoded for probes", 1, whole.encoded, "*", speed.encoding_s(whole))
+    row(f"start and evaluation, {_time(speed.run_s)} each", whole.runs, None, "", whole.runs * speed.run_s)
     table.add_section()
-    hours = cost.total_s / 3600
-    row(f"in all: {hours:,.3g} hours", cost.runs, None, "", cost.total_s)
+    row("in all", whole.runs, None, "", speed.seconds(whole))
+    left = study.to_run()
+    if len(left) < whole.runs:
+        row("still to do", len(left), None, "", speed.seconds(count(left, study.settings)))
     Console().print(table)
-    if cost.done:
-        print(f"{cost.done} of the {cost.runs} runs have a result already and will not be run again.")
 
 
-def _small_print(cost: Cost, steps: int) -> str:
-    starred = "* taken as three times as fast as method=finetune. " if cost.encoded else ""
-    left_out = "Left out: what greedy soups evaluate, and measuring disagreement."
-    return f"Measured over up to {steps} steps of each kind. {starred}{left_out}"
+def _result(study: Study, entry: Entry) -> dict[str, Any] | None:
+    path = study.result(entry)
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _time(seconds: float) -> str:
+    from robustft.callbacks import duration  # torch again
+
+    return f"{seconds:.1f} s" if 0 < seconds < 10 else duration(seconds)
+
+
+def _notes(work: Work, steps: int, guessed: bool) -> str:
+    notes = [f"Measured over up to {steps} steps of each kind."]
+    if work.encoded:
+        notes.append("* Taken as three times as fast as method=finetune.")
+    if guessed:
+        notes.append("The second stage's settings are not chosen yet: the trials' take their place.")
+    if any("mask.source=teacher" in kind for kind in work.images):
+        notes.append("mask.source=teacher: timed with maps taken in the step, if the trial is shorter than an epoch.")
+    notes.append("Left out: evaluations during training, those of greedy soups, measuring disagreement, saving.")
+    return "\n".join(notes)

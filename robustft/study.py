@@ -81,14 +81,16 @@ def main(
     """
     parser = argparse.ArgumentParser(description="Run a study; runs that have a result are not run again.")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
-    parser.add_argument("--cost", action="store_true", help="time a few steps of every kind, say what all would take")
-    parser.add_argument("--steps", type=int, default=100, help="that --cost times of each kind")
+    parser.add_argument("--cost", action="store_true", help="say what the study would take, by timing real steps")
+    parser.add_argument("--steps", type=int, default=100, help="of --cost: optimiser steps of each kind to time (100)")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_args()
     folder = Path(file).resolve().parent
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if arguments.steps < 2:
+            raise UserError(f"--steps={arguments.steps}: the first step is not timed, so give 2 or more")
         if arguments.settings:
             folder = folder / runs.settings_name(arguments.settings)
         cfg = overrides.compose_first(overrides.parse(arguments.settings))
@@ -107,7 +109,7 @@ def main(
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
+        sys.exit("interrupted; " + ("nothing is kept" if arguments.cost else "the same command goes on"))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -217,11 +219,7 @@ class Study:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     entry = running.pop(future)
-                    try:
-                        error = future.result()
-                    except BrokenProcessPool as cause:
-                        raise UserError(f"{entry.name}: its process was killed. Was there enough memory?") from cause
-                    if error:
+                    if error := outcome(future, entry.name):
                         failed[entry.name] = f"{error} (log: {self.work / entry.name / 'run.log'})"
                     else:
                         left.discard(entry.name)
@@ -271,6 +269,18 @@ class Study:
         (folder / "last.ckpt").unlink(missing_ok=True)
         if not entry.keep:
             self.model(entry.name).unlink(missing_ok=True)
+
+
+def outcome(future: Future[str | None], name: str) -> str | None:
+    """What went wrong in a run, if anything did.
+
+    Raises:
+        UserError: its process is no more.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as cause:
+        raise UserError(f"{name}: its process was killed. Was there enough memory?") from cause
 
 
 @contextmanager

@@ -307,6 +307,7 @@ def test_presets_sweep_without_a_flag_and_groups_name_runs(command, tmp_path):
 def test_runs_in_other_processes_agree_on_names(command, tmp_path):
     answer = command("-m", "mask=object,random", "beta=1,3", "hydra/launcher=local")
     assert answer.returncode == 1 and "2 of the runs" in answer.stderr
+    assert "mask-random_beta-1: runs/sweeps/mask_beta/mask-random_beta-1" in answer.stdout
     names = {path.parent.name for path in tmp_path.glob("runs/sweeps/mask_beta/*/results.json")}
     assert names == {"mask-object_beta-1", "mask-random_beta-1"}
 
@@ -336,8 +337,10 @@ def test_runs_side_by_side_sign_their_lines(capsys):
     try:
         with cli._signed("beta-1"):
             logger.warning("evaluating")
-            logger.warning("beta-1: finished before, skipped")
+            logger.warning("beta-1: finished before, skipped\nbeta-10 is another")
         logger.warning("evaluating")
     finally:
         logging.getLogger().removeHandler(handler)
-    assert capsys.readouterr().out == "beta-1: evaluating\nbeta-1: finished before, skipped\nevaluating\n"
+    assert capsys.readouterr().out == (
+        "beta-1: evaluating\nbeta-1: finished before, skipped\nbeta-1: beta-10 is another\nevaluating\n"
+    )

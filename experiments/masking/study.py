@@ -13,6 +13,7 @@ from statistics import mean
 
 from omegaconf import DictConfig
 
+from robustft.errors import UserError
 from robustft.evaluation.results import set_label
 from robustft.files import write
 from robustft.report.runs import Record
@@ -46,6 +47,8 @@ CELLS = {NO_MASK: {"none": ("mask=none",)}} | {
 
 
 def grid(cfg: DictConfig) -> Iterator[Entry]:
+    if cfg.data.holdout == 0:
+        raise UserError("data.holdout=0: the curves' settings are chosen on the hold-out. Leave it to its default")
     yield Entry("zeroshot", ("method=zeroshot",))
     for seed in CURVE_SEEDS:
         yield Entry(f"vanilla_seed-{seed}", ("method=finetune", f"seed={seed}"))

@@ -138,5 +138,6 @@ def encoded(run: Run, model: Classifier, seed: int, epochs: int | None) -> Featu
     precision = resolve_precision(options["precision"], options["accelerator"])
     key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
     path = cache_folder() / "features" / f"{key}.safetensors"
-    data.features[positions] = remembered(path, encode, run.together)["features"]
+    made = encode() if short else remembered(path, encode, run.together)  # nobody asks for those few again
+    data.features[positions] = made["features"]
     return data
