@@ -85,10 +85,14 @@ def main(
     parser.add_argument("--steps", type=int, default=100, help="of --cost: optimiser steps of each kind to time (100)")
     parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = Path(file).resolve().parent
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        if arguments.jobs < 1 or not arguments.limit >= 0:
+            raise UserError(
+                f"--jobs={arguments.jobs} --limit={arguments.limit}: give at least one job, and no time below 0"
+            )
         if arguments.steps < 2:
             raise UserError(f"--steps={arguments.steps}: the first step is not timed, so give 2 or more")
         if arguments.settings:

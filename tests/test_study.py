@@ -129,6 +129,19 @@ def test_results_of_other_settings_are_refused(tmp_path):
             Study([Entry("run", (*settings, other))], tmp_path, [])
 
 
+@pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--limit", "-1"], ["--limit", "nan"]])
+def test_numbers_that_cannot_be(work, monkeypatch, arguments):  # noqa: F811
+    with pytest.raises(SystemExit, match="error: --jobs=.* give at least one job"):
+        run(work, ENTRIES, monkeypatch, *arguments)
+
+
+def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["study.py", "seed=3", "--limit", "0", "beta=2"])
+    with pytest.raises(SystemExit, match="1 of 1 runs to go"):
+        main(str(tmp_path / "study.py"), lambda cfg: [Entry(f"{cfg.seed}-{cfg.beta}", ())], lambda *_: None)
+
+
 def test_folders_of_settings():
     few, many = ["model=vitb32", "data.root=a/b"], [f"trainer.some_setting_{n}=1" for n in range(20)]
     assert runs.settings_name(few) == "model-vitb32_data.root-a-b"
