@@ -294,6 +294,7 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
         try:
             yield pool
         except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one (of timeout, say) would cut the shutdown short
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
