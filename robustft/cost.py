@@ -10,11 +10,11 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
@@ -24,6 +24,9 @@ from rich.table import Table
 from robustft import config, overrides
 from robustft.errors import UserError
 from robustft.study import MODEL, Entry, Results, Study, execute, outcome, workers
+
+if TYPE_CHECKING:
+    from robustft.data.datamodule import RobustnessData
 
 EVALUATED = 64  # images of each evaluation set in a trial
 # How fast a step is does not depend on these, unless β is 0 and there is no teacher.
@@ -55,7 +58,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """How fast it goes, measured.
 
     Attributes:
@@ -114,24 +117,15 @@ def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
     Raises:
         UserError: the settings cannot work.
     """
-    from robustft.experiment import Run, quieten  # torch takes a second to import
+    from robustft.experiment import quieten  # torch takes a second to import
     from robustft.training import make_trainer, planned_steps
 
     quieten()
-
-    @cache
-    def composed(typed: tuple[str, ...]) -> DictConfig:
-        cfg = overrides.compose_first(overrides.parse([*settings, *typed]))
-        with open_dict(cfg):
-            cfg.pop("hydra")
-        config.check(cfg)
-        return cfg
-
-    data = Run(composed(())).data
+    data = _data(tuple(settings))
 
     @cache
     def images(typed: tuple[str, ...], epochs: int | None = None) -> int:
-        options = config.plain(composed(typed))["trainer"]
+        options = config.plain(_composed((*settings, *typed)))["trainer"]
         options |= {} if epochs is None else {"max_epochs": epochs}
         return planned_steps(data, make_trainer(options, Path())) * data.batch_size
 
@@ -140,12 +134,29 @@ def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
         for kind in kinds(entry):
             typed = tuple(s for s in entry.settings if LENGTH.fullmatch(s) or s.startswith("method="))
             first_stage = _probes(kind) and "method=lpft" in typed
-            epochs = composed(typed).method.probe.epochs if first_stage else None
+            epochs = _composed((*settings, *typed)).method.probe.epochs if first_stage else None
             work.trainings[kind] += 1
             work.images[kind] += images(typed, epochs)
     if any(map(_probes, work.images)):
         work.encoded = len(data.training_set())
     return work
+
+
+@cache
+def _composed(settings: tuple[str, ...]) -> DictConfig:
+    cfg = overrides.compose_first(overrides.parse(settings))
+    with open_dict(cfg):
+        cfg.pop("hydra")
+    config.check(cfg)
+    return cfg
+
+
+@cache
+def _data(settings: tuple[str, ...]) -> "RobustnessData":
+    """Made once: a million files take a while to list."""
+    from robustft.experiment import Run
+
+    return Run(_composed(settings)).data
 
 
 def trials(study: Study, steps: int) -> dict[Kind | None, list[str]]:
@@ -170,10 +181,8 @@ def run_trials(study: Study, steps: int) -> dict[Kind | None, dict[str, Any]]:
     Raises:
         UserError: a trial failed, or was too short.
     """
-    return dict(_run(study, trials(study, steps)))
-
-
-def _run(study: Study, typed: dict[Kind | None, list[str]]) -> Iterator[tuple[Kind | None, dict[str, Any]]]:
+    typed = trials(study, steps)
+    records: dict[Kind | None, dict[str, Any]] = {}
     root = study.work / ".cost"  # no run's name
     console = Console(stderr=True)
     with study.alone(), workers(1) as pool, Progress(console=console, disable=not console.is_terminal) as progress:
@@ -191,12 +200,13 @@ def _run(study: Study, typed: dict[Kind | None, list[str]]) -> Iterator[tuple[Ki
                 record = json.loads((folder / "results.json").read_text())
                 if kind is not None and record["train_images_per_s"] is None:
                     raise UserError(f"{name}: no step was timed. That takes two without an evaluation between them")
-                yield kind, record
+                records[kind] = record
                 progress.advance(task)
         except KeyboardInterrupt:
             shutil.rmtree(root, ignore_errors=True)
             raise
         shutil.rmtree(root)
+    return records
 
 
 def show(title: str, study: Study, second_stage: SecondStage | None, steps: int) -> None:
@@ -218,7 +228,7 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     if new := [kind for kind in whole.images if kind not in records]:
         raise UserError(f"the second stage trains in ways that the first does not: {label(new[0])}")
     rates = {kind: record["train_images_per_s"] for kind, record in records.items() if kind is not None}
-    speed = Speed(rates, records[None]["wall_s"])
+    throughput = Throughput(rates, records[None]["wall_s"])
 
     device = device_name(overrides.compose_first(overrides.parse(study.settings)).trainer.accelerator)
     notes = _notes(whole, steps, guessed)
@@ -231,16 +241,16 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
         counts = ("" if value is None else f"{value:,}" for value in (number, images))
         table.add_row(what, *counts, rate, _time(seconds))
 
-    for kind, images in sorted(whole.images.items(), key=lambda item: -speed.training_s(whole, item[0])):
-        row(label(kind), whole.trainings[kind], images, f"{rates[kind]:,.1f}", speed.training_s(whole, kind))
+    for kind, images in sorted(whole.images.items(), key=lambda item: -throughput.training_s(whole, item[0])):
+        row(label(kind), whole.trainings[kind], images, f"{rates[kind]:,.1f}", throughput.training_s(whole, kind))
     if whole.encoded:
-        row("training images encoded for probes", 1, whole.encoded, "*", speed.encoding_s(whole))
-    row(f"start and evaluation, {_time(speed.run_s)} each", whole.runs, None, "", whole.runs * speed.run_s)
+        row("training images encoded for probes", 1, whole.encoded, "*", throughput.encoding_s(whole))
+    row(f"start and evaluation, {_time(throughput.run_s)} each", whole.runs, None, "", whole.runs * throughput.run_s)
     table.add_section()
-    row("in all", whole.runs, None, "", speed.seconds(whole))
+    row("in all", whole.runs, None, "", throughput.seconds(whole))
     left = study.to_run()
     if len(left) < whole.runs:
-        row("still to do", len(left), None, "", speed.seconds(count(left, study.settings)))
+        row("still to do", len(left), None, "", throughput.seconds(count(left, study.settings)))
     Console().print(table)
 
 

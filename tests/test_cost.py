@@ -12,7 +12,7 @@ import pytest
 from robustft import config
 from robustft.cache import locked
 from robustft.callbacks import duration
-from robustft.cost import VANILLA, Speed, Work, count, kinds, run_trials, show, trials
+from robustft.cost import VANILLA, Throughput, Work, count, kinds, run_trials, show, trials
 from robustft.machine import cpu_name, device_name
 from robustft.overrides import compose_first, parse
 from robustft.study import MODEL, Entry, Study, main
@@ -67,9 +67,9 @@ def test_images_are_counted():
 
 def test_seconds():
     todo = Work(runs=10, images=Counter({VANILLA: 6000, PROBE: 900}), encoded=300)
-    speed = Speed({VANILLA: 2.0, PROBE: 90.0}, run_s=7.0)
+    speed = Throughput({VANILLA: 2.0, PROBE: 90.0}, run_s=7.0)
     assert speed.seconds(todo) == 6000 / 2 + 900 / 90 + 300 / 6 + 10 * 7
-    assert Speed({MASKED: 2.0}, 0.0).seconds(Work(images=Counter({MASKED: 5}))) == 2.5
+    assert Throughput({MASKED: 2.0}, 0.0).seconds(Work(images=Counter({MASKED: 5}))) == 2.5
 
 
 def test_what_is_typed_for_trials(tmp_path):
