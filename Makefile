@@ -5,11 +5,13 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run side by side, on at most so many cores; files stay together, as the tests in one share what they make.
+JOBS ?= 4
 # More threads than one do not pay off on tests' small tensors.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-slow lint demo bench clean
+.PHONY: help setup test test-slow test-gpu lint demo bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -30,6 +32,9 @@ test: $(STAMP) ## set up, then run the tests, all but the slow ones
 
 test-slow: $(STAMP) ## run the tests that take minutes
 	@$(PYTEST) -m slow $(ARGS)
+
+test-gpu: $(STAMP) ## run the tests that need a CUDA device; they are skipped without one
+	@$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
 
 lint: $(STAMP) ## check style, format and types
 	@$(BIN)/ruff check .

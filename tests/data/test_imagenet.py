@@ -8,11 +8,11 @@ from PIL import Image
 from robustft.data.imagenet import ImageNetData, official_classes
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
+from tests.needs import SHARED, shared
 
 from .conftest import CLASSES, make_data, write_image
 
 ORDER = ["holdout", "imagenet", "imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a"]
-SAMPLE = Path(__file__).parents[3] / "shared/data/imagenet-sample"
 
 
 def by_name(data: ImageNetData) -> dict:
@@ -225,17 +225,16 @@ def test_images_are_read_in_any_mode(root: Path) -> None:
     assert all(images.dataset[i][0].shape == (3, 16, 16) for i in range(6))
 
 
-if SAMPLE.is_dir():
-
-    def test_the_sample_of_the_real_sets() -> None:
-        data = ImageNetData(
-            root=str(SAMPLE),
-            preprocess=Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-            seed=0,
-            batch_size=8,
-            eval_batch_size=8,
-        )
-        data.verify()
-        assert len(data.training_set()) == 1000 and data.train_images == 990
-        assert [len(s.dataset) for s in data.sets] == [10, 1000, 1000, 200, 1000, 113, 200]
-        assert [len(s.correct) for s in data.sets] == [1000, 1000, 1000, 200, 1000, 113, 200]
+@shared("data/imagenet-sample")
+def test_the_sample_of_the_real_sets() -> None:
+    data = ImageNetData(
+        root=str(SHARED / "data/imagenet-sample"),
+        preprocess=Preprocess(224, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        seed=0,
+        batch_size=8,
+        eval_batch_size=8,
+    )
+    data.verify()
+    assert len(data.training_set()) == 1000 and data.train_images == 990
+    assert [len(s.dataset) for s in data.sets] == [10, 1000, 1000, 200, 1000, 113, 200]
+    assert [len(s.correct) for s in data.sets] == [1000, 1000, 1000, 200, 1000, 113, 200]

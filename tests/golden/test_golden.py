@@ -6,13 +6,14 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.golden.compare import FIXTURE, compare, weight_average
+from tests.needs import SHARED, shared
 
-# Developers may have the whole reference (teacher's weights, gradients of every setting) beside the project.
-WHOLE = Path(__file__).parents[3] / "shared" / "golden" / "reference_small.safetensors"
-FILES = [FIXTURE, *([WHOLE] if WHOLE.is_file() else [])]
+# The whole reference holds the teacher's weights and the gradients of every setting too.
+WHOLE = SHARED / "golden" / "reference_small.safetensors"
+has_whole = shared("golden/reference_small.safetensors")
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [FIXTURE, pytest.param(WHOLE, marks=has_whole)], ids=lambda path: path.stem)
 def test_published_numbers(path: Path) -> None:
     rows = list(compare(path))
     assert len(rows) >= 107
@@ -31,7 +32,6 @@ def test_a_wrong_number_is_noticed(tmp_path: Path) -> None:
     assert wrong == ["relevance", "object0.3+single: gradient of head.bias"]
 
 
-if WHOLE.is_file():
-
-    def test_weight_average() -> None:
-        assert weight_average(load_file(WHOLE)).passed
+@has_whole
+def test_weight_average() -> None:
+    assert weight_average(load_file(WHOLE)).passed
