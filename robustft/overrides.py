@@ -1,20 +1,24 @@
 """What was typed after `python run.py`: parsed, with the nearest valid names for what is not known."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft.config import container, flatten
+from robustft.config import container
 from robustft.errors import UserError
+from robustft.settings import REFUSED, flatten
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -79,6 +83,60 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
             raise UserError(describe(error)) from error
 
 
+@dataclass(frozen=True)
+class Job:
+    """One of the configs that several values make.
+
+    Attributes:
+        choices: the value of each setting that has several.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, Any]
+
+
+def jobs(overrides: Sequence[Override]) -> list[Job]:
+    """Every combination of the values of swept settings, in the order in which Hydra's sweeper makes them.
+
+    Of what is drawn from an interval its ends stand for all. Configs are composed once for every combination of groups:
+    the other settings are put in, which takes a tenth of the time.
+
+    Raises:
+        UserError: a config cannot be composed.
+    """
+    last = {override.key_or_group: override for override in overrides}
+    swept = {key: _ends(override) for key, override in last.items() if override.is_sweep_override()}
+    fixed = [override for override in last.values() if not override.is_sweep_override()]
+    composed: dict[tuple[str, ...], DictConfig] = {}
+    made = []
+    for values_of_job in itertools.product(*swept.values()):
+        choices = dict(zip(swept, values_of_job, strict=True))
+        chosen = tuple(f"{key}={value}" for key, value in choices.items() if is_group(key))
+        if chosen not in composed:
+            composed[chosen] = compose_first([*fixed, *parse(chosen)])
+            with open_dict(composed[chosen]):
+                composed[chosen].pop("hydra", None)
+        cfg, read = deepcopy(composed[chosen]), {}
+        for key, value in choices.items():
+            if not is_group(key):
+                (override,) = parse([f"{key}={value}"])
+                read[key] = override.value()
+                with open_dict(cfg):
+                    OmegaConf.update(cfg, key, read[key], merge=True)
+        made.append(Job(cfg, choices | read))
+    return made
+
+
+def _ends(override: Override) -> list[str]:
+    value = override.value()
+    return [str(value.start), str(value.end)] if isinstance(value, IntervalSweep) else values(override)
+
+
+def texts(overrides: Iterable[Override]) -> dict[str, str]:
+    """What was typed, by name, as it was typed."""
+    return {override.key_or_group: str(override.input_line).partition("=")[2] for override in overrides}
+
+
 def groups() -> dict[str, list[str]]:
     """Config groups and their options."""
     return {
@@ -110,6 +168,8 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
         if key.startswith(("hydra.", "hydra/")) or override.is_add() or is_group(key):
             continue
         if not _exists(known, key):
+            if key in REFUSED:
+                raise UserError(f"{key}: {REFUSED[key]}")
             near = nearest(key, names)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown setting {key!r}.{hint} See python run.py --help")

@@ -56,7 +56,7 @@ def train(
 
     Args:
         trainer: arguments of Lightning's Trainer.
-        optimizer: lr, weight_decay, betas, warmup.
+        optimizer: lr, weight_decay, warmup, beta2, max_momentum, base_momentum.
         resume: go on from ``folder/last.ckpt``.
         started: when this session of the run began, of ``time.perf_counter``; None: now.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
@@ -79,9 +79,7 @@ def train(
     if watch is not None:
         lightning.callbacks.insert(1, watch(steps, speed.skip))
     sets = data.sets if data.validate == "all" else [s for s in data.sets if s.name == "holdout"]
-    schedule = Schedule(
-        optimizer["lr"], optimizer["weight_decay"], tuple(optimizer["betas"]), optimizer["warmup"], steps
-    )
+    schedule = Schedule(**optimizer, steps=steps)
     finetuner = Finetuner(student, sets, schedule, distillation, seed)
     student.train()
     position = read_position(folder) if resume else None
@@ -116,6 +114,8 @@ def make_trainer(
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
         "enable_checkpointing": False,  # robustft/state.py keeps what is needed
+        "use_distributed_sampler": False,  # ours neither repeats nor drops images
+        "num_sanity_val_steps": 0,
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }
     try:
