@@ -8,7 +8,7 @@ they accept and where they matter is in robustft/settings.py and in the `takes` 
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,8 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     Raises:
         UserError: the first setting that is missing, means nothing, is out of range, or at odds with another.
     """
-    for name, value in flatten(container(cfg, resolve=False)):
-        if value == "???":
-            raise UserError(f"{name} has no value: pass {name}=...")
+    missing(cfg)
+    for name, _ in flatten(container(cfg, resolve=False)):
         if name in REFUSED:
             raise UserError(f"{name}: {REFUSED[name]}")
     if "takes" not in cfg.method or not (METHODS / f"{cfg.method.name}.py").is_file():
@@ -134,15 +133,20 @@ def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: 
             raise UserError(f"{name}: {reason}")
     left = [name for name in names if name not in ("experiment", *WHERE)]
     first: Settings | None = None
+    unread: list[DictConfig] = []
     for job in jobs:
         if not left:
             return
         if job.check is not None or job.prepare:  # looks at the data of the run that is described, whatever it is
             return
-        settings = seen(job, sweep=sweep)
+        try:
+            settings = seen(job, sweep=sweep)
+        except OmegaConfBaseException:  # it will say what it lacks when it is run
+            unread.append(job)
+            continue
         first = first or settings
         left = [name for name in left if not _means_something(settings, name, typed[name])]
-    if left and first is not None:
+    if left and first is not None and not unread:
         name = left[0]
         reason = first.why_idle(name) or first.chosen("method")
         group = name.partition(".")[0]
@@ -180,8 +184,22 @@ def identity(cfg: DictConfig, *, sweep: bool = False) -> tuple[tuple[str, str], 
     return tuple((name, repr(settings.values[name])) for name in own if not name.startswith("model.recipe."))
 
 
-def distinct(jobs: Iterable[DictConfig], *, sweep: bool = True) -> list[int]:
-    """For each job the position of the first one that is the same run (its own, if none is).
+def missing(cfg: DictConfig) -> None:
+    """Refuses a config in which something has no value.
+
+    Raises:
+        UserError: names it.
+    """
+    for name, value in flatten(container(cfg, resolve=False)):
+        if value == "???":
+            raise UserError(f"{name} has no value: pass {name}=...")
+
+
+def distinct(jobs: Sequence[DictConfig], also: Sequence[Any] | None = None) -> list[int]:
+    """For each job of a sweep or study the position of the first one that is the same run (its own, if none is).
+
+    Args:
+        also: what else has to be the same, for each of the jobs.
 
     A config that cannot be read to its end is like no other: it will be refused when it is run.
     """
@@ -189,7 +207,7 @@ def distinct(jobs: Iterable[DictConfig], *, sweep: bool = True) -> list[int]:
     found = []
     for number, job in enumerate(jobs):
         try:
-            key: Any = identity(job, sweep=sweep)
+            key: Any = (identity(job, sweep=True), also and also[number])
         except (OmegaConfBaseException, ValueError, TypeError):
             key = number
         found.append(first.setdefault(key, number))
@@ -251,7 +269,7 @@ def _check_inputs(cfg: DictConfig) -> None:
         listed = list(cfg.checkpoints) if OmegaConf.is_list(cfg.checkpoints) else [cfg.checkpoints]
         for pattern in listed or [None]:
             if not isinstance(pattern, str) or not glob.glob(str(Path(pattern).expanduser()), recursive=True):
-                raise UserError(f"checkpoints={shown(pattern)}: no such file. Expected model.safetensors of runs")
+                raise UserError(f"checkpoints={pattern or listed}: no such file. Expected model.safetensors of runs")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not Path(pretrained).expanduser().is_file():
