@@ -8,8 +8,7 @@ they accept and where they matter is in robustft/settings.py and in the `takes` 
 import glob
 import os
 import re
-from collections.abc import Mapping, Sequence
-from copy import deepcopy
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,39 +43,41 @@ def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
         cfg: a composed config that `check` has accepted.
         sweep: the run is one of a sweep: it keeps no weights unless told to, and takes one device.
     """
-    settings = Settings(cfg)
+    with open_dict(cfg):
+        for name, value in _follows(Settings(cfg), sweep=sweep):
+            OmegaConf.update(cfg, name, value)
+
+
+def _follows(settings: Settings, *, sweep: bool) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what follows from the rest; see `resolve`."""
+    values = settings.values
     masked = settings.takes.get("method", {}).get("masks", False) is not False
     filled = masked and settings.takes.get("mask", {}).get("fills", True)
-    with open_dict(cfg):
-        for name, value in settings.values.items():
-            top = "." not in name
-            if top and isinstance(value, int | float) and not isinstance(value, bool) and _is_real(settings, name):
-                cfg[name] = float(value)  # 1 and 1.0 are one setting
-            if top and not isinstance(value, dict) and name not in RUN_KEYS and not settings.is_taken(name):
-                cfg[name] = None
-            if name.startswith("mask.") and name != "mask.kind" and not (masked and settings.is_taken(name)):
-                cfg.mask[name.removeprefix("mask.")] = None
-        if not masked:
-            cfg.mask.kind = "none"
-        if not filled:
-            cfg.fill.kind = "none"
-        if cfg.trainer.enable_checkpointing is None:
-            wanted = OmegaConf.select(cfg, "logger.wandb.log_model")  # an artifact of the run's model
-            cfg.trainer.enable_checkpointing = bool(wanted) or not sweep
-        if sweep and cfg.trainer.devices == "auto":
-            cfg.trainer.devices = 1
+    for name, value in values.items():
+        if name.startswith("mask.") and name != "mask.kind" and not (masked and settings.is_taken(name)):
+            yield name, None
+        elif "." not in name and not isinstance(value, dict) and name not in RUN_KEYS:
+            if not settings.is_taken(name):
+                yield name, None
+            elif _number(value) and any(_is_real(one) for owner, one in settings.descriptions(name) if owner != "core"):
+                yield name, float(value)  # 1 and 1.0 are one setting
+    if not masked:
+        yield "mask.kind", "none"
+    if not filled:
+        yield "fill.kind", "none"
+    if values["trainer.enable_checkpointing"] is None:
+        wanted = values.get("logger.wandb.log_model")  # an artifact of the run's model
+        yield "trainer.enable_checkpointing", bool(wanted) or not sweep
+    if sweep and values["trainer.devices"] == "auto":
+        yield "trainer.devices", 1
 
 
-def _is_real(settings: Settings, name: str) -> bool:
-    return any(described.get("kind", "number") == "number" for owner, described in settings.descriptions(name)
-               if owner != "core" and "of" not in described)  # fmt: skip
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def resolved(cfg: DictConfig, *, sweep: bool) -> DictConfig:
-    """A resolved copy."""
-    copy = deepcopy(cfg)
-    resolve(copy, sweep=sweep)
-    return copy
+def _is_real(described: Mapping[str, Any]) -> bool:
+    return described.get("kind", "number") == "number" and "of" not in described and "any" not in described
 
 
 def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
@@ -167,13 +168,16 @@ def _means_something(settings: Settings, name: str, value: str) -> bool:
     """Whether a typed setting matters, or says no more than what is so."""
     if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
         return True
+    node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
+    if node and "." not in name and name not in ("mask", "fill") and not value.startswith("{"):
+        return True  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
 
 def seen(cfg: DictConfig, *, sweep: bool) -> Settings:
     """What a run makes of its settings: values as they are resolved, references as they are written."""
     settings = Settings(cfg)
-    settings.values = Settings(resolved(cfg, sweep=sweep)).values
+    settings.values |= dict(_follows(settings, sweep=sweep))
     return settings
 
 

@@ -39,7 +39,7 @@ from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
-from robustft.training import Trained, make_trainer, resolve_precision, train
+from robustft.training import Trained, check_limits, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     this.data.verify(training=cfg.method.takes.trains)
     if cfg.method.takes.trains:
         this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
+    this.data.setup()
+    check_limits(this.data, this.data.trainer, training=cfg.method.takes.trains)
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
             this.load(path)  # refused before time is spent, if at all
