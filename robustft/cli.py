@@ -99,7 +99,9 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
 
 def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = False) -> dict[str, Any] | None:
     """A composed config to its results in ``folder``; ``typed`` is what was asked for, kept for resuming."""
-    config.check(cfg)
+    # What is typed for a sweep has been looked at for all of its runs together.
+    config.check(cfg, None if sweep else overrides.texts(overrides.parse(typed)))
+    config.check_started(cfg)
     name = folder.name if sweep else runs.name(cfg)
     config.resolve(cfg, sweep=sweep)
     if sweep and runs.is_finished(folder):
@@ -215,8 +217,8 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     for override in parsed:
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values make a sweep: add -m")
-    config.check(cfg)
-    config.check_applies(cfg, [override.key_or_group for override in parsed])
+    config.check(cfg, overrides.texts(parsed))
+    config.check_started(cfg)
     config.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")
     if given is not None and any(character in given for character in "=,"):
@@ -270,7 +272,27 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     added = [f"sweep='{name}'", f"hydra.sweep.dir='{folder}'"]
     if "hydra.sweep.subdir" not in typed:
         added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
-    return added, folder
+    skip = _skipped(parsed, preset, swept)
+    if hydra_config.runtime.choices.get("hydra/sweeper") != "combinations":
+        skip = []  # a sweeper of another kind
+    return added + ([f"hydra.sweeper.skip={skip}"] if skip else []), folder
+
+
+def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
+    """Checks what all jobs of a sweep make of its settings; the positions of those that are runs that it has already."""
+    of_preset = overrides.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
+    asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
+    jobs = overrides.jobs(asked)
+    cfgs = [job.cfg for job in jobs]
+    config.refuse_idle(cfgs, overrides.texts(asked), sweep=True)
+    if any(not overrides.values(override) or override.is_interval_sweep() for override in asked):
+        return []  # values are drawn as the sweep goes on
+    first = config.distinct(cfgs)
+    skip = [number for number, same in enumerate(first) if same != number]
+    for number in skip:
+        one, other = (runs.readable_name(jobs[n].choices, swept) for n in (number, first[number]))
+        print(f"{one}: the same run as {other}, which is made once")
+    return skip
 
 
 def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:

@@ -1,144 +1,39 @@
 """What a composed config must satisfy, checked before anything heavy is imported or any time is spent.
 
-`resolve` fills in what follows from other settings, `check` refuses what cannot work, `plain` and
-`differences` compare runs. The settings themselves, with comments, are in conf/.
+`check` refuses what cannot work, `refuse_idle` what was typed and means nothing, `resolve` fills in what follows from
+other settings, `differences` and `identity` compare runs. The settings themselves, with comments, are in conf/; what
+they accept and where they matter is in robustft/settings.py and in the `takes` of components.
 """
 
 import glob
-import math
+import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
+from robustft import processes
 from robustft.errors import UserError
+from robustft.settings import CHOSEN, REFUSED, Settings, accepts, expected, flatten, shown, without_takes
 
 MODEL = "model.safetensors"  # what a run leaves of its model
+METHODS = Path(__file__).parent / "methods"
 
 # Set by the command line interface for each run, see robustft/cli.py.
 RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|disagreement|save_minutes|sweep|check|prepare|logger\..*"
+    r"(run_dir|run_name|resume|overwrite|disagreement|save_minutes|sweep|check|prepare|logger\..*"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
-    r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
-    r"|enable_.*|num_sanity_val_steps|plugins|model_registry))"
+    r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|min_epochs|min_steps|log_every_n_steps|profiler"
+    r"|detect_anomaly|enable_.*))"
 )
-
-Rule = tuple[Callable[[Any], bool], str]  # what is accepted, in code and in words
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    return str(value)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _fraction(value: Any) -> bool:
-    return _number(value) and 0 < value < 1
-
-
-def _one_of(*names: Any) -> Rule:
-    return (lambda value: value in names), "one of " + ", ".join(map(_shown, names))
-
-
-def _or_null(rule: Rule) -> Rule:
-    accepts, expected = rule
-    return (lambda value: value is None or accepts(value)), f"{expected}, or null"
-
-
-def _where_it_applies(rule: Rule) -> Rule:
-    """Null stands for "does not apply", which is nothing to recommend."""
-    accepts, expected = rule
-    return (lambda value: value is None or accepts(value)), expected
-
-
-FRACTION = (_fraction, "a number between 0 and 1, both excluded")
-COUNT = ((lambda value: _whole(value, 1)), "a whole number, 1 or more")
-UNIT = ((lambda value: _number(value) and 0 <= value <= 1), "a number from 0 to 1")
-NOT_NEGATIVE = ((lambda value: _number(value) and value >= 0), "a number, 0 or more")
-POSITIVE = ((lambda value: _number(value) and value > 0), "a number above 0")
-FLAG = ((lambda value: isinstance(value, bool)), "true or false")
-TEXT = ((lambda value: isinstance(value, str) and value != ""), "text")
-
-# What each setting accepts. Settings that this config lacks are passed over.
-RULES: dict[str, Rule] = {
-    "mask.kind": _one_of("none", "random", "context", "object"),
-    "mask.threshold": _where_it_applies(FRACTION),
-    "mask.rate": _where_it_applies(FRACTION),
-    "mask.cam": _where_it_applies(_one_of("relevance", "gradcam")),
-    "mask.source": _where_it_applies(_one_of("student", "teacher")),
-    "mask.layers": _or_null(COUNT),
-    "fill.kind": _one_of("none", "single", "multi"),
-    "beta": _where_it_applies(NOT_NEGATIVE),
-    "temperature": _where_it_applies(POSITIVE),
-    "alpha": _where_it_applies(UNIT),
-    "seed": ((lambda value: _whole(value, 0) and value < 2**32), "a whole number from 0 to 4294967295"),
-    "sweep": _or_null(TEXT),
-    "check": _or_null(_one_of("data")),
-    "prepare": FLAG,
-    "init": _or_null(TEXT),
-    "teacher": _or_null(TEXT),
-    "checkpoint": _or_null(TEXT),
-    "resume": _or_null(TEXT),
-    "save_minutes": NOT_NEGATIVE,
-    "disagreement": ((lambda value: _whole(value, 0)), "a whole number, 0 or more"),
-    "model.pretrained": _or_null(TEXT),
-    "model.grad_checkpointing": FLAG,
-    "optimizer.lr": POSITIVE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.warmup": FRACTION,
-    "method.name": _one_of(
-        "zeroshot", "evaluate", "finetune", "counterfactual", "linear_probe", "lpft", "wiseft", "soup", "kd"
-    ),
-    "method.greedy": FLAG,
-    "method.probe.lr": POSITIVE,
-    "method.probe.epochs": COUNT,
-    "data.root": _or_null(TEXT),
-    "data.prepared": (
-        (lambda value: value is None or value is False or TEXT[0](value)),
-        "a folder, null (prepared/ under data.root), or false",
-    ),
-    "data.lossy": FLAG,
-    "data.batch_size": COUNT,
-    "data.eval_batch_size": COUNT,
-    "data.holdout": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
-    "data.holdout_seed": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
-    "data.eval_images": _or_null(COUNT),
-    "data.num_workers": _or_null(((lambda value: _whole(value, 0)), "a whole number, 0 or more")),
-    "data.validate": _one_of("holdout", "all"),
-    "data.correlation": UNIT,
-    "data.train_images": COUNT,
-    "data.test_images": COUNT,
-    "data.image_size": COUNT,
-    "data.data_seed": ((lambda value: _whole(value, 0)), "a whole number, 0 or more"),
-    "trainer.max_epochs": _or_null(COUNT),
-    "trainer.max_steps": (
-        (lambda value: value == -1 or _whole(value, 1)),
-        "a whole number, 1 or more, or -1 for no limit",
-    ),
-    "trainer.accumulate_grad_batches": COUNT,
-    "trainer.num_nodes": COUNT,
-    "trainer.limit_val_batches": _or_null(POSITIVE),
-    "trainer.overfit_batches": ((lambda value: value == 0), "0: it would train on the hold-out"),
-    "trainer.precision": _one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"),
-    "trainer.log_every_n_steps": COUNT,
-    "trainer.gradient_clip_val": _or_null(POSITIVE),
-    "trainer.use_distributed_sampler": _one_of(False),
-    "trainer.enable_checkpointing": _or_null(FLAG),
-}
+WHERE = ("resume", "overwrite", "sweep", *RUN_KEYS)  # of these two jobs of a sweep may differ and be one run
 
 
 def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
@@ -149,75 +44,206 @@ def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
         sweep: the run is one of a sweep: it keeps no weights unless told to, and takes one device.
     """
     with open_dict(cfg):
-        for name in ("beta", "temperature", "alpha"):  # 1 and 1.0 are one setting
-            cfg[name] = None if cfg[name] is None else float(cfg[name])
-        for name in {"beta", "temperature", "alpha"} - set(cfg.method.uses):
-            cfg[name] = None
-        mapped = cfg.mask.kind in ("object", "context")
-        for name in ("threshold", "cam", "source", "layers"):
-            cfg.mask[name] = cfg.mask[name] if mapped else None
-        if cfg.mask.kind != "random":
-            cfg.mask.rate = None
-        if cfg.trainer.enable_checkpointing is None:
-            wanted = OmegaConf.select(cfg, "logger.wandb.log_model")  # an artifact of the run's model
-            cfg.trainer.enable_checkpointing = bool(wanted) or not sweep
-        if sweep and cfg.trainer.devices == "auto":
-            cfg.trainer.devices = 1
+        for name, value in _follows(Settings(cfg), sweep=sweep):
+            OmegaConf.update(cfg, name, value)
 
 
-def check_applies(cfg: DictConfig, typed: Iterable[str]) -> None:
-    """Refuses settings that were typed and mean nothing here; left alone, they would be lost without a word.
+def _follows(settings: Settings, *, sweep: bool) -> Iterator[tuple[str, Any]]:
+    """(name, value) of what follows from the rest; see `resolve`."""
+    values = settings.values
+    masked = settings.takes.get("method", {}).get("masks", False) is not False
+    filled = masked and settings.takes.get("mask", {}).get("fills", True)
+    for name, value in values.items():
+        if name.startswith("mask.") and name != "mask.kind" and not (masked and settings.is_taken(name)):
+            yield name, None
+        elif "." not in name and not isinstance(value, dict) and name not in RUN_KEYS:
+            if not settings.is_taken(name):
+                yield name, None
+            elif _number(value) and any(_is_real(one) for owner, one in settings.descriptions(name) if owner != "core"):
+                yield name, float(value)  # 1 and 1.0 are one setting
+    if not masked:
+        yield "mask.kind", "none"
+    if not filled:
+        yield "fill.kind", "none"
+    if values["trainer.enable_checkpointing"] is None:
+        wanted = values.get("logger.wandb.log_model")  # an artifact of the run's model
+        yield "trainer.enable_checkpointing", bool(wanted) or not sweep
+    if sweep and values["trainer.devices"] == "auto":
+        yield "trainer.devices", 1
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_real(described: Mapping[str, Any]) -> bool:
+    return described.get("kind", "number") == "number" and "of" not in described and "any" not in described
+
+
+def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
+    """Refuses what cannot work.
+
+    Args:
+        typed: what was typed for this one run, by name; see `refuse_idle`.
+
+    Raises:
+        UserError: the first setting that is missing, means nothing, is out of range, or at odds with another.
+    """
+    missing(cfg)
+    for name, _ in flatten(container(cfg, resolve=False)):
+        if name in REFUSED:
+            raise UserError(f"{name}: {REFUSED[name]}")
+    if "takes" not in cfg.method or not (METHODS / f"{cfg.method.name}.py").is_file():
+        lacks = "has no `takes`" if "takes" not in cfg.method else f"needs robustft/methods/{cfg.method.name}.py"
+        raise UserError(f"method={cfg.method.name} {lacks}: see conf/method/counterfactual.yaml for what a method says")
+    if typed is not None:
+        refuse_idle([cfg], typed)
+    settings = Settings(cfg)
+    for name in settings.takes["method"].get("needs") or ():
+        if settings.values.get(name) is None:
+            raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
+    for name, value in settings.values.items():
+        for owner, described in settings.descriptions(name):
+            if value is None and owner in ("method", "mask") and not accepts(described, None):
+                if owner == "method" or settings.masks() is None:
+                    raise UserError(f"{name} has no value: {settings.chosen(owner)} needs one")
+            elif not accepts(described, value):
+                raise UserError(f"{name}={shown(value)}: expected {expected(described)}")
+    trains = bool(settings.takes["method"]["trains"])
+    if trains:
+        _check_length(cfg)
+        _check_batch(cfg)
+    _check_inputs(cfg)
+
+
+def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: bool = False) -> None:
+    """Refuses a setting that was typed and matters in none of ``jobs``: it would be lost without a word.
+
+    Args:
+        jobs: composed configs, not resolved: of one run, or of all runs of a sweep or a study.
+        typed: what was typed, by name.
 
     Raises:
         UserError: names the first of them.
     """
-    of_map = ("threshold", "cam", "source", "layers")
-    masks = {"none": (), "random": ("rate",), "object": of_map, "context": of_map}
-    for key in typed:
-        group, _, name = key.rpartition(".")
-        if group == "mask" and name != "kind" and name not in masks[cfg.mask.kind]:
-            raise UserError(f"{key} does nothing with mask={cfg.mask.kind}: leave it out, or choose another mask")
-        if key in ("beta", "temperature", "alpha") and key not in cfg.method.uses:
-            raise UserError(f"{key} does nothing with method={cfg.method.name}: leave it out")
+    names = [name for name in typed if not name.startswith(("hydra.", "hydra/"))]
+    for name in names:
+        if "takes" in name.split("."):
+            raise UserError(f"{name}: what a component takes is described in its file, and no setting")
+        if reason := REFUSED.get(name) or CHOSEN.get(name):
+            raise UserError(f"{name}: {reason}")
+    left = [name for name in names if name not in ("experiment", *WHERE)]
+    first: Settings | None = None
+    unread: list[DictConfig] = []
+    for job in jobs:
+        if not left:
+            return
+        if job.check is not None or job.prepare:  # looks at the data of the run that is described, whatever it is
+            return
+        try:
+            settings = seen(job, sweep=sweep)
+        except OmegaConfBaseException:  # it will say what it lacks when it is run
+            unread.append(job)
+            continue
+        first = first or settings
+        left = [name for name in left if not _means_something(settings, name, typed[name])]
+    if left and first is not None and not unread:
+        name = left[0]
+        reason = first.why_idle(name) or first.chosen("method")
+        group = name.partition(".")[0]
+        everywhere = " in any of the runs" if len(jobs) > 1 else ""
+        what = f"{name}={typed[name]}"
+        if group in ("mask", "fill") and first.takes["method"].get("masks", False) is False:
+            raise UserError(f"{reason} takes no mask or fill: leave out {what}")
+        if group == "fill" and reason.startswith("mask="):
+            raise UserError(f"{what} has nothing to fill with {reason}: leave it out, or choose a mask")
+        raise UserError(f"{what} does nothing with {reason}{everywhere}: leave it out, or change {_part(reason)}")
 
 
-def check(cfg: DictConfig) -> None:
-    """Refuses what cannot work.
+def _part(reason: str) -> str:
+    return reason.partition("=")[0]
+
+
+def _means_something(settings: Settings, name: str, value: str) -> bool:
+    """Whether a typed setting matters, or says no more than what is so."""
+    if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
+        return True
+    node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
+    if node and "." not in name and name not in ("mask", "fill") and not value.startswith("{"):
+        return True  # a whole component is chosen: others ask what it means
+    return settings.matters(name)
+
+
+def seen(cfg: DictConfig, *, sweep: bool) -> Settings:
+    """What a run makes of its settings: values as they are resolved, references as they are written."""
+    settings = Settings(cfg)
+    settings.values |= dict(_follows(settings, sweep=sweep))
+    return settings
+
+
+def identity(cfg: DictConfig, *, sweep: bool = False) -> tuple[tuple[str, str], ...]:
+    """What makes a job the run that it is: jobs of which this is the same are one run."""
+    settings = seen(cfg, sweep=sweep)
+    own = (name for name in sorted(settings.values) if name not in WHERE and settings.matters(name))
+    return tuple((name, repr(settings.values[name])) for name in own if not name.startswith("model.recipe."))
+
+
+def missing(cfg: DictConfig) -> None:
+    """Refuses a config in which something has no value.
 
     Raises:
-        UserError: the first setting that is missing, out of range, or at odds with another.
+        UserError: names it.
     """
     for name, value in flatten(container(cfg, resolve=False)):
         if value == "???":
             raise UserError(f"{name} has no value: pass {name}=...")
-    for name, (accepts, expected) in RULES.items():
-        value = OmegaConf.select(cfg, name, default=accepts)
-        if value is accepts:
-            continue
-        value = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
-        if not accepts(value):
-            raise UserError(f"{name}={_shown(value)}: expected {expected}")
-    _check_masks(cfg)
-    _check_batch(cfg)
-    if cfg.disagreement and cfg.method.name not in ("counterfactual", "finetune", "kd", "lpft"):
-        raise UserError(f"disagreement is not measured with method={cfg.method.name}: leave it out")
-    _check_inputs(cfg)
 
 
-def _check_masks(cfg: DictConfig) -> None:
-    method, mask, fill = cfg.method, cfg.mask, cfg.fill.kind
-    if not method.masks:
-        given = [f"mask={mask.kind}"] if mask.kind != "none" else []
-        given += [f"fill={fill}"] if fill != "none" else []
-        given += [f"mask.{key}={mask[key]}" for key in mask if key != "kind" and mask[key] is not None]
-        if given:
-            raise UserError(f"method={method.name} takes no mask or fill: leave out {given[0]}")
-    if mask.kind == "none" and fill != "none":
-        raise UserError(f"fill={fill} has nothing to fill with mask=none: leave it out, or choose a mask")
-    mapped = ("threshold", "cam", "source")
-    for key in {"object": mapped, "context": mapped, "random": ("rate",)}.get(mask.kind, ()):
-        if mask[key] is None:
-            raise UserError(f"mask.{key} has no value: mask={mask.kind} needs one")
+def distinct(jobs: Sequence[DictConfig], also: Sequence[Any] | None = None) -> list[int]:
+    """For each job of a sweep or study the position of the first one that is the same run (its own, if none is).
+
+    Args:
+        also: what else has to be the same, for each of the jobs.
+
+    A config that cannot be read to its end is like no other: it will be refused when it is run.
+    """
+    first: dict[Any, int] = {}
+    found = []
+    for number, job in enumerate(jobs):
+        try:
+            key: Any = (identity(job, sweep=True), also and also[number])
+        except (OmegaConfBaseException, ValueError, TypeError):
+            key = number
+        found.append(first.setdefault(key, number))
+    return found
+
+
+def check_started(cfg: DictConfig) -> None:
+    """Refuses a run on several machines that was started on one: it would wait for the others for ever.
+
+    Raises:
+        UserError: says how to start it.
+    """
+    nodes = cfg.trainer.num_nodes
+    by_hand = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
+    if nodes > 1 and not by_hand and processes.launched_together() is None:
+        devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else "DEVICES"
+        raise UserError(
+            f"trainer.num_nodes={nodes}: nobody has started this run on {nodes} machines. Start it by SLURM (srun"
+            f" --nodes={nodes} --ntasks-per-node={devices} python run.py ...), or on each machine by torchrun"
+            f" --nnodes={nodes} --nproc-per-node={devices} --node-rank=0..{nodes - 1} --master-addr=FIRST run.py ..."
+        )
+
+
+def _check_length(cfg: DictConfig) -> None:
+    trainer, optimizer = cfg.trainer, cfg.optimizer
+    if trainer.max_epochs is None and trainer.max_steps == -1 and not trainer.fast_dev_run:
+        raise UserError("give trainer.max_epochs or trainer.max_steps: the learning-rate schedule needs an end")
+    if optimizer.base_momentum > optimizer.max_momentum:
+        raise UserError(
+            f"optimizer.base_momentum={optimizer.base_momentum}: expected at most"
+            f" optimizer.max_momentum={optimizer.max_momentum}"
+        )
 
 
 def _check_batch(cfg: DictConfig) -> None:
@@ -238,29 +264,22 @@ def _check_batch(cfg: DictConfig) -> None:
 
 def _check_inputs(cfg: DictConfig) -> None:
     """Files and folders named in the config are there. What is in them is for their readers to check."""
-    for name in cfg.method.needs:
-        if cfg[name] is None:
-            raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
-    for name in cfg.method.uses:
-        if cfg[name] is None:
-            raise UserError(f"{name} has no value: method={cfg.method.name} needs one")
     for name in ("init", "teacher", "checkpoint"):
         if cfg[name] is not None and (Path(cfg[name]).expanduser() / MODEL).is_file():
             cfg[name] = str(Path(cfg[name]) / MODEL)  # the run's folder will do
         if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
-        listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
-        for pattern in listed:
+        listed = list(cfg.checkpoints) if OmegaConf.is_list(cfg.checkpoints) else [cfg.checkpoints]
+        for pattern in listed or [None]:
             if not isinstance(pattern, str) or not glob.glob(str(Path(pattern).expanduser()), recursive=True):
-                raise UserError(f"checkpoints={pattern}: no such file. Expected model.safetensors of runs")
+                raise UserError(f"checkpoints={pattern or listed}: no such file. Expected model.safetensors of runs")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not Path(pretrained).expanduser().is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
-    root = cfg.data.root  # the scenes' folder is made when it is needed
-    on_disk = "imagenet" in cfg.data._target_
-    if root is not None and not on_disk and Path(root).expanduser().is_dir():
+    root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
+    if root is not None and on_disk is False and Path(root).expanduser().is_dir():
         inside = [path.name for path in Path(root).expanduser().iterdir()]
         if inside and not any(name.startswith("scenes") for name in inside):
             raise UserError(
@@ -292,24 +311,37 @@ def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
     """A config as nested dictionaries; unless resolved, references stay as they are written."""
     values = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    return without_takes(values)
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
-    """Settings in which two plain configs describe different runs, as "name=here (there: value)"."""
-    here, there = dict(flatten(ours)), dict(flatten(theirs))
+def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain config as it was saved, by this or an earlier version, in today's names."""
+    config = {**saved}
+    optimizer = dict(config.get("optimizer") or {})
+    if betas := optimizer.pop("betas", None):  # its first value never had an effect
+        config["optimizer"] = optimizer | {"beta2": betas[1], "max_momentum": 0.95, "base_momentum": 0.85}
+    if isinstance(config.get("method"), dict):
+        traits = ("trains", "masks", "needs", "uses")  # of the code
+        config["method"] = {key: value for key, value in config["method"].items() if key not in traits}
+    if isinstance(config.get("trainer"), dict):
+        config["trainer"] = {key: v for key, v in config["trainer"].items() if f"trainer.{key}" not in REFUSED}
+    return config
+
+
+def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Settings in which a run is another one than that of a saved config, as "name=here (there: value)".
+
+    Args:
+        ours: a resolved config; of a plain one everything counts, also what means nothing to it.
+    """
+    settings = Settings(ours) if isinstance(ours, DictConfig) else None
+    here = settings.values if settings else dict(flatten(renewed(ours)))
+    there = dict(flatten(renewed(theirs)))
     names = [name for name in {**there, **here} if not INCIDENTAL.fullmatch(name)]
+    if settings:  # where these are the same, what means nothing here means nothing there
+        names = [name for name in names if name not in here or settings.matters(name)]
     return [
-        f"{name}={_shown(here.get(name))} (there: {_shown(there.get(name))})"
+        f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
         for name in names
         if here.get(name) != there.get(name)
     ]
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted name, value) of every leaf; lists and empty dictionaries are leaves."""
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

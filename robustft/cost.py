@@ -92,7 +92,7 @@ def kinds(entry: Entry) -> list[Kind]:
     if method.name == "lpft":
         rest = settings[1:]
         return [("method=linear_probe", *rest), (*VANILLA, *rest)]
-    return [tuple(settings)] if method.trains else []
+    return [tuple(settings)] if method.takes.trains else []
 
 
 @cache

@@ -39,7 +39,7 @@ from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
-from robustft.training import Trained, make_trainer, resolve_precision, train
+from robustft.training import Trained, check_limits, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,14 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         check(this.data)
         return None
     if cfg.prepare:
-        this.data.prepare(training=cfg.method.trains)
+        this.data.prepare(training=cfg.method.takes.trains)
         return None
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
-    this.data.verify(training=cfg.method.trains)
-    if cfg.method.trains:
+    this.data.verify(training=cfg.method.takes.trains)
+    if cfg.method.takes.trains:
         this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
+    this.data.setup()
+    check_limits(this.data, this.data.trainer, training=cfg.method.takes.trains)
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
             this.load(path)  # refused before time is spent, if at all
@@ -92,7 +94,8 @@ class Run:
     def data(self) -> RobustnessData:
         model = self.cfg.model
         preprocess = preprocess_of(model.architecture, model.pretrained)
-        return instantiate(self.cfg.data, _partial_=True, _convert_="all")(preprocess=preprocess, seed=self.cfg.seed)
+        options = {key: value for key, value in self.cfg.data.items() if key != "takes"}
+        return instantiate(options, _partial_=True, _convert_="all")(preprocess=preprocess, seed=self.cfg.seed)
 
     @cached_property
     def zeroshot(self) -> Classifier:
@@ -230,7 +233,7 @@ class Run:
             with keeps_going("the gallery"):
                 gallery = self.gallery(made.model, evaluator)
         plain = config.plain(cfg)
-        masked = cfg.method.masks
+        masked = bool(cfg.method.takes.masks)
         record = results_record(
             scores,
             name=cfg.run_name,
@@ -263,7 +266,7 @@ class Run:
     def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
         """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
         cfg = config.plain(self.cfg)
-        distils = cfg["method"]["masks"] and bool(cfg["beta"])
+        distils = bool(self.cfg.method.takes.masks) and bool(cfg["beta"])
         if cfg["method"]["name"] == "zeroshot":
             models = {"zero-shot model": student}
         elif not distils:

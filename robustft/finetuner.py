@@ -30,14 +30,17 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 class Schedule:
     """AdamW under a one-cycle cosine schedule of ``steps`` optimiser steps (defaults in conf/model).
 
-    ``warmup`` is the fraction of steps on which the learning rate rises from lr/25; it ends at lr/250,000.
+    ``warmup`` is the fraction of steps on which the learning rate rises from lr/25; it ends at lr/250,000. Against it
+    β1 falls from ``max_momentum`` to ``base_momentum`` and rises again; β2 is ``beta2``.
     """
 
     lr: float
     weight_decay: float
-    betas: tuple[float, float]
     warmup: float
     steps: int
+    beta2: float = 0.999
+    max_momentum: float = 0.95
+    base_momentum: float = 0.85
 
 
 class Finetuner(Evaluator):
@@ -149,7 +152,7 @@ class Finetuner(Evaluator):
         optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=schedule.lr,
-            betas=schedule.betas,
+            betas=(schedule.max_momentum, schedule.beta2),
             weight_decay=schedule.weight_decay,
             fused=self.trainer.precision != "16-mixed",  # fused, its scaled gradients would be clipped
         )
@@ -157,7 +160,12 @@ class Finetuner(Evaluator):
         if warmup * schedule.steps == 1:
             warmup *= 1 + 1e-9  # OneCycleLR divides by the length of a rise that is exactly one step
         one_cycle = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=schedule.lr, total_steps=schedule.steps, pct_start=warmup
+            optimizer,
+            max_lr=schedule.lr,
+            total_steps=schedule.steps,
+            pct_start=warmup,
+            base_momentum=schedule.base_momentum,
+            max_momentum=schedule.max_momentum,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": one_cycle, "interval": "step"}}
 
@@ -185,7 +193,9 @@ class Finetuner(Evaluator):
         checkpoint["schedule"] = asdict(self.schedule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint["schedule"]
+        saved = dict(checkpoint["schedule"])
+        if betas := saved.pop("betas", None):  # of an earlier version
+            saved |= {"beta2": betas[1], "max_momentum": 0.95, "base_momentum": 0.85}
         changed = [key for key, value in asdict(self.schedule).items() if saved[key] != value]
         if changed:
             key = changed[0]

@@ -1,20 +1,25 @@
 """What was typed after `python run.py`: parsed, with the nearest valid names for what is not known."""
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft.config import container, flatten
+from robustft.config import container
 from robustft.errors import UserError
+from robustft.settings import REFUSED, flatten
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
@@ -79,6 +84,75 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
             raise UserError(describe(error)) from error
 
 
+@dataclass(frozen=True)
+class Job:
+    """One of the configs that several values make.
+
+    Attributes:
+        choices: the value of each setting that has several.
+    """
+
+    cfg: DictConfig
+    choices: dict[str, Any]
+
+
+def jobs(overrides: Sequence[Override]) -> list[Job]:
+    """Every combination of the values of swept settings, in the order in which Hydra's sweeper makes them.
+
+    Of what is drawn from an interval its ends stand for all.
+
+    Raises:
+        UserError: a config cannot be composed.
+    """
+    last = {override.key_or_group: override for override in overrides}
+    swept = {key: _ends(override) for key, override in last.items() if override.is_sweep_override()}
+    fixed = [str(override.input_line) for override in last.values() if not override.is_sweep_override()]
+    made = [dict(zip(swept, choice, strict=True)) for choice in itertools.product(*swept.values())]
+    cfgs = composed([[*fixed, *(f"{key}={value}" for key, value in choices.items())] for choices in made])
+    return [
+        Job(cfg, {key: v if is_group(key) else OmegaConf.select(cfg, key) for key, v in choices.items()})
+        for cfg, choices in zip(cfgs, made, strict=True)
+    ]
+
+
+def composed(typed: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The configs that lists of settings make, without their `hydra` node.
+
+    They are composed once for every combination of groups: the other settings are put in, in a tenth of the time.
+
+    Raises:
+        UserError: a config cannot be composed.
+    """
+    bases: dict[tuple[str, ...], DictConfig] = {}
+    made = []
+    for settings in typed:
+        parsed = parse(settings)
+        chosen = tuple(str(o.input_line) for o in parsed if is_group(o.key_or_group) or o.is_add())
+        if chosen not in bases:
+            bases[chosen] = compose_first(parse(chosen))
+            with open_dict(bases[chosen]):
+                bases[chosen].pop("hydra", None)
+        _check_names(parsed, bases[chosen])
+        cfg = deepcopy(bases[chosen])
+        for override in parsed:
+            name = override.key_or_group
+            if not (is_group(name) or override.is_add() or name.startswith("hydra.")):
+                with open_dict(cfg):
+                    OmegaConf.update(cfg, name, override.value(), merge=True)
+        made.append(cfg)
+    return made
+
+
+def _ends(override: Override) -> list[str]:
+    value = override.value()
+    return [str(value.start), str(value.end)] if isinstance(value, IntervalSweep) else values(override)
+
+
+def texts(overrides: Iterable[Override]) -> dict[str, str]:
+    """What was typed, by name, as it was typed."""
+    return {override.key_or_group: str(override.input_line).partition("=")[2] for override in overrides}
+
+
 def groups() -> dict[str, list[str]]:
     """Config groups and their options."""
     return {
@@ -89,7 +163,12 @@ def groups() -> dict[str, list[str]]:
 
 
 def is_group(key: str) -> bool:
-    return key in groups() or key.startswith("hydra/")
+    return key in _group_names() or key.startswith("hydra/")
+
+
+@cache
+def _group_names() -> set[str]:
+    return set(groups())
 
 
 def _check_options(overrides: Sequence[Override]) -> None:
@@ -110,6 +189,8 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
         if key.startswith(("hydra.", "hydra/")) or override.is_add() or is_group(key):
             continue
         if not _exists(known, key):
+            if key in REFUSED:
+                raise UserError(f"{key}: {REFUSED[key]}")
             near = nearest(key, names)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown setting {key!r}.{hint} See python run.py --help")
@@ -141,6 +222,8 @@ def describe(error: BaseException) -> str:
     text = str(error).split("Config search path")[0]
     if isinstance(error.__cause__, HydraException | OmegaConfBaseException):
         text = f"{text} {str(error.__cause__).splitlines()[0] if str(error.__cause__) else ''}"
+    if missing := re.search(r"Missing mandatory value: (\S+)", text):
+        return f"{missing[1]} has no value: pass {missing[1]}=..."
     if "hydra/launcher" in text or "hydra/sweeper" in text:
         text += '\nLaunchers are extras: pip install -e ".[joblib]" or ".[submitit]"'
     text = re.sub(r"https?://\S+", "", text)

@@ -10,7 +10,7 @@ settings (`checkpoint=...`), where Hydra's grammar does not take "=" or ",".
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
     return "_".join(parts) or "run"
 
 
+def readable_name(values: Mapping[str, Any], swept: Sequence[str]) -> str:
+    """The name of a sweep's run by `job_name`, given the values of what is swept."""
+    return (
+        "_".join(f"{short}-{slug(values[key])}" for short, key in zip(short_names(swept), swept, strict=True)) or "run"
+    )
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a complete evaluation lies in a run folder."""
     try:
@@ -124,10 +131,9 @@ def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 def newest_interrupted(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
     """Of some run folders, the newest that was interrupted and has this very config."""
-    wanted = config.plain(cfg)
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
         saved = saved_config(folder) if is_interrupted(folder) else None
-        if saved is not None and not config.differences(wanted, saved):
+        if saved is not None and not config.differences(cfg, saved):
             return folder
     return None
 
@@ -152,7 +158,7 @@ def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -
     Raises:
         UserError: names up to three settings that differ.
     """
-    found = config.differences(config.plain(cfg), saved_config(folder) or {})
+    found = config.differences(cfg, saved_config(folder) or {})
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
         raise UserError(f"{what} has other settings: {', '.join(found[:3])}{more}. {advice}")

@@ -36,7 +36,7 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import Progress
 
-from robustft import files, overrides, runs
+from robustft import config, files, overrides, runs
 from robustft.errors import UserError
 
 Results = dict[str, dict[str, Any]]
@@ -154,6 +154,7 @@ class Study:
         self.work = parent / runs.RUNS / "studies" / name
         self.by_name = {entry.name: entry for entry in entries}
         self._check()
+        self.twin_of = self._twins()  # by name of an entry, the first one that is the same run
 
     def result(self, entry: Entry) -> Path:
         return self.folder / "results" / f"{entry.name}.json"
@@ -164,19 +165,22 @@ class Study:
         return [self.result(entry), *also]
 
     def model(self, name: str) -> Path:
-        return self.work / name / "model.safetensors"
+        return self.work / self.twin_of.get(name, name) / "model.safetensors"
 
     def overrides(self, entry: Entry) -> list[str]:
         """What is typed for an entry, the models of other entries in place. Its own settings have the last word."""
         own = [MODEL.sub(lambda match: str(self.model(match[1])), setting) for setting in entry.settings]
-        usual = ["logger=none", "trainer.enable_checkpointing=true"]
-        return [*usual, *self.settings, *own]
+        return [*self.overrides_of_all(), *own]
+
+    def overrides_of_all(self) -> list[str]:
+        return ["logger=none", "trainer.enable_checkpointing=true", *self.settings]
 
     def to_run(self) -> list[Entry]:
         """Entries without a result, and those whose model one of these needs and is no longer there."""
         chosen: dict[str, Entry] = {}
 
         def choose(entry: Entry) -> None:
+            entry = self.by_name[self.twin_of[entry.name]]
             for name in sorted(entry.needs):
                 if not self.model(name).exists():
                     choose(self.by_name[name])
@@ -193,6 +197,8 @@ class Study:
         Raises:
             UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
         """
+        for entry in self.entries:
+            self._share(self.by_name[self.twin_of[entry.name]])
         if waiting := self.to_run():
             self._run(waiting, jobs, end)
         if missing := [entry.name for entry in self.entries if not self.result(entry).exists()]:
@@ -214,7 +220,7 @@ class Study:
         ):
             task = progress.add_task("runs", total=len(waiting))
             while True:
-                ready = [entry for entry in waiting if not entry.needs & left] if time.monotonic() < end else []
+                ready = [entry for entry in waiting if not self._needs(entry) & left] if time.monotonic() < end else []
                 for entry in ready[: jobs - len(running)]:
                     waiting.remove(entry)
                     running[pool.submit(execute, str(self.work / entry.name), self.overrides(entry))] = entry
@@ -247,6 +253,36 @@ class Study:
         except BlockingIOError:
             raise UserError(f"another process is at work on this study, in {self.work}") from None
 
+    def _needs(self, entry: Entry) -> set[str]:
+        return {self.twin_of[name] for name in entry.needs}
+
+    def _twins(self) -> dict[str, str]:
+        """Checks what each entry makes of its settings; which are the same run as an entry before them.
+
+        Raises:
+            UserError: an entry has a setting that means nothing there, or a typed one means nothing in any.
+        """
+        typed = overrides.texts(overrides.parse(self.settings))
+        own = [[_named(setting) for setting in entry.settings] for entry in self.entries]
+        jobs = overrides.composed([[*self.overrides_of_all(), *settings] for settings in own])
+        config.refuse_idle(jobs, typed, sweep=True)
+        for entry, settings, job in zip(self.entries, own, jobs, strict=True):
+            try:
+                config.refuse_idle([job], overrides.texts(overrides.parse(settings)), sweep=True)
+            except UserError as error:
+                raise UserError(f"{entry.name}: {error}") from error
+        first = config.distinct(jobs, also=[entry.also for entry in self.entries])
+        return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
+
+    def _share(self, entry: Entry) -> None:
+        """Gives an entry's results to those that are the same run, if there are any."""
+        for twin in self.entries:
+            if twin is entry or self.twin_of[twin.name] != entry.name:
+                continue
+            for ours, theirs in zip(self.kept(entry), self.kept(twin), strict=True):
+                if ours.exists() and not theirs.exists():
+                    files.write(theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1))
+
     def _check(self) -> None:
         varied = {setting.partition("=")[0] for entry in self.entries for setting in entry.settings}
         for key in (setting.partition("=")[0] for setting in self.settings):
@@ -256,7 +292,7 @@ class Study:
             if self.result(entry).exists():
                 made = json.loads(self.result(entry).read_text())["config"]
                 for setting in entry.settings:
-                    own = MODEL.sub(lambda match: f"{match[1]}/model.safetensors", setting)
+                    own = _named(setting)
                     if not _has(made, own):
                         raise UserError(f"{self.result(entry)} was not made with {own}: delete it to run that again")
 
@@ -265,14 +301,16 @@ class Study:
         record = json.loads((folder / "results.json").read_text())
         record["config"] = _without_paths(record["config"], str(self.work))
         record["name"], record["config"]["resume"] = entry.name, None
-        if not entry.keep:
+        keep = any(twin.keep for twin in self.entries if self.twin_of[twin.name] == entry.name)
+        if not keep:
             record["checkpoint"] = None
         if entry.also is not None:
             files.write(self.kept(entry)[-1], (folder / entry.also).read_text())
         files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
         (folder / "last.ckpt").unlink(missing_ok=True)
-        if not entry.keep:
+        if not keep:
             self.model(entry.name).unlink(missing_ok=True)
+        self._share(entry)
 
 
 def outcome(future: Future[str | None], name: str) -> str | None:
@@ -342,6 +380,11 @@ def execute(folder: str, settings: list[str]) -> str | None:
         finally:
             logger.removeHandler(handler)
     return None
+
+
+def _named(setting: str) -> str:
+    """A setting in which models of other entries are named as results name them."""
+    return MODEL.sub(lambda match: f"{match[1]}/model.safetensors", setting)
 
 
 def _has(config: dict[str, Any], setting: str) -> bool:

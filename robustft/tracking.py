@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from omegaconf import DictConfig
 
-from robustft import config
+from robustft import config, settings
 from robustft.cache import is_first_process
 
 WANDB_ID = "wandb_id.txt"
@@ -71,7 +71,7 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any]) -> WandbLogge
         resume="allow",
         offline=offline,
         mode="offline" if offline else "online",
-        config=dict(config.flatten(config.plain(cfg))),
+        config=dict(settings.flatten(config.plain(cfg))),
         tags=default_tags(cfg) if tags is None else tags,
         **options,
     )

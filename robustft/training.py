@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustft.callbacks import Speed, StopOnNonFinite, progress
@@ -56,7 +57,7 @@ def train(
 
     Args:
         trainer: arguments of Lightning's Trainer.
-        optimizer: lr, weight_decay, betas, warmup.
+        optimizer: lr, weight_decay, warmup, beta2, max_momentum, base_momentum.
         resume: go on from ``folder/last.ckpt``.
         started: when this session of the run began, of ``time.perf_counter``; None: now.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
@@ -79,9 +80,7 @@ def train(
     if watch is not None:
         lightning.callbacks.insert(1, watch(steps, speed.skip))
     sets = data.sets if data.validate == "all" else [s for s in data.sets if s.name == "holdout"]
-    schedule = Schedule(
-        optimizer["lr"], optimizer["weight_decay"], tuple(optimizer["betas"]), optimizer["warmup"], steps
-    )
+    schedule = Schedule(**optimizer, steps=steps)
     finetuner = Finetuner(student, sets, schedule, distillation, seed)
     student.train()
     position = read_position(folder) if resume else None
@@ -116,12 +115,21 @@ def make_trainer(
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
         "enable_checkpointing": False,  # robustft/state.py keeps what is needed
+        "use_distributed_sampler": False,  # ours neither repeats nor drops images
+        "num_sanity_val_steps": 0,
+        "profiler": _profiler(options.get("profiler"), folder),
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }
     try:
         return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _profiler(kind: str | None, folder: Path) -> Profiler | None:
+    """A profiler that writes ``fit-profile.txt`` and ``validate-profile.txt``; Lightning's own way is a line of the log."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if kind is None else kinds[kind](dirpath=folder, filename="profile")
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:
@@ -159,7 +167,48 @@ def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
     limits += [trainer.max_steps] if trainer.max_steps != -1 else []
     if not limits:
         raise UserError("give trainer.max_epochs or trainer.max_steps: the learning-rate schedule needs an end.")
-    return max(1, min(limits))
+    if min(limits) < 1:
+        batches = data.train_images // data.batch_size * trainer.accumulate_grad_batches
+        raise UserError(
+            f"trainer.limit_train_batches={limit} of {batches} batches an epoch is none: there would be no step. Raise it"
+            if batches
+            else f"data.batch_size={data.batch_size} is more than the {data.train_images} training images: there would be"
+            " no step. Give a smaller data.batch_size"
+        )
+    return min(limits)
+
+
+def check_limits(data: RobustnessData, trainer: Trainer, training: bool) -> None:
+    """Refuse limits under which nothing would be trained or evaluated, or that Lightning refuses later.
+
+    Raises:
+        UserError: says what is there.
+    """
+    world = trainer.world_size
+    share = trainer.limit_val_batches
+    for evaluation_set in data.sets:
+        batches = math.ceil(len(evaluation_set.dataset) / (data.eval_batch_size * world))
+        if isinstance(share, float) and int(batches * share) < 1:
+            raise UserError(
+                f"trainer.limit_val_batches={share} of the {batches} batch(es) of {evaluation_set.name} is none: give"
+                " more, or a number of batches, or limit images by data.eval_images"
+            )
+    if not training:
+        return
+    planned_steps(data, trainer)
+    batches = data.train_images // data.batch_size * trainer.accumulate_grad_batches
+    limit = trainer.limit_train_batches
+    if isinstance(limit, float):
+        batches = int(batches * limit)
+    elif isinstance(limit, int):
+        batches = min(batches, limit)
+    interval = trainer.val_check_interval
+    scored = data.validate == "all" or data.holdout != 0
+    if scored and isinstance(interval, int) and not isinstance(interval, bool) and interval > batches:
+        raise UserError(
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: give at most so many,"
+            " or a fraction, or trainer.check_val_every_n_epoch"
+        )
 
 
 def _resume(trainer: Trainer, finetuner: Finetuner, data: RobustnessData, position: Position) -> None:

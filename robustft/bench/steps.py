@@ -126,7 +126,7 @@ class Bench:
         distillation = self._distillation(kind, dtype)
         if kind == "direct":
             return partial(self._direct, precision, random)
-        finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+        finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, 0.1, 1), distillation)
         later: list[Tensor] = []
         back = later.append if kind == "one_backward" else Tensor.backward
 

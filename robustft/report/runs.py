@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustft.config import renewed
 from robustft.errors import UserError
 from robustft.evaluation.results import read_results
 
@@ -68,7 +69,7 @@ class Run:
         record = self.record
         if record["method"] == "published":
             return {"method": "published", "name": re.sub(r"[_-]?\d+$", "", record["name"])}
-        flat = {key: _seedless(value) for key, value in flatten(record["config"]).items()}
+        flat = {key: _seedless(value) for key, value in flatten(renewed(record["config"])).items()}
         for key in ("method", "fill", "beta", "alpha", "temperature"):
             flat[key] = record[key]
         for key, value in (record["mask"] or {"kind": None}).items():

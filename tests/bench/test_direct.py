@@ -41,7 +41,7 @@ def test_loss_and_gradients(bench: Bench, kind: str, fill: str, layers: int | No
         cam=None if kind == "random" else lambda *seen: direct.relevance(*seen, layers),
     )
     expected.backward()
-    finetuner = Finetuner(bench.student, [], Schedule(1.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+    finetuner = Finetuner(bench.student, [], Schedule(1.0, 0.0, 0.1, 1), distillation)
     for checkpointing in (False, True):
         bench.student.visual.set_grad_checkpointing(checkpointing)
         bench.student.zero_grad()
@@ -72,7 +72,7 @@ def test_known_maps_are_looked_up(bench: Bench) -> None:
     known = unknown.with_maps(torch.zeros_like(cam).index_copy(0, order, cam))
     losses = []
     for distillation in (unknown, known):
-        finetuner = Finetuner(student, [], Schedule(1.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+        finetuner = Finetuner(student, [], Schedule(1.0, 0.0, 0.1, 1), distillation)
         terms = finetuner.objective(x, y, torch.Generator().manual_seed(0), Tensor.backward, indices=order)
         losses.append(terms["loss"].detach())
         assert 0 < terms["masked"] < 1

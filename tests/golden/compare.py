@@ -151,7 +151,7 @@ def compare_setting(numbers: dict[str, Tensor], losses: dict[str, float], settin
     """Features, losses and gradients of one mask and fill, through ``Finetuner.objective``."""
     student, x, y = load_model(numbers, "student"), numbers["images"], numbers["labels"]
     distill = make_setting(numbers, setting)
-    finetuner = Finetuner(student, [], Schedule(1.0, 0.0, (0.9, 0.999), 0.1, 1), distill)
+    finetuner = Finetuner(student, [], Schedule(1.0, 0.0, 0.1, 1), distill)
     seen: list[Counterfactual] = []
     measured = distill.distance
     watched = replace(distill, distance=lambda s, t, x_cf, known: (seen.append(x_cf), measured(s, t, x_cf, known))[1])
