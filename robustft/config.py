@@ -22,7 +22,7 @@ RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|disagreement|save_minutes|sweep|check|prepare|logger\..*"
+    r"(run_dir|run_name|resume|overwrite|disagreement|save_minutes|sweep|check|prepare|logger\..*"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|log_every_n_steps|profiler|detect_anomaly"
@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "teacher": _or_null(TEXT),
     "checkpoint": _or_null(TEXT),
     "resume": _or_null(TEXT),
+    "overwrite": FLAG,
     "save_minutes": NOT_NEGATIVE,
     "disagreement": ((lambda value: _whole(value, 0)), "a whole number, 0 or more"),
     "model.pretrained": _or_null(TEXT),

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from robustft import config
-from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, locked
+from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, one_at_a_time
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
 from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
@@ -37,6 +37,7 @@ from robustft.evaluation.results import Scores, print_table, results_record, wri
 from robustft.files import atomic
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
+from robustft.run_folder import start_over
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, make_trainer, resolve_precision, train
@@ -72,6 +73,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             this.load(path)  # refused before time is spent, if at all
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
+    if is_first_process():
+        start_over(this.folder)  # with overwrite=true: from here on there is no way back to what lies there
     made: Trained = method.make(this)
     record = this.finish(made, baseline)
     return record
@@ -193,7 +196,7 @@ class Run:
         self.data.setup("validate")
         cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
         whole = self.cfg.trainer.limit_val_batches is None and not self.cfg.trainer.fast_dev_run
-        with nullcontext() if self.together or not whole else locked(cache.folder / fingerprint(self.zeroshot)):
+        with nullcontext() if self.together or not whole else one_at_a_time(cache.folder / fingerprint(self.zeroshot)):
             known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
             missing = [s for s in self.data.sets if known[s.name] is None]
             if missing:
