@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
-from robustft.files import atomic, describe, disk_error
+from robustft.files import atomic, describe, disk_error, save_tensors
 from robustft.locks import locked
 
 log = logging.getLogger(__name__)
@@ -76,8 +76,8 @@ def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool
             return load_file(path)
         tensors = make()
         if not together or is_first_process():
-            with optional(path.parent), atomic(path) as partial:
-                save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+            with optional(path.parent):
+                save_tensors(path, tensors)
     return tensors
 
 
