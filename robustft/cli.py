@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, files, overrides, processes, run_folder, runs
+from robustft import config, overrides, processes, run_folder, runs
 from robustft.errors import FolderTaken, UserError, user_error
 
 log = logging.getLogger(__name__)

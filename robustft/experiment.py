@@ -38,7 +38,7 @@ from robustft.files import atomic
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.run_folder import start_over
-from robustft.state import BEST, read_position
+from robustft.state import BEST, check_best, read_position
 from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, make_trainer, resolve_precision, train
 
@@ -64,6 +64,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.prepare:
         this.data.prepare(training=cfg.method.trains)
         return None
+    if cfg.resume:
+        check_best(read_position(this.folder))  # refused before time is spent, if at all
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     this.data.verify(training=cfg.method.trains)
     if cfg.method.trains:

@@ -204,7 +204,9 @@ def read_notes(sweep: Path) -> dict[Path, str]:
     found = [json.loads(path.read_text("utf-8")) for path in sorted(place.glob("*.json"))]
     shutil.rmtree(place, ignore_errors=True)
     notes = {Path(note["folder"]): note for note in found}
-    return {folder: note["error"] for folder, note in notes.items() if not (note["in_use"] and runs.is_finished(folder))}
+    return {
+        folder: note["error"] for folder, note in notes.items() if not (note["in_use"] and runs.is_finished(folder))
+    }
 
 
 @contextmanager
@@ -267,10 +269,8 @@ def _known(folder: Path) -> str:
 def _models(cfg: DictConfig) -> Iterable[tuple[str, str]]:
     for name in ("checkpoint", "init", "teacher", "model.pretrained"):
         if isinstance(value := OmegaConf.select(cfg, name), str):
-            inside = Path(value).expanduser() / config.MODEL
-            yield name, str(inside if inside.is_file() else value)
+            yield name, str(config.model_file(value))
     listed = cfg.checkpoints if cfg.checkpoints is not None else []
     for pattern in [listed] if isinstance(listed, str) else list(listed):
         for path in glob(os.path.expanduser(str(pattern)), recursive=True):
-            inside = Path(path) / config.MODEL
-            yield "checkpoints", str(inside if inside.is_file() else path)
+            yield "checkpoints", str(config.model_file(path))

@@ -65,8 +65,8 @@ def prepare(sets: Mapping[str, ImageFolders], place: Path, lossy: bool) -> None:
         number = disk_error(error)
         reason = describe(number, place) if number is not None else str(error)
         raise UserError(
-            f"Cannot write to {place}: {reason}. Make room, or give another folder (data.prepared=DIR); the same command "
-            "goes on: what is complete is kept."
+            f"Cannot write to {place}: {reason}. Make room, or give another folder (data.prepared=DIR); the same "
+            "command goes on: what is complete is kept."
         ) from error
 
 
