@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, overrides, processes, run_folder, runs
+from robustft import config, homes, overrides, processes, run_folder, runs
 from robustft.errors import FolderTaken, UserError, user_error
 
 log = logging.getLogger(__name__)
@@ -134,8 +134,9 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             else:
                 run_folder.refuse_taken(folder, overwrite=cfg.overwrite)
             run_folder.begin(folder, cfg, typed)
-        log.info("%s%s", "continuing " if cfg.resume else "", _readable(folder))
+        log.info("%s%s", "continuing " if cfg.resume else "", run_folder.readable(folder))
 
+        homes.stand_in()
         from robustft import experiment  # torch, lightning and open_clip take seconds to import
 
         with _interruptions(folder, sweep=sweep), run_folder.disk_errors(folder, sweep=sweep):
@@ -192,7 +193,7 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif runs.is_interrupted(folder):
-            how = f"Resume with: python run.py resume={_readable(folder)}"
+            how = f"Resume with: python run.py resume={run_folder.readable(folder)}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None
@@ -313,18 +314,20 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}='{notes}'")  # reaches runs in other processes
     if "hydra.sweep.subdir" not in typed:
         first = folder / runs.job_folder(swept, cfg, {k: hydra_config.runtime.choices[k] for k in overrides.groups()})
-        run_folder.refuse_other_run(_resolved(cfg), first)
+        _refuse_other_sweep(cfg, first)
         added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
     return added, folder
 
 
-def _resolved(cfg: DictConfig) -> DictConfig:
-    """The config as a run of a sweep has it, for comparison."""
+def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
+    """Refuses a sweep whose first run has been made with other settings, before anything in its folder changes."""
     cfg = deepcopy(cfg)
-    with suppress(UserError):  # a run that cannot work is refused when its turn comes
+    try:
         config.check(cfg)
         config.resolve(cfg, sweep=True)
-    return cfg
+    except UserError:  # a run that cannot work is refused when its turn comes: others may
+        return
+    run_folder.refuse_other_run(cfg, first)
 
 
 def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
@@ -359,7 +362,3 @@ def _value(parsed: list[Override], key: str) -> str | None:
 def _in_task(error: BaseException) -> bool:
     """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
     return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _readable(folder: Path) -> str:
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

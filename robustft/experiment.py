@@ -34,7 +34,7 @@ from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.files import atomic
+from robustft.files import atomic, disk_error
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.run_folder import start_over
@@ -295,8 +295,11 @@ def keeps_going(what: str) -> Iterator[None]:
     """After a training its results are written, whatever becomes of what only accompanies them."""
     try:
         yield
-    except Exception:
-        log.warning("%s failed; the results are complete without", what, exc_info=True)
+    except Exception as error:
+        if disk_error(error) is None:
+            log.warning("%s failed; the results are complete without", what, exc_info=True)
+        else:
+            log.warning("%s failed (%s); the results are complete without", what, error)
 
 
 def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:

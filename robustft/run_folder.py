@@ -51,7 +51,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path, owner: str) -> str:
-    return f"{folder} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
+    return f"{readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
 
 
 def refuse_in_use(folder: Path) -> None:
@@ -209,6 +209,10 @@ def read_notes(sweep: Path) -> dict[Path, str]:
     }
 
 
+def readable(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else str(folder)
+
+
 @contextmanager
 def log_to_screen_alone() -> Iterator[None]:
     """The log in a folder that is to stay as it is does not grow."""
@@ -243,7 +247,7 @@ def disk_errors(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Make room, then go on with the sweep by the same command"
         elif runs.is_interrupted(folder):
-            how = f"What was kept before is whole: make room, then go on with python run.py resume={folder}"
+            how = f"What was kept before is whole: make room, then go on with python run.py resume={readable(folder)}"
         else:
             how = "Make room, then start the run again: nothing was kept yet to go on from"
         raise UserError(f"{text}. {how}") from error
