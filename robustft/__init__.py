@@ -12,10 +12,12 @@ __version__ = "0.1.0"
 def load(path: "str | Path") -> "Classifier":
     """A model left by a run (its folder, or the ``model.safetensors`` in it), ready to classify.
 
+    Of a run that was interrupted it is the best one so far; a warning says so.
+
     Raises:
         robustft.errors.UserError: the file is missing or is no model of this project.
     """
     from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
+    from robustft.config import model_file
 
-    inside = Path(path) / "model.safetensors"
-    return load_classifier(inside if inside.is_file() else Path(path))
+    return load_classifier(model_file(path))

@@ -1,32 +1,47 @@
-"""What is computed once and kept in the user's cache: scores of models that do not change, features, probes."""
+"""What is computed once and kept in the user's cache: scores of models that do not change, features, probes.
 
-import fcntl
+A cache that cannot be read, written or locked costs time, never the run.
+"""
+
 import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
-from robustft.files import atomic
+from robustft.files import atomic, describe, disk_error, save_tensors
+from robustft.locks import locked
 
 log = logging.getLogger(__name__)
 
+_said: list[Path] = []  # the folder that this process has complained of
+
 
 def cache_folder() -> Path:
-    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder."""
-    own = os.environ.get("ROBUSTFT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "robustft"
+    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    A variable that is empty counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification says.
+    """
+    own, shared = (os.environ.get(name, "").strip() for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
+    if own:
+        return Path(os.path.expanduser(own))
+    if not os.path.isabs(shared):
+        shared = os.path.expanduser("~/.cache")
+    if not os.path.isabs(shared):  # a user without a home, in a container
+        return Path(tempfile.gettempdir()) / f"robustft-{getattr(os, 'getuid', str)()}"
+    return Path(shared) / "robustft"
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -56,34 +71,44 @@ def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool
         together: the processes of a run make them together, each its share, and the first one keeps them. Otherwise
             one process makes them while others, of this run and of other runs, wait for it.
     """
-    with nullcontext() if together else locked(path):
-        if path.is_file():
-            with suppress(SafetensorError, OSError):
-                return load_file(path)
+    with nullcontext() if together else one_at_a_time(path):
+        with suppress(SafetensorError, OSError):
+            return load_file(path)
         tensors = make()
         if not together or is_first_process():
-            with atomic(path) as partial:
-                save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+            with optional(path.parent):
+                save_tensors(path, tensors)
     return tensors
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Nobody else, on this machine or another that sees the file, is in here for the same ``path``.
-
-    Raises:
-        BlockingIOError: somebody is, and ``wait`` is False.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f"{path.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not wait:
-                raise
-            log.info("waiting for another process that computes the same")
-            fcntl.flock(file, fcntl.LOCK_EX)
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Others wait, so that nothing is computed twice; where that cannot be arranged, nobody waits."""
+    with ExitStack() as stack:
+        with optional(path.parent):
+            stack.enter_context(locked(path))
         yield
+
+
+@contextmanager
+def optional(folder: Path) -> Iterator[None]:
+    """What is done here with a cache ``folder`` may fail: a line says so, once in a process."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = disk_error(error)
+        _say_once(folder, describe(number, folder) if number else getattr(error, "strerror", None) or str(error))
+
+
+def _say_once(folder: Path, reason: str) -> None:
+    if not _said:
+        _said.append(folder)
+        log.warning(
+            "cannot keep results in the cache %s (%s): they are computed anew each time. ROBUSTFT_CACHE=DIR names "
+            "another folder for it",
+            folder,
+            reason,
+        )
 
 
 class ScoreCache:
@@ -103,7 +128,7 @@ class ScoreCache:
             return None
 
     def put(self, evaluation_set: EvaluationSet, score: Score) -> None:
-        with atomic(self._path(evaluation_set)) as partial:
+        with optional(self.folder), atomic(self._path(evaluation_set)) as partial:
             partial.write_text(json.dumps(score.as_dict()))
 
     def _path(self, evaluation_set: EvaluationSet) -> Path:

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, files, overrides, processes, runs
-from robustft.errors import UserError, user_error
+from robustft import config, homes, overrides, processes, run_folder, runs
+from robustft.errors import FolderTaken, UserError, user_error
 
 log = logging.getLogger(__name__)
 
@@ -80,59 +81,77 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
     side_by_side = sweep and hydra_config.runtime.choices.get("hydra/launcher") != "basic"
+    stamp = run_folder.settings_stamp(folder)
+    logging.raiseExceptions = False  # a log file that cannot be written: the disk is full
     try:
         with _signed(folder.name) if side_by_side else nullcontext():
             return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
+        # A run that has begun has written its settings. One that has not leaves another's folder as it was.
+        others = stamp is not None and stamp == run_folder.settings_stamp(folder)
+        untouched = others or isinstance(mistake, FolderTaken)
         if processes.is_first():
             text = str(mistake) if mistake else traceback.format_exc()
-            files.write(folder / "error.txt", text.rstrip() + "\n")
-        if not sweep:
-            _failures.append(error)
-        elif mistake:
-            log.error("%s failed: %s", folder.name, mistake)
-        else:
-            log.exception("%s failed", folder.name)
+            run_folder.leave_error(folder, text, untouched=untouched)
+        with run_folder.log_to_screen_alone() if untouched else nullcontext():
+            if not sweep:
+                _failures.append(error)
+            elif mistake:
+                log.error("%s failed: %s", folder.name, mistake)
+            else:
+                log.exception("%s failed", folder.name)
         return None
 
 
 def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = False) -> dict[str, Any] | None:
-    """A composed config to its results in ``folder``; ``typed`` is what was asked for, kept for resuming."""
+    """A composed config to its results in ``folder``; ``typed`` is what was asked for, kept for resuming.
+
+    Raises:
+        FolderTaken: the folder is another run's, finished, interrupted, or at work there now. It is left as it was.
+    """
     # What is typed for a sweep has been looked at for all of its runs together.
     config.check(cfg, None if sweep else overrides.texts(overrides.parse(typed)))
     config.check_started(cfg)
     name = folder.name if sweep else runs.name(cfg)
     config.resolve(cfg, sweep=sweep)
     if sweep and runs.is_finished(folder):
-        advice = "Name another sweep with sweep=..., or delete the folder"
-        runs.refuse_other_config(cfg, folder, f"the finished run in {folder}", advice)
-        (folder / "error.txt").unlink(missing_ok=True)
+        return _finished_before(cfg, folder, name)
+    first = processes.is_first()
+    with run_folder.held(folder) if first else nullcontext():
+        if sweep and runs.is_finished(folder):  # by another process, just now
+            return _finished_before(cfg, folder, name)
+        with open_dict(cfg):
+            if sweep:
+                cfg.resume = runs.newest_interrupted(cfg, [folder])
+            cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
+            cfg.run_dir, cfg.run_name = str(folder), name
+        if not first:
+            logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
+        elif cfg.resume:  # what started the run stays on record
+            run_folder.begin(folder, cfg, runs.saved_overrides(folder))
+        else:
+            if sweep:
+                run_folder.refuse_other_run(cfg, folder)
+            else:
+                run_folder.refuse_taken(folder, overwrite=cfg.overwrite)
+            run_folder.begin(folder, cfg, typed)
+        log.info("%s%s", "continuing " if cfg.resume else "", run_folder.readable(folder))
+
+        homes.stand_in()
+        from robustft import experiment  # torch, lightning and open_clip take seconds to import
+
+        with _interruptions(folder, sweep=sweep), run_folder.disk_errors(folder, sweep=sweep):
+            return experiment.run(cfg)
+
+
+def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:
+    """The results of a sweep's run that has been finished before; nothing in its folder changes."""
+    advice = "Name another sweep with sweep=..., or delete the folder"
+    runs.refuse_other_config(cfg, folder, f"the finished run in {folder}", advice)
+    with run_folder.log_to_screen_alone():
         log.info("%s: finished before, skipped", name)
-        return json.loads((folder / "results.json").read_text())
-    with open_dict(cfg):
-        if sweep:
-            cfg.resume = runs.newest_interrupted(cfg, [folder])
-        cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
-        cfg.run_dir, cfg.run_name = str(folder), name
-    if not processes.is_first():
-        logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
-    else:
-        if cfg.resume:  # what started the run stays on record
-            typed = runs.saved_overrides(folder)
-        runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
-        stale = ["results.json", "error.txt"]
-        if not cfg.resume:  # another run's state would be taken for this one's
-            stale += ["last.ckpt", "best.safetensors", "model.safetensors", "wandb_id.txt"]
-        for name_of_file in stale:
-            (folder / name_of_file).unlink(missing_ok=True)
-        files.remove_partial(folder)
-    log.info("%s%s", "continuing " if cfg.resume else "", _readable(folder))
-
-    from robustft import experiment  # torch, lightning and open_clip take seconds to import
-
-    with _interruptions(folder, sweep=sweep):
-        return experiment.run(cfg)
+    return json.loads((folder / "results.json").read_text())
 
 
 class _Signed(logging.Formatter):
@@ -176,7 +195,7 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif runs.is_interrupted(folder):
-            how = f"Resume with: python run.py resume={_readable(folder)}"
+            how = f"Resume with: python run.py resume={run_folder.readable(folder)}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None
@@ -197,6 +216,9 @@ def _plan(arguments: list[str]) -> Plan:
     resume = _value(parsed, "resume")
     if resume not in (None, "null", "auto"):
         folder = Path(resume).expanduser()
+        if folder.name == "last.ckpt" and folder.is_file():
+            folder = folder.parent
+        resume = str(folder)
         runs.check_resumable(folder)
         keys = {override.key_or_group for override in parsed}
         before = overrides.parse(runs.saved_overrides(folder))
@@ -226,12 +248,18 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     launcher = processes.launched_together()
     if launcher and given is None and resume in (None, "null", "auto"):
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
+    if cfg.overwrite and resume not in (None, "null", "auto"):
+        raise UserError(f"resume={resume} goes on in that folder: leave out overwrite=true")
+    if cfg.overwrite and (cfg.check is not None or cfg.prepare):
+        raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
     if resume in (None, "null"):
+        _check_folder(cfg, given)
         return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
     if resume == "auto":
         candidates = [Path(given)] if given else list((runs.RUNS / runs.name(cfg)).glob("*"))
-        found = runs.newest_interrupted(cfg, [path for path in candidates if path.is_dir()])
+        found = run_folder.newest_resumable(cfg, [path for path in candidates if path.is_dir()])
         if found is None:
+            _check_folder(cfg, given)
             print("resume=auto: found no interrupted run with this config, starting a new one")
             return ["resume=null", f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
         return [f"resume='{found}'", f"hydra.run.dir='{found}'"]
@@ -240,7 +268,19 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
     advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
     runs.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
+    if processes.is_first():
+        run_folder.refuse_in_use(folder)
     return [f"hydra.run.dir='{folder}'"]
+
+
+def _check_folder(cfg: DictConfig, given: str | None) -> None:
+    """Refuses a typed folder that is another run's, before Hydra opens a log there."""
+    if given is None or not processes.is_first():  # the first process has made it its own already
+        return
+    run_folder.refuse_in_use(Path(given))
+    run_folder.refuse_taken(Path(given), overwrite=cfg.overwrite)
+    if cfg.overwrite:
+        run_folder.refuse_own_models(cfg, Path(given))
 
 
 def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
@@ -252,6 +292,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if slurm and shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
     _check_devices(cfg, own_process=slurm)
+    if cfg.overwrite:
+        raise UserError("overwrite=true is for single runs: name another sweep with sweep=..., or delete its folder")
     typed = {override.key_or_group: override for override in parsed}
     preset = hydra_config.sweeper.get("params") or {}
     swept = [key for key in preset if key not in typed]
@@ -270,7 +312,11 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
         raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
     folder = Path(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
     added = [f"sweep='{name}'", f"hydra.sweep.dir='{folder}'"]
+    os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
+    added.append(f"+hydra.job.env_set.{run_folder.NOTES}='{notes}'")  # reaches runs in other processes
     if "hydra.sweep.subdir" not in typed:
+        first = folder / runs.job_folder(swept, cfg, {k: hydra_config.runtime.choices[k] for k in overrides.groups()})
+        _refuse_other_sweep(cfg, first)
         added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
     skip = _skipped(parsed, preset, swept)
     if hydra_config.runtime.choices.get("hydra/sweeper") != "combinations":
@@ -295,6 +341,17 @@ def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept:
     return skip
 
 
+def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
+    """Refuses a sweep whose first run has been made with other settings, before anything in its folder changes."""
+    cfg = deepcopy(cfg)
+    try:
+        config.check(cfg)
+        config.resolve(cfg, sweep=True)
+    except UserError:  # a run that cannot work is refused when its turn comes: others may
+        return
+    run_folder.refuse_other_run(cfg, first)
+
+
 def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
     """Refuses several devices where the other processes of a run would start the whole sweep again."""
     devices = cfg.trainer.devices
@@ -307,13 +364,13 @@ def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
 
 
 def _report_failed(folder: Path, started: float) -> int:
-    """Lists the runs of a sweep that failed just now; the exit status."""
-    errors = [path for path in sorted(folder.glob("**/error.txt")) if path.stat().st_mtime >= started - 1]
+    """Lists the runs of a sweep that failed just now or were left to another process; the exit status."""
+    paths = [path for path in sorted(folder.glob("**/error.txt")) if path.stat().st_mtime >= started - 1]
+    errors = {path.parent: path.read_text() for path in paths} | run_folder.read_notes(folder)
     if errors:
         print(f"{len(errors)} of the runs in {folder} failed:", file=sys.stderr)
-    for path in errors:
-        reason = path.read_text().strip().splitlines()[-1]
-        print(f"  {path.parent.relative_to(folder)}: {reason}", file=sys.stderr)
+    for path, text in errors.items():
+        print(f"  {os.path.relpath(path, folder)}: {text.strip().splitlines()[-1]}", file=sys.stderr)
     return 1 if errors else 0
 
 
@@ -327,7 +384,3 @@ def _value(parsed: list[Override], key: str) -> str | None:
 def _in_task(error: BaseException) -> bool:
     """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
     return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _readable(folder: Path) -> str:
-    return os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else str(folder)

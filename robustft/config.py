@@ -21,6 +21,7 @@ from robustft.settings import CHOSEN, REFUSED, Settings, accepts, expected, flat
 
 MODEL = "model.safetensors"  # what a run leaves of its model
 METHODS = Path(__file__).parent / "methods"
+BEST = "best.safetensors"  # the best one so far, while it trains
 
 # Set by the command line interface for each run, see robustft/cli.py.
 RUN_KEYS = ("run_dir", "run_name")
@@ -265,8 +266,8 @@ def _check_batch(cfg: DictConfig) -> None:
 def _check_inputs(cfg: DictConfig) -> None:
     """Files and folders named in the config are there. What is in them is for their readers to check."""
     for name in ("init", "teacher", "checkpoint"):
-        if cfg[name] is not None and (Path(cfg[name]).expanduser() / MODEL).is_file():
-            cfg[name] = str(Path(cfg[name]) / MODEL)  # the run's folder will do
+        if cfg[name] is not None:
+            cfg[name] = str(model_file(cfg[name]))
         if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
@@ -300,6 +301,12 @@ def _check_inputs(cfg: DictConfig) -> None:
     prepared = cfg.data.get("prepared")
     if prepared and not cfg.prepare and not Path(prepared).expanduser().is_dir():
         raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
+
+
+def model_file(path: str | Path) -> Path:
+    """The file meant by ``path``: of a run's folder its model, of an interrupted run's the best so far."""
+    inside = [Path(path) / name for name in (MODEL, BEST)]
+    return next((file for file in inside if file.expanduser().is_file()), Path(path))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

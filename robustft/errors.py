@@ -10,6 +10,10 @@ class UserError(Exception):
     """
 
 
+class FolderTaken(UserError):
+    """A run folder is another run's: nothing in it may change."""
+
+
 def user_error(error: BaseException | None) -> UserError | None:
     """The `UserError` at the root of an exception, if that is what it comes from.
 

@@ -24,7 +24,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from robustft import config
-from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, locked
+from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, one_at_a_time
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
 from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
@@ -34,10 +34,11 @@ from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.files import atomic
+from robustft.files import atomic, disk_error
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
-from robustft.state import BEST, read_position
+from robustft.run_folder import start_over
+from robustft.state import BEST, check_best, read_position
 from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, check_limits, make_trainer, resolve_precision, train
 
@@ -63,6 +64,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.prepare:
         this.data.prepare(training=cfg.method.takes.trains)
         return None
+    if cfg.resume:
+        check_best(read_position(this.folder))  # refused before time is spent, if at all
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     this.data.verify(training=cfg.method.takes.trains)
     if cfg.method.takes.trains:
@@ -74,6 +77,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             this.load(path)  # refused before time is spent, if at all
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
+    if is_first_process():
+        start_over(this.folder)  # with overwrite=true: from here on there is no way back to what lies there
     made: Trained = method.make(this)
     record = this.finish(made, baseline)
     return record
@@ -196,7 +201,7 @@ class Run:
         self.data.setup("validate")
         cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
         whole = self.cfg.trainer.limit_val_batches is None and not self.cfg.trainer.fast_dev_run
-        with nullcontext() if self.together or not whole else locked(cache.folder / fingerprint(self.zeroshot)):
+        with nullcontext() if self.together or not whole else one_at_a_time(cache.folder / fingerprint(self.zeroshot)):
             known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
             missing = [s for s in self.data.sets if known[s.name] is None]
             if missing:
@@ -293,8 +298,11 @@ def keeps_going(what: str) -> Iterator[None]:
     """After a training its results are written, whatever becomes of what only accompanies them."""
     try:
         yield
-    except Exception:
-        log.warning("%s failed; the results are complete without", what, exc_info=True)
+    except Exception as error:
+        if disk_error(error) is None:
+            log.warning("%s failed; the results are complete without", what, exc_info=True)
+        else:
+            log.warning("%s failed (%s); the results are complete without", what, error)
 
 
 def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from robustft import config
-from robustft.errors import UserError
+from robustft.errors import FolderTaken, UserError
 from robustft.files import write
 
 RUNS = Path("runs")
@@ -79,6 +79,16 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return [slug(key) if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
 
 
+def job_folder(swept: Sequence[str], cfg: DictConfig, choices: Mapping[str, Any]) -> str:
+    """The name that `job_name` gives to the run with the config ``cfg``.
+
+    Args:
+        choices: the options of the config groups.
+    """
+    values = [choices[key] if key in choices else OmegaConf.select(cfg, key) for key in swept]
+    return "_".join(f"{short}-{slug(value)}" for short, value in zip(short_names(swept), values, strict=True)) or "run"
+
+
 def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
     """An OmegaConf expression for the name of a sweep's run: swept keys with their values, nothing else.
 
@@ -105,6 +115,7 @@ def is_finished(folder: Path) -> bool:
 
 
 def is_interrupted(folder: Path) -> bool:
+    """Whether a run folder has a state to go on from, and no results yet."""
     return (folder / "last.ckpt").exists() and not (folder / "results.json").exists()
 
 
@@ -144,6 +155,8 @@ def check_resumable(folder: Path) -> None:
     Raises:
         UserError: it is no folder, is finished, or has no training state or config.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"resume={folder}: that is a file. Expected auto, or the folder of an interrupted run")
     if not folder.is_dir():
         raise UserError(f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run")
     if is_finished(folder):
@@ -156,9 +169,9 @@ def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -
     """Refuses to go on in a folder whose run was another one.
 
     Raises:
-        UserError: names up to three settings that differ.
+        FolderTaken: names up to three settings that differ.
     """
     found = config.differences(cfg, saved_config(folder) or {})
     if found:
         more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-        raise UserError(f"{what} has other settings: {', '.join(found[:3])}{more}. {advice}")
+        raise FolderTaken(f"{what} has other settings: {', '.join(found[:3])}{more}. {advice}")

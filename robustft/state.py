@@ -3,28 +3,33 @@
 import logging
 import math
 import os
+import secrets
 import signal
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
+from robustft.cache import is_first_process
+from robustft.clip.weights import describe
+from robustft.config import BEST
 from robustft.errors import UserError
-from robustft.files import atomic
+from robustft.files import atomic, save_tensors
 
 log = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
-BEST = "best.safetensors"
 SCORE = "holdout/top1"
 
 
@@ -35,17 +40,21 @@ class Interrupted(Exception):
 class KeepBest(Callback):
     """Keeps the weights with the best hold-out accuracy so far in ``best.safetensors``.
 
-    The file itself says how good it is; the checkpoint remembers which step was scored last.
+    The file itself says how good it is, of which run and step, and how to rebuild the model. The checkpoint remembers
+    which step was scored last, and which file belongs to it.
+
+    Args:
+        classes: names of the classes in label order.
     """
 
-    def __init__(self, folder: Path, resume: bool) -> None:
-        self.path, self.score = folder / BEST, -math.inf
+    def __init__(self, folder: Path, resume: bool, classes: Sequence[str]) -> None:
+        self.path, self.score, self.classes = folder / BEST, -math.inf, list(classes)
         self.scored_at = 0  # the last step with a score
-        if not resume:
+        self.run = secrets.token_hex(8)  # is in both files, so that neither is taken for another run's
+        if resume:
+            self.score = float(_metadata(self.path).get(SCORE, -math.inf))
+        elif is_first_process():
             self.path.unlink(missing_ok=True)
-        elif self.path.is_file():
-            with safe_open(self.path, "pt") as file:
-                self.score = float(file.metadata()[SCORE])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(SCORE)
@@ -56,21 +65,40 @@ class KeepBest(Callback):
             return
         self.score = float(score)
         if trainer.is_global_zero:
-            model = pl_module.get_submodule("model")
-            state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            with atomic(self.path) as partial:
-                save_file(state, partial, {SCORE: repr(self.score)})
+            model: Any = pl_module.get_submodule("model")
+            metadata = {SCORE: repr(self.score), "run": self.run, "step": str(trainer.global_step)}
+            if hasattr(model, "architecture"):  # not a probe, which is a head alone
+                metadata |= describe(model, self.classes)
+            save_tensors(self.path, model.state_dict(), metadata)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"scored_at": self.scored_at}
+    def state_dict(self) -> dict[str, Any]:
+        return {"scored_at": self.scored_at, "score": self.score, "run": self.run}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scored_at = max(self.scored_at, state_dict["scored_at"])
+        self.run = state_dict.get("run", self.run)
 
     def restore(self, model: nn.Module) -> None:
-        """Give ``model`` the best weights; without a score it keeps its own, the last."""
-        if self.path.is_file():
-            model.load_state_dict(load_file(self.path))
+        """Give ``model`` the best weights; without a score it keeps its own, the last.
+
+        Raises:
+            UserError: the file is no longer there.
+        """
+        if self.score == -math.inf:
+            return
+        if not self.path.is_file():
+            raise UserError(f"{self.path} has been removed while the run was at work: start the run again")
+        model.load_state_dict(load_file(self.path))
+
+
+class _Direct(TorchCheckpointIO):
+    """Writes checkpoints where they belong. Lightning goes by way of the system's temporary folder, often another
+    disk, so that nothing is replaced atomically, and a full disk stays full of the half-written file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        with atomic(Path(path)) as partial, partial.open("wb") as file:
+            torch.save(checkpoint, file)
 
 
 class KeepState(Callback):
@@ -89,6 +117,9 @@ class KeepState(Callback):
         self.last_saved = time.monotonic()
         self._evaluation_due = False
         self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        trainer.strategy.checkpoint_io = _Direct()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_saved = time.monotonic()
@@ -167,11 +198,7 @@ class KeepState(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         if self.keep:
-            # Lightning writes by way of the system's temporary folder, often another disk: no atomic replacement.
-            partial = self.path.with_name(f"{LAST}.partial")
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.path)
+            trainer.save_checkpoint(self.path)
         self.last_saved = time.monotonic()
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
@@ -194,12 +221,14 @@ class Position:
         step: optimiser steps that are done.
         micro_batch: where its epoch goes on (for ``RobustnessData.resume_at``).
         evaluation_due: the run was stopped before the end of an evaluation, which has to be made up for.
+        best: what ``KeepBest`` knew then; ``score`` and ``run`` are lacking in checkpoints of earlier versions.
     """
 
     path: Path
     step: int
     micro_batch: int
     evaluation_due: bool
+    best: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_position(folder: Path) -> Position:
@@ -213,10 +242,47 @@ def read_position(folder: Path) -> Position:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         micro_batch = 0 if progress["is_last_batch"] else progress["current"]["ready"]
-        return Position(path, state["global_step"], micro_batch, state["evaluation_due"])
+        best = state["callbacks"].get("KeepBest", {})
+        return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}). Start the run again without resume=.") from error
+
+
+def check_best(position: Position) -> None:
+    """Refuse to go on without the best weights so far: the run would end with others.
+
+    Raises:
+        UserError: ``best.safetensors`` is not beside ``last.ckpt``, or it is another run's or an older one.
+    """
+    folder, expected = position.path.parent, position.best
+    path = folder / BEST
+    advice = f"Copy the {BEST} that belongs to {LAST} into {folder}, or start the run again without resume="
+    scored_at, score, run = expected.get("scored_at", 0), expected.get("score", -math.inf), expected.get("run")
+    if not path.is_file():
+        if scored_at or score > -math.inf:
+            how_good = f" (hold-out {score:.1%})" if score > -math.inf else ""
+            raise UserError(f"{path} is missing: the best model up to step {scored_at}{how_good}. {advice}")
+        return
+    found = _metadata(path)
+    # A better one of the same run is right: the run was killed between two saves and comes to it again.
+    if found.get("run") != run or float(found.get(SCORE, -math.inf)) < score:
+        raise UserError(f"{path} is not the best model of the run that {LAST} belongs to. {advice}")
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """Of a safetensors file; empty where there is none.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Start the run again without resume=") from error
 
 
 def between_steps(trainer: Trainer) -> bool:

@@ -38,6 +38,7 @@ from rich.progress import Progress
 
 from robustft import config, files, overrides, runs
 from robustft.errors import UserError
+from robustft.locks import locked
 
 Results = dict[str, dict[str, Any]]
 
@@ -245,8 +246,6 @@ class Study:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Nobody else works at this study meanwhile: two would write into the same folders."""
-        from robustft.cache import locked  # torch takes a second to import
-
         try:
             with locked(self.work / "study", wait=False):
                 yield

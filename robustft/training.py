@@ -68,7 +68,7 @@ def train(
         UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
         KeyboardInterrupt: the run was interrupted; its message says how to resume.
     """
-    guard, best = StopOnNonFinite(), KeepBest(folder, resume)
+    guard, best = StopOnNonFinite(), KeepBest(folder, resume, data.class_names)
     state = KeepState(folder, save_minutes, keep=bool(trainer["enable_checkpointing"]))
     lightning: Any = make_trainer(trainer, folder, [guard, best, state], loggers)
     data.trainer = lightning

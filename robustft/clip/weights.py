@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,13 +19,15 @@ import open_clip
 import torch
 from open_clip.model import _build_vision_tower
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustft.clip.classifier import Architecture, Classifier
+from robustft.config import BEST
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
-from robustft.files import atomic
+from robustft.files import save_tensors
+
+log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 
@@ -187,22 +190,30 @@ def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
 
 
 def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
-    """Write ``model`` with what is needed to rebuild it, atomically.
+    """Write ``model`` with what is needed to rebuild it, atomically; equal models give equal files, byte for byte.
 
-    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; the metadata holds the model
-    config, the transform and the class names in label order.
+    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; see ``describe`` for the rest.
+    """
+    save_tensors(path, model.state_dict(), describe(model, classes))
+
+
+def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
+    """Say what is needed to rebuild ``model`` from its tensors, as the metadata of a safetensors file.
+
+    Args:
+        classes: their names, in label order.
+
+    Returns:
+        format, architecture (open_clip's name), and as JSON its config, the transform (preprocess), the classes.
     """
     architecture = model.architecture
-    metadata = {
+    return {
         "format": FORMAT,
         "architecture": architecture.name,
         "config": json.dumps(architecture.config),
         "preprocess": json.dumps(asdict(architecture.preprocess)),
         "classes": json.dumps(list(classes)),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic(path) as partial:
-        save_file(state, partial, metadata)
 
 
 def load_classifier(path: Path, like: Classifier | None = None, classes: Sequence[str] | None = None) -> Classifier:
@@ -216,10 +227,17 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
         UserError: no such file, no model of this project, or not the model that is asked for.
     """
     metadata = read_metadata(path)
+    if metadata is None and path.name == BEST:
+        raise UserError(
+            f"{path} holds weights without what rebuilds their model: an interrupted linear probe, or a run of an "
+            f"earlier version. Go on with that run first: resume={path.parent}"
+        )
     if metadata is None:
         raise UserError(
             f"{path} is not a model left by a run (model.safetensors); weights of CLIP go to model.pretrained=FILE."
         )
+    if "step" in metadata:
+        _say_unfinished(path, metadata["step"])
     name, own_classes = metadata["architecture"], json.loads(metadata["classes"])
     if like is not None and like.architecture.name != name:
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
@@ -236,6 +254,11 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
     model = Classifier(visual, nn.Linear(config["embed_dim"], len(own_classes)), architecture)
     fit(model, read_state(path), path, name)
     return model.eval()
+
+
+@lru_cache
+def _say_unfinished(path: Path, step: str) -> None:
+    log.warning("%s is the best model so far of a run that was interrupted: that of step %s", path, step)
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:

@@ -4,16 +4,14 @@ Can be stopped or killed at any time. Started again it checks every shard that i
 should be, and makes the rest.
 """
 
-import fcntl
 import io
 import json
 import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -39,7 +37,8 @@ from robustft.data.prepared import (
     source_digests,
 )
 from robustft.errors import UserError
-from robustft.files import atomic
+from robustft.files import atomic, describe, disk_error
+from robustft.locks import locked
 
 log = logging.getLogger(__name__)
 
@@ -57,11 +56,18 @@ def prepare(sets: Mapping[str, ImageFolders], place: Path, lossy: bool) -> None:
     """
     try:
         place.mkdir(parents=True, exist_ok=True)
-        with _lock(place):
+        with locked(place / "prepare", wait=False):
             opened.cache_clear()
             _make_all({name: (files, lossy and name.endswith("_train")) for name, files in sets.items()}, place)
+    except BlockingIOError as error:
+        raise UserError(f"{place}: another process is preparing data there. Wait for it, or stop it.") from error
     except OSError as error:
-        raise UserError(f"Cannot write to {place}: {error}. Another folder: data.prepared=DIR.") from error
+        number = disk_error(error)
+        reason = describe(number, place) if number is not None else str(error)
+        raise UserError(
+            f"Cannot write to {place}: {reason}. Make room, or give another folder (data.prepared=DIR); the same "
+            "command goes on: what is complete is kept."
+        ) from error
 
 
 def _make_all(sets: Mapping[str, tuple[ImageFolders, bool]], place: Path) -> None:
@@ -166,14 +172,3 @@ def _check_space(sets: Mapping[str, tuple[ImageFolders, bool]], folders: Mapping
             "on another disk (data.prepared=DIR), leave sets out (data.sets.<name>=false), or keep the training images "
             "as JPEG (data.lossy=true)."
         )
-
-
-@contextmanager
-def _lock(place: Path) -> Iterator[None]:
-    """One process at a time; the system lifts the lock of a killed one."""
-    with open(place / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{place}: another process is preparing data there. Wait for it, or stop it.") from error
-        yield

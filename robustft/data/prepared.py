@@ -17,6 +17,7 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -108,9 +109,8 @@ class PreparedImages(Dataset):
     def _read(self, index: int) -> tuple[bytes, str | None]:
         """The bytes of an image, and what is wrong with them."""
         try:
-            # At a place given with the call: the position in a file is shared with processes forked from this one.
             file = opened(str(shard_path(self.folder, index // SHARD)))
-            data = os.pread(file.fileno(), int(self.length[index]), int(self.start[index]))
+            data = read_at(file, int(self.length[index]), int(self.start[index]))
         except OSError as error:
             return b"", error.strerror or repr(error)
         return data, None if zlib.crc32(data) == self.crc32[index] else f"wrong checksum of {self.key(index)}"
@@ -238,6 +238,22 @@ def _made_from(metadata: dict[str, str] | None) -> dict[str, str]:
 def opened(path: str) -> FileIO:
     """Files stay open in each process, as many as leave room under the usual limit of 1,024."""
     return FileIO(path)
+
+
+_seeking = threading.Lock()
+
+
+def read_at(file: FileIO, length: int, start: int) -> bytes:
+    """``length`` bytes from ``start`` on; fewer where the file ends.
+
+    With `pread` the place is given with the call: the position in a file is shared with processes forked from this
+    one. Windows has no `pread`, and no fork either: only threads share the position there.
+    """
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), length, start)
+    with _seeking:
+        file.seek(start)
+        return file.read(length)
 
 
 def _damaged(path: Path, reason: str) -> UserError:

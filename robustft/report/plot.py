@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustft import homes
 from robustft.evaluation.results import set_label
 from robustft.report.groups import Group, curves
 from robustft.report.runs import Record
@@ -68,6 +69,7 @@ def scatter(panels: Sequence[Sequence[Group]], path: Path, line: LogitLine | Non
     Groups are drawn at their mean with standard deviations, members of a published collection one by one. `line`
     is the baselines' fit (effective robustness).
     """
+    homes.stand_in()
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -1,6 +1,6 @@
 """Prepared copies: the same items as the files, never a wrong one, whatever happened while they were made."""
 
-import fcntl
+import errno
 import logging
 import multiprocessing
 import os
@@ -20,6 +20,7 @@ from robustft.data.prepare import prepare
 from robustft.data.prepared import PreparedImages, open_copy, shard_path
 from robustft.data.sets import ImageSet
 from robustft.errors import UserError
+from robustft.locks import locked
 
 from .conftest import PREPROCESS, make_data, write_image
 
@@ -181,11 +182,32 @@ def test_a_disk_that_is_too_small(root: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_one_preparation_at_a_time(root: Path) -> None:
-    (root / "prepared").mkdir()
-    with open(root / "prepared/.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="another process"):
+    with locked(root / "prepared/prepare"), pytest.raises(UserError, match="another process"):
+        make_data(root).prepare()
+
+
+def test_a_disk_that_is_full_keeps_what_is_complete(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def full(source: Path, path: Path) -> None:
+        if path.name == "index.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", full)
+        with pytest.raises(UserError, match="No space left on device .* MB are free.*the same command goes on"):
             make_data(root).prepare()
+    before = state(root)
+    assert list((root / "prepared").rglob("shard-*")) and not list((root / "prepared").rglob("*.partial"))
+    make_data(root).prepare()
+    assert before.items() <= state(root).items()
+
+
+def test_where_there_is_no_pread(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_data(root).prepare()
+    monkeypatch.delattr(os, "pread")
+    assert_same(make_data(root).training_set(), make_data(root, prepared=False).training_set())
 
 
 # Killed at random times

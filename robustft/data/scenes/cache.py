@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from robustft.cache import cache_folder
+from robustft.cache import cache_folder, optional
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
 from robustft.files import atomic
@@ -54,6 +53,6 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
             name=name,
             progress=lambda done: progress.update(task, completed=done),
         )
-    with suppress(OSError), atomic(path) as partial:
+    with optional(path.parent), atomic(path) as partial:
         save_file(rendered._asdict(), partial)
     return rendered

@@ -1,0 +1,124 @@
+"""Caches cost time, never the run: wherever they are and whatever the file system can do."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustft import cache, homes
+from robustft.cache import ScoreCache, cache_folder, one_at_a_time, remembered
+from robustft.data.sets import EvaluationSet, TensorImages
+from robustft.evaluation.results import Score
+from tests.small import ROOT, SMALL, command
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    monkeypatch.setattr(cache, "_said", [])
+    return lambda: [record.message for record in caplog.records if "cannot keep results in the cache" in record.message]
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    usual = tmp_path / ".cache" / "robustft"
+    for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cache_folder() == usual
+    for value in ("", " ", "relative/folder"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert cache_folder() == usual
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder() == tmp_path / "xdg" / "robustft"
+    monkeypatch.setenv("ROBUSTFT_CACHE", "")
+    assert cache_folder() == tmp_path / "xdg" / "robustft"
+    monkeypatch.setenv("ROBUSTFT_CACHE", "~/own")
+    assert cache_folder() == tmp_path / "own"
+
+
+def test_a_user_without_a_home(monkeypatch):
+    for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cache_folder().parent == Path(tempfile.gettempdir())
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT])
+def test_what_cannot_be_kept_is_computed_anew(tmp_path, monkeypatch, said, number):
+    made = []
+    images = TensorImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    evaluation_set = EvaluationSet("set", images, torch.eye(2, dtype=torch.bool), ["a", "b"])
+    scores = ScoreCache(tmp_path / "scores", "model", {})
+
+    def make() -> dict[str, torch.Tensor]:
+        made.append(1)
+        return {"values": torch.arange(3)}
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        for _ in range(2):
+            assert remembered(tmp_path / "heads" / "file", make)["values"].tolist() == [0, 1, 2]
+        scores.put(evaluation_set, Score(0.5, 2))
+    assert len(made) == 2 and not [path for path in tmp_path.rglob("*") if "partial" in path.name]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", refuse)
+        assert remembered(tmp_path / "new" / "file", make)["values"].tolist() == [0, 1, 2]
+        with one_at_a_time(tmp_path / "other" / "file"):
+            pass
+    (message,) = said()  # once in a process
+    assert os.strerror(number) in message and "ROBUSTFT_CACHE=DIR" in message
+    with pytest.raises(ZeroDivisionError), one_at_a_time(tmp_path / "file"):  # an error of the work is not the cache's
+        1 / 0  # noqa: B018
+    assert scores.get(evaluation_set) is None
+    scores.put(evaluation_set, Score(0.5, 2))
+    assert scores.get(evaluation_set) == Score(0.5, 2)
+
+
+def test_a_library_gets_a_folder_where_its_own_cannot_be_written(tmp_path, monkeypatch):
+    for name in homes.FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(homes, "FOLDERS", {"MPLCONFIGDIR": "/proc/x", "WANDB_DATA_DIR": str(tmp_path / "new" / "one")})
+    homes.stand_in()
+    folder = Path(os.environ["MPLCONFIGDIR"])
+    monkeypatch.delenv("MPLCONFIGDIR")
+    assert folder.is_dir() and "WANDB_DATA_DIR" not in os.environ and not list(tmp_path.iterdir())
+
+
+def test_a_home_that_cannot_be_written(tmp_path):
+    """The whole command, with all that writes into a home: one line says so."""
+    gone = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "ROBUSTFT_CACHE", *homes.FOLDERS)
+    environment = {key: value for key, value in os.environ.items() if key not in gone}
+    environment |= {"HOME": "/proc", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+    line = [sys.executable, str(ROOT / "run.py"), *SMALL, "logger=wandb", "trainer.max_steps=2"]
+    end = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
+    said = end.stdout + end.stderr
+    assert end.returncode == 0 and list(tmp_path.glob("runs/*/*/results.json")), said
+    assert said.count("/proc") == said.count("cannot keep results in the cache /proc/.cache/robustft") == 1, said
+    assert not end.stderr.strip() and "Traceback" not in said, said
+
+
+NO_FLOCK = """
+import errno, fcntl
+
+def flock(*_):
+    raise OSError(errno.ENOLCK, "no locks here")
+
+fcntl.flock = flock
+"""
+
+
+def test_a_file_system_without_locks(tmp_path):
+    kept = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
+    line = ("trainer.max_steps=1", "method=finetune", "hydra.run.dir=mine")
+    end = command(tmp_path, *line, stand_in=NO_FLOCK, **kept)
+    assert end.returncode == 0 and not end.stderr.strip(), end.stderr
+    assert json.loads((tmp_path / "mine/results.json").read_text())["schema"] == 1
+    assert not list(tmp_path.rglob("*.softlock")) and list((tmp_path / "cache").rglob("*.json"))
