@@ -1,9 +1,10 @@
 """Robust fine-tuning of CLIP with masked images as counterfactual samples."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from robustft.clip.classifier import Classifier
 
 __version__ = "0.1.0"
@@ -16,6 +17,8 @@ def load(path: "str | Path") -> "Classifier":
         robustft.errors.UserError: the file is missing or is no model of this project.
     """
     from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
+    from robustft.paths import expand
 
-    inside = Path(path) / "model.safetensors"
-    return load_classifier(inside if inside.is_file() else Path(path))
+    place = expand(path)
+    inside = place / "model.safetensors"
+    return load_classifier(inside if inside.is_file() else place)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
 from robustft.files import atomic
+from robustft.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder."""
     own = os.environ.get("ROBUSTFT_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "robustft"
+    return expand(own) if own else expand(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "robustft"
 
 
 def fingerprint(model: nn.Module) -> str:

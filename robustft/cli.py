@@ -28,13 +28,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, files, overrides, processes, runs
-from robustft.errors import UserError, user_error
+import robustft
+from robustft import commands, config, configs, files, overrides, paths, processes, runs, signals, streams
+from robustft.errors import UserError, disk_error, user_error
 
 log = logging.getLogger(__name__)
 
-# Runs in other processes import this module to find `task`, and with it the resolver.
+# Runs in other processes import this module to find `task`, and with it the resolvers.
 OmegaConf.register_new_resolver("slug", runs.slug, replace=True)
+OmegaConf.register_new_resolver("program", commands.program, replace=True)
+OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
 
 _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra has finished
 
@@ -49,10 +52,20 @@ class Plan:
 
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
+    streams.guard()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:
-        plan = _plan(sys.argv[1:])
+        arguments = sys.argv[1:]
+        paths.refuse_line_ends(arguments)
+        if "--version" in arguments:
+            print(f"robustft {robustft.__version__}")
+            return 0
+        if command := commands.find(arguments):
+            if not commands.COMMANDS[command].settings:
+                return commands.run(command, arguments[1:])
+            arguments = [*commands.COMMANDS[command].settings, *arguments[1:]]
+        plan = _plan(arguments)
         # Lightning starts the other processes of a run with these arguments: they join it in its folder.
         sys.argv[1:] = plan.arguments
         hydra.main(config_path=str(overrides.CONF), config_name="config", version_base="1.3")(task)()
@@ -65,9 +78,11 @@ def main() -> int:
         return 130
     except Exception as error:
         mistake = user_error(error)
-        hydras = isinstance(error, HydraException | OmegaConfBaseException)
-        if mistake is None and hydras and not _in_task(error):
-            mistake = UserError(overrides.describe(error))
+        if mistake is None and not _in_run(error):
+            if isinstance(error, HydraException | OmegaConfBaseException) and not _in_task(error):
+                mistake = UserError(overrides.describe(error))
+            elif isinstance(error, OSError):  # before a run has begun: a place that cannot be
+                mistake = disk_error(error)
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
@@ -76,6 +91,7 @@ def main() -> int:
 
 def task(cfg: DictConfig) -> dict[str, Any] | None:
     """One run, called by Hydra: its results, or None after an error that `main` will show."""
+    streams.guard()  # of a process that a launcher started
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -85,6 +101,8 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
             return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
+        if mistake is None and isinstance(error, OSError) and not _in_run(error):
+            mistake = disk_error(error)
         if processes.is_first():
             text = str(mistake) if mistake else traceback.format_exc()
             files.write(folder / "error.txt", text.rstrip() + "\n")
@@ -119,6 +137,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
         if cfg.resume:  # what started the run stays on record
             typed = runs.saved_overrides(folder)
         runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
+        configs.record(folder)
         stale = ["results.json", "error.txt"]
         if not cfg.resume:  # another run's state would be taken for this one's
             stale += ["last.ckpt", "best.safetensors", "model.safetensors", "wandb_id.txt"]
@@ -161,11 +180,11 @@ def _signed(name: str) -> Iterator[None]:
 
 @contextmanager
 def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
-    """SIGTERM counts as Ctrl-C; what is raised says how to go on."""
+    """SIGTERM and a closed terminal's SIGHUP count as Ctrl-C; what is raised says how to go on."""
     main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main_thread else None
     try:
-        yield
+        with signals.handled(signal.default_int_handler) if main_thread else nullcontext():
+            yield
     except (KeyboardInterrupt, SystemExit) as stop:
         # Outside of training steps Lightning turns the one into the other.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
@@ -174,28 +193,31 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif runs.is_interrupted(folder):
-            how = f"Resume with: python run.py resume={_readable(folder)}"
+            how = f"Resume with: {commands.program()} {paths.typed('resume', _readable(folder))}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _plan(arguments: list[str]) -> Plan:
     """Checks what was typed and adds to it where the run or the sweep goes."""
     args = get_args_parser().parse_intermixed_args(arguments)
+    if args.config_name or args.config_path or args.experimental_rerun:
+        raise UserError("configs come from conf/: for configs of your own, give their folder: --config-dir DIR")
+    if args.config_dir:
+        arguments = _with_configs(arguments, args.config_dir)
     if args.help or args.hydra_help or args.shell_completion or args.info:
         return Plan(arguments, None)
-    if args.config_name or args.config_path or args.config_dir or args.experimental_rerun:
-        raise UserError("configs come from conf/: put a preset of your own in conf/experiment")
     flags = [argument for argument in arguments if argument not in args.overrides]
     parsed = overrides.parse(args.overrides)
     resume = _value(parsed, "resume")
     if resume not in (None, "null", "auto"):
-        folder = Path(resume).expanduser()
+        folder = paths.expand(resume)
         runs.check_resumable(folder)
+        own_configs = configs.recorded(folder) if not args.config_dir else None
+        if own_configs:
+            flags = [*_with_configs([], str(own_configs)), *flags]
+            parsed = overrides.parse(args.overrides)
         keys = {override.key_or_group for override in parsed}
         before = overrides.parse(runs.saved_overrides(folder))
         parsed = [override for override in before if override.key_or_group not in keys] + parsed
@@ -219,26 +241,50 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     config.check_applies(cfg, [override.key_or_group for override in parsed])
     config.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")
-    if given is not None and any(character in given for character in "=,"):
-        raise UserError(f"hydra.run.dir={given}: names with '=' or ',' cannot be typed back later")
+    for character in '=,"':
+        if given is not None and character in given:
+            raise UserError(f"hydra.run.dir={given}: the name holds {character!r}, with which it cannot be typed back")
+    given = None if given is None else str(paths.expand(given))
     launcher = processes.launched_together()
     if launcher and given is None and resume in (None, "null", "auto"):
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if resume in (None, "null"):
-        return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
+        return [_placed("hydra.run.dir", given or runs.new_folder(cfg))]
     if resume == "auto":
         candidates = [Path(given)] if given else list((runs.RUNS / runs.name(cfg)).glob("*"))
         found = runs.newest_interrupted(cfg, [path for path in candidates if path.is_dir()])
         if found is None:
             print("resume=auto: found no interrupted run with this config, starting a new one")
-            return ["resume=null", f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
-        return [f"resume='{found}'", f"hydra.run.dir='{found}'"]
-    folder = Path(str(resume)).expanduser()
+            return ["resume=null", _placed("hydra.run.dir", given or runs.new_folder(cfg))]
+        return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
+    folder = paths.expand(str(resume))
     if given is not None and Path(given).resolve() != folder.resolve():
         raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
     advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
     runs.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
-    return [f"hydra.run.dir='{folder}'"]
+    return [_placed("hydra.run.dir", folder)]
+
+
+def _placed(key: str, folder: Path | str) -> str:
+    """The setting that puts a run or a sweep into a folder, which is made if it can be."""
+    if "${" not in str(folder):  # else Hydra puts the rest of the name in
+        paths.make_folder(Path(folder), key)
+    return f"{key}={paths.quote(folder)}"
+
+
+def _with_configs(arguments: list[str], typed: str) -> list[str]:
+    """The arguments with the user's folder of configs in one form: absolute, for all processes of a run."""
+    configs.add(typed)
+    left = iter(arguments)
+    kept = []
+    for argument in left:
+        name = argument.partition("=")[0]
+        if name == "-cd" or name.startswith("--config-d"):
+            if "=" not in argument:
+                next(left)
+        else:
+            kept.append(argument)
+    return [f"--config-dir={configs.added()}", *kept]
 
 
 def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
@@ -250,10 +296,14 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if slurm and shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
     _check_devices(cfg, own_process=slurm)
+    _check_jobs(hydra_config)
     typed = {override.key_or_group: override for override in parsed}
     preset = hydra_config.sweeper.get("params") or {}
     swept = [key for key in preset if key not in typed]
     swept += [key for key, override in typed.items() if override.is_sweep_override()]
+    choices = hydra_config.runtime.choices
+    if not swept and choices.get("hydra/launcher") == choices.get("hydra/sweeper") == "basic":
+        raise UserError("-m: nothing is swept. Give a setting several values, as in seed=1,2, or leave out -m")
     own = [key for key in typed if key not in swept and not key.startswith("hydra")]
     constants = [
         str(typed[key].input_line)
@@ -266,10 +316,12 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
         name = runs.sweep_name(choice if preset else None, swept, constants)
     elif runs.slug(name) != name:
         raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
-    folder = Path(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
-    added = [f"sweep='{name}'", f"hydra.sweep.dir='{folder}'"]
+    folder = paths.expand(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
+    added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     if "hydra.sweep.subdir" not in typed:
-        added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
+        added.append(f"hydra.sweep.subdir={paths.quote(runs.job_name(swept, list(overrides.groups())))}")
+    if not swept:
+        print(f"nothing is swept: one run, in {_readable(folder)}")
     return added, folder
 
 
@@ -282,6 +334,16 @@ def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
             f"trainer.devices={devices}: a run of a sweep takes one device here."
             " Use hydra/launcher=slurm, or start the runs one by one"
         )
+
+
+def _check_jobs(hydra_config: DictConfig) -> None:
+    """Refuses numbers of runs at a time that are none; below 0 they count from the number of CPUs, as joblib's do."""
+    for name in ("launcher.n_jobs", "sweeper.n_jobs"):
+        jobs = OmegaConf.select(hydra_config, name)
+        if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs == 0):
+            raise UserError(
+                f"hydra.{name}={jobs}: expected how many runs go side by side, 1 or more; -1: one per CPU, -2: one fewer"
+            )
 
 
 def _report_failed(folder: Path, started: float) -> int:
@@ -305,6 +367,12 @@ def _value(parsed: list[Override], key: str) -> str | None:
 def _in_task(error: BaseException) -> bool:
     """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
     return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _in_run(error: BaseException) -> bool:
+    """Whether an error comes out of the work of a run, not of what is done before it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(frame.f_globals.get("__name__") == "robustft.experiment" for frame in frames)
 
 
 def _readable(folder: Path) -> str:

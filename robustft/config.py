@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.errors import UserError
+from robustft.paths import expand
 
 MODEL = "model.safetensors"  # what a run leaves of its model
 
@@ -245,23 +246,23 @@ def _check_inputs(cfg: DictConfig) -> None:
         if cfg[name] is None:
             raise UserError(f"{name} has no value: method={cfg.method.name} needs one")
     for name in ("init", "teacher", "checkpoint"):
-        if cfg[name] is not None and (Path(cfg[name]).expanduser() / MODEL).is_file():
+        if cfg[name] is not None and (expand(cfg[name]) / MODEL).is_file():
             cfg[name] = str(Path(cfg[name]) / MODEL)  # the run's folder will do
-        if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
+        if cfg[name] is not None and not expand(cfg[name]).is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         for pattern in listed:
-            if not isinstance(pattern, str) or not glob.glob(str(Path(pattern).expanduser()), recursive=True):
+            if not isinstance(pattern, str) or not glob.glob(str(expand(pattern)), recursive=True):
                 raise UserError(f"checkpoints={pattern}: no such file. Expected model.safetensors of runs")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
-    if named and not Path(pretrained).expanduser().is_file():
+    if named and not expand(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
     on_disk = "imagenet" in cfg.data._target_
-    if root is not None and not on_disk and Path(root).expanduser().is_dir():
-        inside = [path.name for path in Path(root).expanduser().iterdir()]
+    if root is not None and not on_disk and expand(root).is_dir():
+        inside = [path.name for path in expand(root).iterdir()]
         if inside and not any(name.startswith("scenes") for name in inside):
             raise UserError(
                 f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
@@ -272,14 +273,14 @@ def _check_inputs(cfg: DictConfig) -> None:
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
             " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
         )
-    if root is not None and on_disk and not Path(root).expanduser().is_dir():
+    if root is not None and on_disk and not expand(root).is_dir():
         raise UserError(
             f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
             " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
             " objectnet-1.0, imagenet-a; docs/data.md lists all)"
         )
     prepared = cfg.data.get("prepared")
-    if prepared and not cfg.prepare and not Path(prepared).expanduser().is_dir():
+    if prepared and not cfg.prepare and not expand(prepared).is_dir():
         raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
 
 
