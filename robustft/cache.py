@@ -23,6 +23,7 @@ from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
 from robustft.files import atomic, describe, disk_error, save_tensors
 from robustft.locks import locked
+from robustft.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ def cache_folder() -> Path:
     """
     own, shared = (os.environ.get(name, "").strip() for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
     if own:
-        return Path(os.path.expanduser(own))
+        return expand(own)
     if not os.path.isabs(shared):
         shared = os.path.expanduser("~/.cache")
     if not os.path.isabs(shared):  # a user without a home, in a container

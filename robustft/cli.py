@@ -29,13 +29,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, homes, overrides, processes, run_folder, runs
-from robustft.errors import FolderTaken, UserError, user_error
+import robustft
+from robustft import commands, config, configs, homes, overrides, paths, processes, run_folder, runs, signals, streams
+from robustft.errors import FolderTaken, UserError, system_error, user_error
 
 log = logging.getLogger(__name__)
 
-# Runs in other processes import this module to find `task`, and with it the resolver.
+# Runs in other processes import this module to find `task`, and with it the resolvers.
 OmegaConf.register_new_resolver("slug", runs.slug, replace=True)
+OmegaConf.register_new_resolver("program", commands.program, replace=True)
+OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
 
 _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra has finished
 
@@ -50,10 +53,20 @@ class Plan:
 
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
+    streams.guard()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:
-        plan = _plan(sys.argv[1:])
+        arguments = sys.argv[1:]
+        paths.refuse_line_ends(arguments)
+        if "--version" in arguments:
+            print(f"robustft {robustft.__version__}")
+            return 0
+        if command := commands.find(arguments):
+            if not commands.COMMANDS[command].settings:
+                return commands.run(command, arguments[1:])
+            arguments = [*commands.COMMANDS[command].settings, *arguments[1:]]
+        plan = _plan(arguments)
         # Lightning starts the other processes of a run with these arguments: they join it in its folder.
         sys.argv[1:] = plan.arguments
         hydra.main(config_path=str(overrides.CONF), config_name="config", version_base="1.3")(task)()
@@ -66,9 +79,11 @@ def main() -> int:
         return 130
     except Exception as error:
         mistake = user_error(error)
-        hydras = isinstance(error, HydraException | OmegaConfBaseException)
-        if mistake is None and hydras and not _in_task(error):
-            mistake = UserError(overrides.describe(error))
+        if mistake is None and not _in_run(error):
+            if isinstance(error, HydraException | OmegaConfBaseException) and not _in_task(error):
+                mistake = UserError(overrides.describe(error))
+            elif isinstance(error, OSError):  # before a run has begun: a place that cannot be
+                mistake = system_error(error)
         if mistake is None:
             raise
         print(f"error: {mistake}", file=sys.stderr)
@@ -77,6 +92,7 @@ def main() -> int:
 
 def task(cfg: DictConfig) -> dict[str, Any] | None:
     """One run, called by Hydra: its results, or None after an error that `main` will show."""
+    streams.guard()  # of a process that a launcher started
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -88,6 +104,8 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
             return run_in(cfg, folder, list(hydra_config.overrides.task), sweep=sweep)
     except Exception as error:
         mistake = user_error(error)
+        if mistake is None and isinstance(error, OSError) and not _in_run(error):
+            mistake = system_error(error)
         # A run that has begun has written its settings. One that has not leaves another's folder as it was.
         others = stamp is not None and stamp == run_folder.settings_stamp(folder)
         untouched = others or isinstance(mistake, FolderTaken)
@@ -182,11 +200,11 @@ def _signed(name: str) -> Iterator[None]:
 
 @contextmanager
 def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
-    """SIGTERM counts as Ctrl-C; what is raised says how to go on."""
+    """SIGTERM and a closed terminal's SIGHUP count as Ctrl-C; what is raised says how to go on."""
     main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if main_thread else None
     try:
-        yield
+        with signals.handled(signal.default_int_handler) if main_thread else nullcontext():
+            yield
     except (KeyboardInterrupt, SystemExit) as stop:
         # Outside of training steps Lightning turns the one into the other.
         if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
@@ -195,31 +213,34 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif runs.is_interrupted(folder):
-            how = f"Resume with: python run.py resume={run_folder.readable(folder)}"
+            how = f"Resume with: {commands.program()} {paths.typed('resume', run_folder.readable(folder))}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
 
 
 def _plan(arguments: list[str]) -> Plan:
     """Checks what was typed and adds to it where the run or the sweep goes."""
     args = get_args_parser().parse_intermixed_args(arguments)
+    if args.config_name or args.config_path or args.experimental_rerun:
+        raise UserError("configs come from conf/: for configs of your own, give their folder: --config-dir DIR")
+    if args.config_dir:
+        arguments = _with_configs(arguments, args.config_dir)
     if args.help or args.hydra_help or args.shell_completion or args.info:
         return Plan(arguments, None)
-    if args.config_name or args.config_path or args.config_dir or args.experimental_rerun:
-        raise UserError("configs come from conf/: put a preset of your own in conf/experiment")
     flags = [argument for argument in arguments if argument not in args.overrides]
     parsed = overrides.parse(args.overrides)
     resume = _value(parsed, "resume")
     if resume not in (None, "null", "auto"):
-        folder = Path(resume).expanduser()
+        folder = paths.expand(resume)
         if folder.name == "last.ckpt" and folder.is_file():
             folder = folder.parent
         resume = str(folder)
         runs.check_resumable(folder)
+        own_configs = configs.recorded(folder) if not args.config_dir else None
+        if own_configs:
+            flags = [*_with_configs([], str(own_configs)), *flags]
+            parsed = overrides.parse(args.overrides)
         keys = {override.key_or_group for override in parsed}
         before = overrides.parse(runs.saved_overrides(folder))
         parsed = [override for override in before if override.key_or_group not in keys] + parsed
@@ -243,8 +264,10 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
     config.check_started(cfg)
     config.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")
-    if given is not None and any(character in given for character in "=,"):
-        raise UserError(f"hydra.run.dir={given}: names with '=' or ',' cannot be typed back later")
+    for character in '=,"':
+        if given is not None and character in given:
+            raise UserError(f"hydra.run.dir={given}: the name holds {character!r}, with which it cannot be typed back")
+    given = None if given is None else str(paths.expand(given))
     launcher = processes.launched_together()
     if launcher and given is None and resume in (None, "null", "auto"):
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
@@ -254,23 +277,45 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
     if resume in (None, "null"):
         _check_folder(cfg, given)
-        return [f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
+        return [_placed("hydra.run.dir", given or runs.new_folder(cfg))]
     if resume == "auto":
         candidates = [Path(given)] if given else list((runs.RUNS / runs.name(cfg)).glob("*"))
         found = run_folder.newest_resumable(cfg, [path for path in candidates if path.is_dir()])
         if found is None:
             _check_folder(cfg, given)
             print("resume=auto: found no interrupted run with this config, starting a new one")
-            return ["resume=null", f"hydra.run.dir='{given or runs.new_folder(cfg)}'"]
-        return [f"resume='{found}'", f"hydra.run.dir='{found}'"]
-    folder = Path(str(resume)).expanduser()
+            return ["resume=null", _placed("hydra.run.dir", given or runs.new_folder(cfg))]
+        return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
+    folder = paths.expand(str(resume))
     if given is not None and Path(given).resolve() != folder.resolve():
         raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
     advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
     runs.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
     if processes.is_first():
         run_folder.refuse_in_use(folder)
-    return [f"hydra.run.dir='{folder}'"]
+    return [_placed("hydra.run.dir", folder)]
+
+
+def _placed(key: str, folder: Path | str) -> str:
+    """The setting that puts a run or a sweep into a folder, which is made if it can be."""
+    if "${" not in str(folder):  # else Hydra puts the rest of the name in
+        paths.make_folder(Path(folder), key)
+    return f"{key}={paths.quote(folder)}"
+
+
+def _with_configs(arguments: list[str], typed: str) -> list[str]:
+    """The arguments with the user's folder of configs in one form: absolute, for all processes of a run."""
+    configs.add(typed)
+    left = iter(arguments)
+    kept = []
+    for argument in left:
+        name = argument.partition("=")[0]
+        if name == "-cd" or name.startswith("--config-d"):
+            if "=" not in argument:
+                next(left)
+        else:
+            kept.append(argument)
+    return [f"--config-dir={configs.added()}", *kept]
 
 
 def _check_folder(cfg: DictConfig, given: str | None) -> None:
@@ -294,10 +339,14 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     _check_devices(cfg, own_process=slurm)
     if cfg.overwrite:
         raise UserError("overwrite=true is for single runs: name another sweep with sweep=..., or delete its folder")
+    _check_jobs(hydra_config)
     typed = {override.key_or_group: override for override in parsed}
     preset = hydra_config.sweeper.get("params") or {}
     swept = [key for key in preset if key not in typed]
     swept += [key for key, override in typed.items() if override.is_sweep_override()]
+    choices = hydra_config.runtime.choices
+    if not swept and choices.get("hydra/launcher") == choices.get("hydra/sweeper") == "basic":
+        raise UserError("-m: nothing is swept. Give a setting several values, as in seed=1,2, or leave out -m")
     own = [key for key in typed if key not in swept and not key.startswith("hydra")]
     constants = [
         str(typed[key].input_line)
@@ -310,14 +359,16 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
         name = runs.sweep_name(choice if preset else None, swept, constants)
     elif runs.slug(name) != name:
         raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
-    folder = Path(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
-    added = [f"sweep='{name}'", f"hydra.sweep.dir='{folder}'"]
+    folder = paths.expand(_value(parsed, "hydra.sweep.dir") or runs.SWEEPS / name)
+    added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
-    added.append(f"+hydra.job.env_set.{run_folder.NOTES}='{notes}'")  # reaches runs in other processes
+    added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
     if "hydra.sweep.subdir" not in typed:
         first = folder / runs.job_folder(swept, cfg, {k: hydra_config.runtime.choices[k] for k in overrides.groups()})
         _refuse_other_sweep(cfg, first)
-        added.append(f"hydra.sweep.subdir='{runs.job_name(swept, list(overrides.groups()))}'")
+        added.append(f"hydra.sweep.subdir={paths.quote(runs.job_name(swept, list(overrides.groups())))}")
+    if not swept:
+        print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
     skip = _skipped(parsed, preset, swept)
     if hydra_config.runtime.choices.get("hydra/sweeper") != "combinations":
         skip = []  # a sweeper of another kind
@@ -363,6 +414,16 @@ def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
         )
 
 
+def _check_jobs(hydra_config: DictConfig) -> None:
+    """Refuses numbers of runs at a time that are none; below 0 they count from the number of CPUs, as joblib's do."""
+    for name in ("launcher.n_jobs", "sweeper.n_jobs"):
+        jobs = OmegaConf.select(hydra_config, name)
+        if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs == 0):
+            raise UserError(
+                f"hydra.{name}={jobs}: expected how many runs go side by side, 1 or more; -1: one per CPU, -2: one fewer"
+            )
+
+
 def _report_failed(folder: Path, started: float) -> int:
     """Lists the runs of a sweep that failed just now or were left to another process; the exit status."""
     paths = [path for path in sorted(folder.glob("**/error.txt")) if path.stat().st_mtime >= started - 1]
@@ -384,3 +445,9 @@ def _value(parsed: list[Override], key: str) -> str | None:
 def _in_task(error: BaseException) -> bool:
     """Whether an error comes out of a run: Hydra's errors there are faults of the program."""
     return any(frame.f_code is task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _in_run(error: BaseException) -> bool:
+    """Whether an error comes out of the work of a run, not of what is done before it."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(frame.f_globals.get("__name__") == "robustft.experiment" for frame in frames)

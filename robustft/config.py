@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustft import processes
 from robustft.errors import UserError
+from robustft.paths import expand
 from robustft.settings import CHOSEN, REFUSED, Settings, accepts, expected, flatten, shown, without_takes
 
 MODEL = "model.safetensors"  # what a run leaves of its model
@@ -268,20 +269,20 @@ def _check_inputs(cfg: DictConfig) -> None:
     for name in ("init", "teacher", "checkpoint"):
         if cfg[name] is not None:
             cfg[name] = str(model_file(cfg[name]))
-        if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
+        if cfg[name] is not None and not Path(cfg[name]).is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
         listed = list(cfg.checkpoints) if OmegaConf.is_list(cfg.checkpoints) else [cfg.checkpoints]
         for pattern in listed or [None]:
-            if not isinstance(pattern, str) or not glob.glob(str(Path(pattern).expanduser()), recursive=True):
+            if not isinstance(pattern, str) or not glob.glob(str(expand(pattern)), recursive=True):
                 raise UserError(f"checkpoints={pattern or listed}: no such file. Expected model.safetensors of runs")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
-    if named and not Path(pretrained).expanduser().is_file():
+    if named and not expand(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
-    if root is not None and on_disk is False and Path(root).expanduser().is_dir():
-        inside = [path.name for path in Path(root).expanduser().iterdir()]
+    if root is not None and on_disk is False and expand(root).is_dir():
+        inside = [path.name for path in expand(root).iterdir()]
         if inside and not any(name.startswith("scenes") for name in inside):
             raise UserError(
                 f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
@@ -292,21 +293,21 @@ def _check_inputs(cfg: DictConfig) -> None:
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
             " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
         )
-    if root is not None and on_disk and not Path(root).expanduser().is_dir():
+    if root is not None and on_disk and not expand(root).is_dir():
         raise UserError(
             f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
             " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
             " objectnet-1.0, imagenet-a; docs/data.md lists all)"
         )
     prepared = cfg.data.get("prepared")
-    if prepared and not cfg.prepare and not Path(prepared).expanduser().is_dir():
+    if prepared and not cfg.prepare and not expand(prepared).is_dir():
         raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
 
 
 def model_file(path: str | Path) -> Path:
     """The file meant by ``path``: of a run's folder its model, of an interrupted run's the best so far."""
-    inside = [Path(path) / name for name in (MODEL, BEST)]
-    return next((file for file in inside if file.expanduser().is_file()), Path(path))
+    place = expand(path)
+    return next((place / name for name in (MODEL, BEST) if (place / name).is_file()), place)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -318,7 +319,7 @@ def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
     """A config as nested dictionaries; unless resolved, references stay as they are written."""
     values = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(values, dict)
-    return without_takes(values)
+    return without_takes({str(key): value for key, value in values.items()})
 
 
 def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:

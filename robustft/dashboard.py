@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft.errors import UserError
+from robustft import commands, paths
+from robustft.errors import UserError, install
 from robustft.files import write
 from robustft.tracking import logged_in
 from robustft.wandb_files import LoggedRun, read_logged
@@ -35,23 +36,20 @@ MANY = 1000  # runs shown in a panel: all there are
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message for a mistake of the user."""
-    try:
-        dashboard(parse(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.answer(lambda: dashboard(parse(arguments)))
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m robustft.dashboard", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS", help="folders of runs")
+    parser = argparse.ArgumentParser(prog=commands.program("dashboard"), description=__doc__)
+    parser.add_argument(
+        "runs", nargs="*", type=paths.expand, default=[Path("runs")], metavar="RUNS", help="folders of runs"
+    )
     parser.add_argument("--project", help="W&B project (default: that of the runs)")
     parser.add_argument("--entity", help="W&B user or team (default: that of the runs, else yours)")
     parser.add_argument("--group", help="show one sweep alone (default: it, where all runs are of one)")
     parser.add_argument("--name", help="of the dashboard (default: ID and OOD, with the sweep)")
     parser.add_argument("--dry-run", action="store_true", help="only write the specification")
-    parser.add_argument("--out", type=Path, default=Path("dashboard.json"), metavar="FILE", help="where to")
+    parser.add_argument("--out", type=paths.expand, default=Path("dashboard.json"), metavar="FILE", help="where to")
     return parser.parse_args(arguments)
 
 
@@ -59,7 +57,8 @@ def dashboard(arguments: argparse.Namespace) -> None:
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError as error:
-        raise UserError('dashboards need wandb-workspaces: pip install -e ".[dashboard]"') from error
+        raise UserError(f"dashboards need wandb-workspaces: {install('dashboard')}") from error
+    paths.for_file(arguments.out, "--out")
     runs = read_logged(arguments.runs)
     project = arguments.project or _project(runs, arguments.runs)
     runs = [run for run in runs if run.project == project]
@@ -79,7 +78,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     print(f"{len(runs)} runs of project {project}: {panels} panels, {len(used_keys(spec))} logged keys")
     if arguments.dry_run or not logged_in():
         write(arguments.out, json.dumps(spec, indent=1) + "\n")
-        print(f"Specification: {arguments.out}. To create it on W&B:")
+        print(f"Specification: {arguments.out.resolve()}. To create it on W&B:")
         print("  wandb login")
         print(f"  wandb sync $(find {' '.join(map(str, arguments.runs))} -name 'offline-run-*')")
         print("  and this command again")

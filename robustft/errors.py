@@ -26,3 +26,19 @@ def user_error(error: BaseException | None) -> UserError | None:
             return UserError(message.rsplit(_IN_WORKER, 1)[1].strip()) if _IN_WORKER in message else error
         error = error.__cause__
     return None
+
+
+def reason(error: OSError) -> str:
+    """What the operating system has to say, without the number and the path."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+def system_error(error: OSError) -> UserError:
+    """An error of the operating system as one line: the path, and what is wrong with it."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    return UserError(f"{where}{reason(error)}")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra, right in a clone and where the package is installed."""
+    return f'pip install "robustft[{extra}]"'

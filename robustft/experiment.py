@@ -37,6 +37,7 @@ from robustft.evaluation.results import Scores, print_table, results_record, wri
 from robustft.files import atomic, disk_error
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
+from robustft.paths import expand
 from robustft.run_folder import start_over
 from robustft.state import BEST, check_best, read_position
 from robustft.tracking import log_results, make_loggers
@@ -130,7 +131,7 @@ class Run:
 
     def load(self, path: str) -> Classifier:
         """A model left by a run, of this run's architecture and classes."""
-        return load_classifier(Path(path).expanduser(), like=self.zeroshot, classes=self.data.class_names)
+        return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
 
     def student(self) -> Classifier:
         """What training starts from: ``init``, or the zero-shot model."""

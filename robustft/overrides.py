@@ -7,21 +7,33 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from robustft import commands, configs, paths
 from robustft.config import container
-from robustft.errors import UserError
+from robustft.configs import CONF, groups
+from robustft.errors import UserError, install
 from robustft.settings import REFUSED, flatten
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+# Extras that bring launchers and sweepers along.
+EXTRAS = {
+    "hydra/launcher": {
+        "local": "joblib",
+        "joblib": "joblib",
+        "slurm": "submitit",
+        "submitit_slurm": "submitit",
+        "submitit_local": "submitit",
+    }
+}
 
 
 def parse(typed: Iterable[str]) -> list[Override]:
@@ -35,18 +47,38 @@ def parse(typed: Iterable[str]) -> list[Override]:
         try:
             override = parser.parse_override(argument)
         except (OverrideParseException, HydraException) as error:
-            if "=" not in argument:
+            key, equals, value = argument.partition("=")
+            if not equals:
                 raise UserError(f"{argument!r} is no setting: write name=value, see --help") from error
-            raise UserError(
-                f"cannot read {argument!r}: put a value with '=', ',' or spaces in it in quotes, as in \"name='a=b'\""
-            ) from error
+            if not _is_plain_text(value):
+                raise UserError(_needs_quotes(key, value)) from error
+            override = parser.parse_override(f"{key}={paths.quote(value)}")
         if override.is_delete():
             raise UserError(f"{argument}: settings cannot be removed, set them to null")
         adds = override.is_add() or override.is_force_add()
-        if adds and not override.key_or_group.startswith("logger."):  # loggers take more than is listed
-            override = parser.parse_override(argument.lstrip("+"))
+        # Loggers take more than is listed; groups of the user's own are in no list yet.
+        if adds and not override.key_or_group.startswith("logger.") and not configs.is_new_group(override.key_or_group):
+            override = parser.parse_override(str(override.input_line).lstrip("+"))
+        if override.key_or_group == "hydra.searchpath":
+            raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)
     return parsed
+
+
+def _is_plain_text(value: str) -> bool:
+    """Whether a value that Hydra's grammar cannot read can only be meant as it stands, as ~/Müller's (old) can.
+
+    A comma may separate values, and brackets and '=' may be a mistyped list or function: these are text in paths only.
+    """
+    if "," in value or value.startswith(tuple("[{(\"'")):
+        return False
+    return "/" in value or not re.search(r"[=()\[\]{}]", value)
+
+
+def _needs_quotes(key: str, value: str) -> str:
+    found = re.search(r"[^\w/\-\\+.$%*@?|: ,]|[^\x00-\x7f]", value) or re.search(",", value)
+    what = f"it holds {found[0]!r}. " if found else ""
+    return f"cannot read {key + '=' + value!r}: {what}If that is text, put it in quotes: {paths.typed(key, value)}"
 
 
 def values(override: Override) -> list[str]:
@@ -71,13 +103,15 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
         first = values(override)[:1]
         prefix = "+" if override.is_add() else ""
         lines += [f"{prefix}{override.get_key_element().lstrip('+')}={first[0]}"] if first else []
+    places = [f"hydra.searchpath=[{paths.quote(f'file://{configs.added()}')}]"] if configs.added() else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
+        _check_plugins(overrides)
         try:
-            return compose("config", lines, return_hydra_config=True)
+            return compose("config", [*places, *lines], return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
-            options = [line for line in lines if is_group(line.split("=", 1)[0])]
+            options = [line for line in lines if is_group(line.split("=", 1)[0].lstrip("+"))]
             try:
-                known = compose("config", options)
+                known = compose("config", [*places, *options])
             except (HydraException, OmegaConfBaseException):
                 raise UserError(describe(error)) from error
             _check_names(overrides, known)
@@ -153,15 +187,6 @@ def texts(overrides: Iterable[Override]) -> dict[str, str]:
     return {override.key_or_group: str(override.input_line).partition("=")[2] for override in overrides}
 
 
-def groups() -> dict[str, list[str]]:
-    """Config groups and their options."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(CONF.iterdir())
-        if folder.is_dir() and folder.name != "hydra"
-    }
-
-
 def is_group(key: str) -> bool:
     return key in _group_names() or key.startswith("hydra/")
 
@@ -182,6 +207,27 @@ def _check_options(overrides: Sequence[Override]) -> None:
                 raise UserError(f"{group}={value}: no such option.{hint} Options: {', '.join(known[group])}")
 
 
+def _check_plugins(overrides: Sequence[Override]) -> None:
+    """Launchers and sweepers are Hydra's to know: those that are installed, and those of our extras."""
+    loader = GlobalHydra.instance().config_loader()
+    for override in overrides:
+        group = override.key_or_group
+        if group not in ("hydra/launcher", "hydra/sweeper"):
+            continue
+        known = sorted(loader.get_group_options(group, ObjectType.CONFIG))
+        extras = EXTRAS.get(group, {})
+        for value in values(override):
+            extra = extras.get(value)
+            if value not in known and extra is None:
+                names = sorted({*known, *extras})
+                near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+                hint = f" Did you mean {group}={near[0]}?" if near else ""
+                raise UserError(f"{group}={value}: no such option.{hint} Options: {', '.join(names)}")
+            needed = {"joblib": "joblib", "submitit": "submitit_slurm"}.get(extra or "")
+            if needed and needed not in known:
+                raise UserError(f"{group}={value} is an extra: {install(str(extra))}")
+
+
 def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
     names = list(groups()) + [name for name, _ in flatten(container(known, resolve=False))]
     for override in overrides:
@@ -193,7 +239,7 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
                 raise UserError(f"{key}: {REFUSED[key]}")
             near = nearest(key, names)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"unknown setting {key!r}.{hint} See python run.py --help")
+            raise UserError(f"unknown setting {key!r}.{hint} See {commands.program()} --help")
 
 
 def nearest(key: str, names: Sequence[str]) -> list[str]:
@@ -224,7 +270,5 @@ def describe(error: BaseException) -> str:
         text = f"{text} {str(error.__cause__).splitlines()[0] if str(error.__cause__) else ''}"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: pass {missing[1]}=..."
-    if "hydra/launcher" in text or "hydra/sweeper" in text:
-        text += '\nLaunchers are extras: pip install -e ".[joblib]" or ".[submitit]"'
     text = re.sub(r"https?://\S+", "", text)
     return " ".join(text.split())

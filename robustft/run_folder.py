@@ -17,12 +17,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from robustft import config, files, locks, runs
+from robustft import config, configs, files, locks, runs
 from robustft.errors import FolderTaken, UserError
 
 RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
-LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "config.yaml", "overrides.yaml", "run.log")
+LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log")
+LOGS += ("config.yaml", "overrides.yaml", configs.RECORD)
 ASIDE = ".new"  # settings of the run that is to replace what lies in its folder
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
 
@@ -139,8 +140,10 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
     typed = [line for line in typed if not line.startswith(("resume=", "sweep=", "overwrite="))]
     if not cfg.resume and cfg.overwrite and what_lies_in(folder):
         runs.save(folder / ASIDE, cfg, typed)
+        configs.record(folder / ASIDE)
         return
     runs.save(folder, cfg, typed)
+    configs.record(folder)
     for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt", "wandb_id.txt"):
         (folder / name).unlink(missing_ok=True)
     files.remove_partial(folder)

@@ -7,6 +7,7 @@ were chosen by OOD accuracy say nothing about OOD. The study is kept in the swee
 with it, and more trials can be asked for later. (Hydra's own Optuna plugin needs an Optuna from before 2023.)
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from robustft import overrides, runs
-from robustft.errors import UserError
+from robustft.errors import UserError, install
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -43,7 +44,8 @@ class HoldoutSearch(Sweeper):
     """
 
     def __init__(self, trials: int, n_jobs: int, seed: int, params: dict[str, Any] | None = None) -> None:
-        self.trials, self.n_jobs, self.seed, self.params = trials, n_jobs, seed, params or {}
+        at_a_time = n_jobs if n_jobs > 0 else max(1, (os.cpu_count() or 1) + 1 + n_jobs)  # as joblib counts
+        self.trials, self.n_jobs, self.seed, self.params = trials, at_a_time, seed, params or {}
         self.launcher: Launcher | None = None
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
@@ -58,7 +60,9 @@ class HoldoutSearch(Sweeper):
         """Run what is left of the trials; the best hold-out accuracy of all."""
         assert self.config is not None and self.launcher is not None
         if find_spec("optuna") is None:
-            raise UserError('hydra/sweeper=optuna needs Optuna: pip install -e ".[optuna]"')
+            raise UserError(f"hydra/sweeper=optuna needs Optuna: {install('optuna')}")
+        if self.trials < 1:
+            raise UserError(f"hydra.sweeper.trials={self.trials}: expected how many runs to make in all, 1 or more")
         folder = Path(self.config.hydra.sweep.dir)
         asked = {override.key_or_group: override for override in overrides.parse([*self._preset(), *arguments])}
         constants = [str(override.input_line) for override in asked.values() if not override.is_sweep_override()]

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import secrets
 import signal
 import threading
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
+from robustft import signals
 from robustft.cache import is_first_process
 from robustft.clip.weights import describe
 from robustft.config import BEST
@@ -104,7 +104,7 @@ class _Direct(TorchCheckpointIO):
 class KeepState(Callback):
     """Writes ``last.ckpt`` every ``minutes``, at the end of each epoch, and when asked to stop.
 
-    Ctrl-C and SIGTERM stop the run at the end of the optimiser step; a second Ctrl-C stops it at once. A stop
+    Ctrl-C, SIGTERM and SIGHUP stop the run at the end of the optimiser step; a second Ctrl-C stops it at once. A stop
     before the end of an evaluation leaves that evaluation to whoever resumes: see ``Position.evaluation_due``.
 
     Raises:
@@ -124,7 +124,7 @@ class KeepState(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.last_saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
-            self._previous = {name: signal.signal(name, self._receive) for name in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, self._receive) for number in signals.stopping()}
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not between_steps(trainer):
@@ -205,7 +205,7 @@ class KeepState(Callback):
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        os.write(2, b"\nstopping after this step ...\n")  # log and print are not safe in a signal handler
+        signals.say("\nstopping after this step ...\n")
 
     def _restore_handlers(self) -> None:
         for name, handler in self._previous.items():

@@ -36,8 +36,8 @@ from omegaconf import DictConfig, open_dict
 from rich.console import Console
 from rich.progress import Progress
 
-from robustft import config, files, overrides, runs
-from robustft.errors import UserError
+from robustft import config, files, overrides, runs, signals, streams
+from robustft.errors import UserError, system_error
 from robustft.locks import locked
 
 Results = dict[str, dict[str, Any]]
@@ -81,42 +81,59 @@ def main(
         then: more runs, whose settings are chosen by the results of ``entries``.
     """
     parser = argparse.ArgumentParser(description="Run a study; runs that have a result are not run again.")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--jobs", type=int, help="runs at a time, one thread each (default: one per CPU)")
     parser.add_argument("--cost", action="store_true", help="say what the study would take, by timing real steps")
-    parser.add_argument("--steps", type=int, default=100, help="of --cost: optimiser steps of each kind to time (100)")
-    parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
+    parser.add_argument("--steps", type=int, help="of --cost: optimiser steps of each kind to time (default: 100)")
+    parser.add_argument("--limit", type=float, help="start no run after so many minutes")
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_intermixed_args()
+    streams.guard()
+    with signals.handled(signal.default_int_handler):
+        _answer(file, arguments, entries, summarise, then)
+
+
+def _answer(
+    file: str,
+    arguments: argparse.Namespace,
+    entries: Callable[[DictConfig], Iterable[Entry]],
+    summarise: Callable[[Path, Results], None],
+    then: Callable[[DictConfig, Results], Iterable[Entry]] | None,
+) -> None:
+    """What `main` does, once the command line is read; a user's mistake ends the process with one message."""
     folder = Path(file).resolve().parent
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if arguments.jobs < 1 or not arguments.limit >= 0:
-            raise UserError(
-                f"--jobs={arguments.jobs} --limit={arguments.limit}: give at least one job, and no time below 0"
-            )
-        if arguments.steps < 2:
-            raise UserError(f"--steps={arguments.steps}: the first step is not timed, so give 2 or more")
+        for name in ("jobs", "limit") if arguments.cost else ("steps",):
+            if getattr(arguments, name) is not None:
+                without = "with" if arguments.cost else "without"
+                raise UserError(f"--{name}={getattr(arguments, name)} does nothing {without} --cost: leave it out")
+        jobs = (os.cpu_count() or 1) if arguments.jobs is None else arguments.jobs
+        limit = math.inf if arguments.limit is None else arguments.limit
+        steps = 100 if arguments.steps is None else arguments.steps
+        if jobs < 1 or not limit >= 0:
+            raise UserError(f"--jobs={jobs} --limit={limit}: give at least one job, and no time below 0")
+        if steps < 2:
+            raise UserError(f"--steps={steps}: the first step is not timed, so give 2 or more")
         if arguments.settings:
             folder = folder / runs.settings_name(arguments.settings)
         cfg = overrides.compose_first(overrides.parse(arguments.settings))
-        end = time.monotonic() + 60 * arguments.limit
+        end = time.monotonic() + 60 * limit
         chosen = list(entries(cfg))
         if arguments.cost:
             from robustft.cost import show
 
             study = Study(chosen, folder, arguments.settings)
-            return show(Path(file).resolve().parent.name, study, then and partial(then, cfg), arguments.steps)
-        results = Study(chosen, folder, arguments.settings).finish(arguments.jobs, end)
+            return show(Path(file).resolve().parent.name, study, then and partial(then, cfg), steps)
+        results = Study(chosen, folder, arguments.settings).finish(jobs, end)
         if then is not None:
             chosen += then(cfg, results)
-            results = Study(chosen, folder, arguments.settings).finish(arguments.jobs, end)
+            results = Study(chosen, folder, arguments.settings).finish(jobs, end)
         summarise(folder, results)
     except UserError as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("interrupted; " + ("nothing is kept" if arguments.cost else "the same command goes on"))
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except OSError as error:
+        sys.exit(f"error: {system_error(error)}")
 
 
 def tables(
@@ -348,7 +365,7 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all: the parent passes it on
+    signals.leave_to_parent()  # which passes it on
 
 
 def execute(folder: str, settings: list[str]) -> str | None:

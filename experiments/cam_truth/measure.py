@@ -21,7 +21,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from robustft import files, runs
+from robustft import commands, files, paths, runs
 from robustft.clip import tiny
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier
@@ -69,14 +69,12 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="[NAME=]FILE", help="model.safetensors of runs with model=tiny")
     parser.add_argument("--images", type=int, default=1000, help="of each evaluation set")
     parser.add_argument("--data-seed", type=int, default=0, help="data.data_seed: which draw of the sets")
-    parser.add_argument("--out", type=Path, default=runs.RUNS / "cam_truth", help="folder to write to")
+    parser.add_argument("--out", type=paths.expand, default=runs.RUNS / "cam_truth", help="folder to write to")
     arguments = parser.parse_args()
-    try:
-        models = load_models(arguments.models)
-        sets = scenes(models["zero-shot"], arguments.images, arguments.data_seed)
-        rows = measure(models, sets)
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    paths.make_folder(arguments.out, "--out")
+    models = load_models(arguments.models)
+    sets = scenes(models["zero-shot"], arguments.images, arguments.data_seed)
+    rows = measure(models, sets)
     write_tables(arguments.out, rows)
     print(save(arguments.out / "maps.png", draw_maps(models, sets)))
 
@@ -89,7 +87,7 @@ def load_models(named: list[str]) -> dict[str, Classifier]:
     models = {"zero-shot": zeroshot}
     for argument in named:
         name, _, file = argument.rpartition("=")
-        path = Path(file)
+        path = paths.expand(file)
         name = name or path.resolve().parent.parent.name
         if name in models:
             raise UserError(f"two models are called {name}: name them, as in first={file}")
@@ -182,4 +180,4 @@ def draw_maps(models: dict[str, Classifier], sets: list[EvaluationSet], seed: in
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(main))

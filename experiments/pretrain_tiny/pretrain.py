@@ -12,6 +12,7 @@ import argparse
 import csv
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from safetensors.torch import save_file
 
+from robustft import commands, paths
 from robustft.clip import tiny
 from robustft.data.scenes.captions import TEMPLATES, captions
 from robustft.data.scenes.datamodule import EVALUATION_SETS
@@ -159,11 +161,11 @@ def main():
     parser.add_argument("--lr-rest", type=float, default=1.5e-3, help="AdamW")
     parser.add_argument("--seed", type=int, default=2000, help="of the images, the weights and the order")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="folder for weights and curve instead of the package's")
+    parser.add_argument("--out", type=paths.expand, help="folder for weights and curve instead of the package's")
     arguments = parser.parse_args()
     weights = arguments.out / "tiny.safetensors" if arguments.out else tiny.WEIGHTS
     curve = (arguments.out or HERE) / "curve.csv"
-    curve.parent.mkdir(parents=True, exist_ok=True)
+    paths.make_folder(curve.parent, "--out")
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
@@ -195,4 +197,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(main))

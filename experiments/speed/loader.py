@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,28 +24,34 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
+from robustft import commands, paths
 from robustft.data.folders import ImageFolders
 from robustft.data.loading import make_loader, usable_cpus
 from robustft.data.prepare import prepare
 from robustft.data.prepared import open_copy
 from robustft.data.sets import ImageSet, Preprocess
+from robustft.errors import UserError
 
 NAME = "imagenet_train"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", type=Path, help="folder with ILSVRC2012/train/<class>/")
+    parser.add_argument("root", type=paths.expand, help="folder with ILSVRC2012/train/<class>/")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="loader processes")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=224, help="pixels a side")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=paths.expand)
     options = parser.parse_args()
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     folder = options.root / "ILSVRC2012/train"
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder. Expected one with a folder of images for every class")
+    if options.json:
+        paths.for_file(options.json, "--json")
     transform = Compose([Resize(options.size, InterpolationMode.BICUBIC), CenterCrop(options.size), PILToTensor()])
     torchvisions = ImageFolder(str(folder), transform)
     files = ImageFolders(folder, torchvisions.classes, Preprocess(options.size, (0.5,) * 3, (0.5,) * 3))
@@ -108,4 +115,4 @@ def _cpu() -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(main))

@@ -10,7 +10,6 @@ import json
 import os
 import platform
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from robustft import files
+from robustft import commands, files, paths
 from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
-from robustft.errors import UserError
 from robustft.machine import cpu_name
 from robustft.training import resolve_precision
 
@@ -33,6 +31,8 @@ def main(arguments: list[str]) -> None:
         UserError: the direct step and ours differ, a variant does not fit into memory.
     """
     options = parse(arguments)
+    if options.json:
+        paths.for_file(options.json, "--json")
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = resolve_precision(options.precision, options.device)
@@ -77,14 +77,14 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m robustft.bench", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=commands.program("bench"), description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="vitb32")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--precision", choices=("auto", "bf16-mixed", "32-true"), default="auto")
     parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
-    parser.add_argument("--json", type=Path, help="where to write the numbers")
+    parser.add_argument("--json", type=paths.expand, help="where to write the numbers")
     parser.add_argument(
         "--more",
         nargs="*",
@@ -145,7 +145,4 @@ def table(record: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    sys.exit(commands.answer(lambda: main(sys.argv[1:])))

@@ -26,6 +26,7 @@ from robustft.config import BEST
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
 from robustft.files import save_tensors
+from robustft.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Modu
         clip = open_clip.create_model(architecture, load_weights=False)
     if pretrained is None:
         return clip.eval()
-    path = SHIPPED / f"{architecture}.safetensors" if pretrained == "embedded" else Path(pretrained).expanduser()
+    path = SHIPPED / f"{architecture}.safetensors" if pretrained == "embedded" else expand(pretrained)
     if not path.is_file():
         raise UserError(
             f"model.pretrained={pretrained!r} is neither a file nor a tag of {architecture}. "

@@ -17,6 +17,7 @@ from robustft.clip.classifier import Architecture, Classifier
 from robustft.clip.weights import create_clip, load_classifier, model_config, read_metadata
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
+from robustft.paths import expand
 
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
@@ -41,8 +42,8 @@ def zeroshot_classifier(
     Raises:
         UserError: see ``create_clip`` and ``load_classifier``.
     """
-    if pretrained is not None and Path(pretrained).is_file() and read_metadata(Path(pretrained)) is not None:
-        model = load_classifier(Path(pretrained), classes=class_names)
+    if pretrained is not None and expand(pretrained).is_file() and read_metadata(expand(pretrained)) is not None:
+        model = load_classifier(expand(pretrained), classes=class_names)
         _require_same(model.architecture.name, architecture, pretrained)
         return model
     clip: Any = create_clip(architecture, pretrained, seed)

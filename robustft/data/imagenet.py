@@ -35,6 +35,7 @@ from robustft.data.objectnet import BORDER, read_label_sets
 from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.sets import EvaluationSet, ImageSet
 from robustft.errors import UserError
+from robustft.paths import expand
 
 log = logging.getLogger(__name__)
 
@@ -174,14 +175,14 @@ class ImageNetData(RobustnessData):
         """
         own = self.paths.get(name)
         if isinstance(own, str):
-            candidates = [Path(own).expanduser()]
+            candidates = [expand(own)]
         elif self.root is None:
             raise UserError(
                 f"{name}: data.root is not set. Give the folder that holds the data sets (data.root=DIR) "
                 f"or this one's own (data.sets.{name}=DIR)."
             )
         else:
-            candidates = [Path(self.root).expanduser() / usual for usual in USUAL_NAMES[name]]
+            candidates = [expand(self.root) / usual for usual in USUAL_NAMES[name]]
         inside = {"imagenet": ("train", "val"), "objectnet": ("images",)}.get(name, ("",))
         for candidate in candidates:
             if any((candidate / sub).is_dir() for sub in inside):
@@ -230,7 +231,7 @@ class ImageNetData(RobustnessData):
         """The folder of the prepared copies."""
         if self.prepared is False or (self.prepared is None and self.root is None):
             return None
-        return Path(str(self.prepared or f"{self.root}/prepared")).expanduser()
+        return expand(str(self.prepared or f"{self.root}/prepared"))
 
     def _find_all(self, training: bool, parts: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         """What these parts give, less the training images where nothing needs them.

@@ -8,8 +8,8 @@ import glob
 import logging
 from collections.abc import Callable, Sequence
 from functools import reduce
-from pathlib import Path
 
+from robustft import paths
 from robustft.clip.classifier import Classifier
 from robustft.errors import UserError
 from robustft.experiment import Run
@@ -69,7 +69,7 @@ def expand(checkpoints: str | Sequence[str]) -> list[str]:
         UserError: there are none.
     """
     listed = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-    matched = [sorted(glob.glob(str(Path(item).expanduser()), recursive=True)) for item in listed]
+    matched = [sorted(glob.glob(str(paths.expand(item)), recursive=True)) for item in listed]
     paths = list(dict.fromkeys(path for found in matched for path in found))
     if not paths:
         raise UserError(f"checkpoints={checkpoints}: no such file. Give the model.safetensors of runs.")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from robustft import commands, paths
 from robustft.errors import UserError
 from robustft.report.groups import Group, group_over_seeds, reading_order
 from robustft.report.published import SEED
@@ -20,12 +21,14 @@ PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m robustft.report", description=__doc__)
+    parser = argparse.ArgumentParser(prog=commands.program("report"), description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where tables and plots go (default: report)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the interactive page (alone, without --out)")
+    parser.add_argument("--out", type=paths.expand, metavar="DIR", help="where tables and plots go (default: report)")
+    parser.add_argument(
+        "--html", type=paths.expand, metavar="FILE", help="write the interactive page (alone, without --out)"
+    )
     parser.add_argument(
         "--baseline",
         action="append",
@@ -65,6 +68,11 @@ def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
 
 def report(arguments: argparse.Namespace, console: Console) -> None:
     runs = comparable_averages(read_runs(arguments.runs, arguments.partial))
+    out = arguments.out or (None if arguments.html else Path("report"))
+    if arguments.html:
+        paths.for_file(arguments.html, "--html")
+    if out:
+        paths.make_folder(out, "--out")
     line = baseline_line(arguments.baselines, arguments.partial)
     panels = panels_of(runs)
     everything = [group for groups in panels for group in groups]
@@ -99,11 +107,9 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
         from robustft.report.page import write_page
 
         console.print(f"Page: {write_page(arguments.html, panels)}")
-    if arguments.out or not arguments.html:
+    if out:
         from robustft.report.plot import scatter
 
-        out = arguments.out or Path("report")
-        out.mkdir(parents=True, exist_ok=True)
         texts = {"md": markdown(tables, notes), "tex": latex(tables, notes), "csv": csv_text(tables)}
         for suffix, text in texts.items():
             (out / f"comparison.{suffix}").write_text(text, "utf-8")
@@ -125,12 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(console.width, 240))
-    try:
-        report(parse(arguments), console)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.answer(lambda: report(parse(arguments), console))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from robustft.config import renewed
 from robustft.errors import UserError
 from robustft.evaluation.results import read_results
+from robustft.paths import expand
 
 Record = dict[str, Any]
 
@@ -112,7 +113,8 @@ def find_files(patterns: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
-        places = [Path(pattern)] if Path(pattern).exists() else [Path(p) for p in glob.glob(str(pattern))]
+        named = expand(pattern)
+        places = [named] if named.exists() else [Path(p) for p in glob.glob(str(named))]
         files: list[Path] = []
         for place in sorted(places):
             inside = sorted(place.rglob("results.json")) or sorted(place.glob("*.jsonl"))

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
+from robustft import commands
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
 from robustft.files import atomic
+from robustft.paths import expand, for_file
 
 GAP = 2  # white pixels between images
 TITLES = {
@@ -63,13 +66,13 @@ def _tiled(rows: list[list[Tensor]]) -> UInt8[np.ndarray, "height width 3"]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m robustft.data.scenes", description=__doc__)
-    parser.add_argument("--sheet", type=Path, required=True, help="the picture to write (PNG)")
+    parser.add_argument("--sheet", type=expand, required=True, help="the picture to write (PNG)")
     parser.add_argument("--examples", type=int, default=2, help="images of each class and set")
     parser.add_argument("--seed", type=int, default=0, help="data.data_seed")
     arguments = parser.parse_args()
-    sheet(arguments.sheet, arguments.examples, arguments.seed)
+    sheet(for_file(arguments.sheet, "--sheet"), arguments.examples, arguments.seed)
     print(arguments.sheet)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(commands.answer(main))

@@ -18,6 +18,7 @@ from robustft.data.scenes.generate import Rendered
 from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
 from robustft.data.sets import Batch, EvaluationSet, TensorImages
 from robustft.errors import UserError
+from robustft.paths import expand
 
 EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
 SMALLEST, LARGEST = 24, 512  # pixels
@@ -82,7 +83,7 @@ class ScenesData(RobustnessData):
         data_seed: int = 0,
         **common: Any,
     ) -> None:
-        self.root = Path(root).expanduser() if root else default_folder()
+        self.root = expand(root) if root else default_folder()
         self.shown = {name: True for name in EVALUATION_SETS} | dict(sets or {})
         self.total_images, self.test_images = train_images, test_images
         self.image_size, self.correlation, self.data_seed = image_size, correlation, data_seed

@@ -1,0 +1,8 @@
+"""python -m robustft [setting=value ...]: what ``robustft`` does."""
+
+import sys
+
+from robustft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
