@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.results import Score
-from robustft.files import atomic
+from robustft.files import atomic, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,7 @@ def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool
                 return load_file(path)
         tensors = make()
         if not together or is_first_process():
-            with atomic(path) as partial:
-                save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, partial)
+            save_tensors(path, tensors)
     return tensors
 
 

@@ -15,11 +15,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from robustft.errors import UserError
-from robustft.files import atomic
+from robustft.files import save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,7 @@ class KeepBest(Callback):
         self.score = float(score)
         if trainer.is_global_zero:
             model = pl_module.get_submodule("model")
-            state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-            with atomic(self.path) as partial:
-                save_file(state, partial, {SCORE: repr(self.score)})
+            save_tensors(self.path, model.state_dict(), {SCORE: repr(self.score)})
 
     def state_dict(self) -> dict[str, int]:
         return {"scored_at": self.scored_at}

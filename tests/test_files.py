@@ -1,15 +1,21 @@
 """Atomic files and caches that several processes share."""
 
+import hashlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from robustft.cache import remembered
-from robustft.files import atomic, remove_partial, write
+from robustft.files import atomic, remove_partial, save_tensors, write
+from tests.small import ROOT
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -54,3 +60,43 @@ def test_processes_make_a_cache_once(tmp_path: Path) -> None:
         process.join(60)
         assert process.exitcode == 0
     assert made.read_text() == "made\n"
+
+
+def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
+    tensors = {
+        "b.bias": torch.randn(3, generator=torch.Generator().manual_seed(0)).bfloat16(),
+        "a.weight": torch.arange(6).reshape(2, 3).T,
+        "empty": torch.zeros(0, 4),
+    }
+    metadata = {"z": "1", "a": 'quotes " and \\ and \n', "m": "ünïcode 猫 \x7f", "control": "\x01\t"}
+    save_tensors(tmp_path / "some.safetensors", tensors, metadata)
+    again = load_file(tmp_path / "some.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(torch.equal(again[name], value) and again[name].dtype == value.dtype for name, value in tensors.items())
+    with safe_open(tmp_path / "some.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+    save_tensors(tmp_path / "none.safetensors", tensors)
+    with safe_open(tmp_path / "none.safetensors", "pt") as file:
+        assert not file.metadata() and len(file.keys()) == 3
+
+
+SAVE = """
+from pathlib import Path
+from robustft.clip import tiny
+from robustft.clip.weights import save_classifier
+from robustft.clip.zeroshot import zeroshot_classifier
+model = zeroshot_classifier("tiny", None, ["a", "b"], ["{}"], seed=1, tokenizer=tiny.tokenizer())
+for k in range(3):
+    save_classifier(Path(f"{k}.safetensors"), model, ["a", "b"])
+"""
+
+
+def test_equal_models_are_equal_files_in_every_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    folders = [tmp_path / name for name in ("one", "other")]
+    for folder in folders:
+        folder.mkdir()
+    running = [subprocess.Popen([sys.executable, "-c", SAVE], cwd=folder, env=environment) for folder in folders]
+    assert [process.wait(100) for process in running] == [0, 0]
+    paths = [path for folder in folders for path in folder.iterdir()]
+    assert len(paths) == 6 and len({hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}) == 1

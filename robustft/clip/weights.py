@@ -18,13 +18,12 @@ import open_clip
 import torch
 from open_clip.model import _build_vision_tower
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustft.clip.classifier import Architecture, Classifier
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
-from robustft.files import atomic
+from robustft.files import save_tensors
 
 State = dict[str, Tensor]
 
@@ -187,22 +186,30 @@ def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
 
 
 def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
-    """Write ``model`` with what is needed to rebuild it, atomically.
+    """Write ``model`` with what is needed to rebuild it, atomically; equal models give equal files, byte for byte.
 
-    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; the metadata holds the model
-    config, the transform and the class names in label order.
+    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; see ``describe`` for the rest.
+    """
+    save_tensors(path, model.state_dict(), describe(model, classes))
+
+
+def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
+    """Say what is needed to rebuild ``model`` from its tensors, as the metadata of a safetensors file.
+
+    Args:
+        classes: their names, in label order.
+
+    Returns:
+        format, architecture (open_clip's name), and as JSON its config, the transform (preprocess), the classes.
     """
     architecture = model.architecture
-    metadata = {
+    return {
         "format": FORMAT,
         "architecture": architecture.name,
         "config": json.dumps(architecture.config),
         "preprocess": json.dumps(asdict(architecture.preprocess)),
         "classes": json.dumps(list(classes)),
     }
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    with atomic(path) as partial:
-        save_file(state, partial, metadata)
 
 
 def load_classifier(path: Path, like: Classifier | None = None, classes: Sequence[str] | None = None) -> Classifier:
