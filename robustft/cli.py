@@ -121,7 +121,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
         runs.save(folder, cfg, [line for line in typed if not line.startswith(("resume=", "sweep="))])
         stale = ["results.json", "error.txt"]
         if not cfg.resume:  # another run's state would be taken for this one's
-            stale += ["last.ckpt", "best.safetensors", "model.safetensors", "wandb_id.txt"]
+            stale += ["last.ckpt", "best.safetensors", "model.safetensors"]
         for name_of_file in stale:
             (folder / name_of_file).unlink(missing_ok=True)
         files.remove_partial(folder)

@@ -124,6 +124,15 @@ RULES: dict[str, Rule] = {
     "data.test_images": COUNT,
     "data.image_size": COUNT,
     "data.data_seed": ((lambda value: _whole(value, 0)), "a whole number, 0 or more"),
+    "logger.wandb.project": TEXT,
+    "logger.wandb.entity": _or_null(TEXT),
+    "logger.wandb.offline": _or_null(FLAG),
+    "logger.wandb.group": _or_null(TEXT),
+    "logger.wandb.job_type": _or_null(TEXT),
+    "logger.wandb.tags": _or_null(
+        ((lambda value: isinstance(value, list) and all(TEXT[0](tag) for tag in value)), "a list of text")
+    ),
+    "logger.wandb.log_model": FLAG,
     "trainer.max_epochs": _or_null(COUNT),
     "trainer.max_steps": (
         (lambda value: value == -1 or _whole(value, 1)),

@@ -23,7 +23,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from robustft import config
+from robustft import config, tracking
 from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, locked
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
@@ -63,6 +63,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.prepare:
         this.data.prepare(training=cfg.method.trains)
         return None
+    tracking.check(cfg)
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     this.data.verify(training=cfg.method.trains)
     if cfg.method.trains:
@@ -70,6 +71,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
             this.load(path)  # refused before time is spent, if at all
+    _ = this.loggers  # so are loggers that cannot log
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
     made: Trained = method.make(this)

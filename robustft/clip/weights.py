@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 import pickle
-import socket
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +10,6 @@ from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import open_clip
 import torch
@@ -24,6 +21,7 @@ from robustft.clip.classifier import Architecture, Classifier
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
 from robustft.files import save_tensors
+from robustft.network import reachable
 
 State = dict[str, Tensor]
 
@@ -82,7 +80,7 @@ def model_config(architecture: str) -> dict[str, Any]:
 def _fetch(architecture: str, tag: str) -> nn.Module:
     import huggingface_hub.constants as hub
 
-    if not _reachable(hub.ENDPOINT):
+    if not reachable(hub.ENDPOINT, seconds=5):
         hub.HF_HUB_OFFLINE = True  # a cached copy still loads; a missing one fails now, not after a minute of retries
     try:
         with _quiet():
@@ -105,16 +103,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         root.setLevel(level)
-
-
-def _reachable(url: str) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy knows
-    try:
-        socket.create_connection((urlparse(url).hostname, 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 def read_state(path: Path) -> State:
