@@ -17,5 +17,4 @@ def load(path: "str | Path") -> "Classifier":
     """
     from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
 
-    inside = Path(path) / "model.safetensors"
-    return load_classifier(inside if inside.is_file() else Path(path))
+    return load_classifier(Path(path))

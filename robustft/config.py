@@ -4,7 +4,6 @@
 `differences` compare runs. The settings themselves, with comments, are in conf/.
 """
 
-import glob
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,8 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.errors import UserError
-
-MODEL = "model.safetensors"  # what a run leaves of its model
+from robustft.model_files import MODEL as MODEL  # under this name too
+from robustft.model_files import model_file, model_files, weights_file
 
 # Set by the command line interface for each run, see robustft/cli.py.
 RUN_KEYS = ("run_dir", "run_name")
@@ -254,18 +253,18 @@ def _check_inputs(cfg: DictConfig) -> None:
         if cfg[name] is None:
             raise UserError(f"{name} has no value: method={cfg.method.name} needs one")
     for name in ("init", "teacher", "checkpoint"):
-        if cfg[name] is not None and (Path(cfg[name]).expanduser() / MODEL).is_file():
-            cfg[name] = str(Path(cfg[name]) / MODEL)  # the run's folder will do
-        if cfg[name] is not None and not Path(cfg[name]).expanduser().is_file():
+        file = None if cfg[name] is None else model_file(cfg[name])
+        if file is not None and Path(cfg[name]).expanduser() != file:
+            cfg[name] = str(Path(cfg[name]) / file.name)  # the run's folder will do
+        if file is not None and not file.is_file():
             raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
-        listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
-        for pattern in listed:
-            if not isinstance(pattern, str) or not glob.glob(str(Path(pattern).expanduser()), recursive=True):
-                raise UserError(f"checkpoints={pattern}: no such file. Expected model.safetensors of runs")
+        if not isinstance(cfg.checkpoints, str) and not all(isinstance(item, str) for item in cfg.checkpoints):
+            raise UserError(f"checkpoints={list(cfg.checkpoints)}: expected files or folders of runs")
+        model_files(cfg.checkpoints)
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
-    if named and not Path(pretrained).expanduser().is_file():
+    if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root = cfg.data.root  # the scenes' folder is made when it is needed
     on_disk = "imagenet" in cfg.data._target_

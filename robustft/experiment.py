@@ -124,7 +124,7 @@ class Run:
 
     def load(self, path: str) -> Classifier:
         """A model left by a run, of this run's architecture and classes."""
-        return load_classifier(Path(path).expanduser(), like=self.zeroshot, classes=self.data.class_names)
+        return load_classifier(Path(path), like=self.zeroshot, classes=self.data.class_names)
 
     def student(self) -> Classifier:
         """What training starts from: ``init``, or the zero-shot model."""
