@@ -19,6 +19,5 @@ def load(path: "str | Path") -> "Classifier":
         robustft.errors.UserError: the file is missing or is no model of this project.
     """
     from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
-    from robustft.config import model_file
 
-    return load_classifier(model_file(path))
+    return load_classifier(Path(path))

@@ -5,7 +5,6 @@ other settings, `differences` and `identity` compare runs. The settings themselv
 they accept and where they matter is in robustft/settings.py and in the `takes` of components.
 """
 
-import glob
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustft import processes
 from robustft.errors import UserError
+from robustft.model_files import BEST as BEST  # under these names too
+from robustft.model_files import MODEL as MODEL
+from robustft.model_files import model_file, model_files, weights_file
 from robustft.paths import expand
 from robustft.settings import CHOSEN, REFUSED, Settings, accepts, expected, flatten, shown, without_takes
 
-MODEL = "model.safetensors"  # what a run leaves of its model
 METHODS = Path(__file__).parent / "methods"
-BEST = "best.safetensors"  # the best one so far, while it trains
 
 # Set by the command line interface for each run, see robustft/cli.py.
 RUN_KEYS = ("run_dir", "run_name")
@@ -268,17 +268,17 @@ def _check_inputs(cfg: DictConfig) -> None:
     """Files and folders named in the config are there. What is in them is for their readers to check."""
     for name in ("init", "teacher", "checkpoint"):
         if cfg[name] is not None:
-            cfg[name] = str(model_file(cfg[name]))
-        if cfg[name] is not None and not Path(cfg[name]).is_file():
-            raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
+            cfg[name] = str(model_file(cfg[name]))  # the run's folder will do
+            if not Path(cfg[name]).is_file():
+                raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
-        listed = list(cfg.checkpoints) if OmegaConf.is_list(cfg.checkpoints) else [cfg.checkpoints]
-        for pattern in listed or [None]:
-            if not isinstance(pattern, str) or not glob.glob(str(expand(pattern)), recursive=True):
-                raise UserError(f"checkpoints={pattern or listed}: no such file. Expected model.safetensors of runs")
+        listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
+        if not listed or not all(isinstance(item, str) for item in listed):
+            raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
+        model_files(listed)
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
-    if named and not expand(pretrained).is_file():
+    if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
     if root is not None and on_disk is False and expand(root).is_dir():
@@ -302,12 +302,6 @@ def _check_inputs(cfg: DictConfig) -> None:
     prepared = cfg.data.get("prepared")
     if prepared and not cfg.prepare and not expand(prepared).is_dir():
         raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
-
-
-def model_file(path: str | Path) -> Path:
-    """The file meant by ``path``: of a run's folder its model, of an interrupted run's the best so far."""
-    place = expand(path)
-    return next((place / name for name in (MODEL, BEST) if (place / name).is_file()), place)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

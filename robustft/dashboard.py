@@ -12,10 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustft import commands, paths
+from robustft import commands, paths, wandb_connection
 from robustft.errors import UserError, install
 from robustft.files import write
-from robustft.tracking import logged_in
 from robustft.wandb_files import LoggedRun, read_logged
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def dashboard(arguments: argparse.Namespace) -> None:
     spec = space._spec
     panels = sum(len(section.panels) for section in space.sections)
     print(f"{len(runs)} runs of project {project}: {panels} panels, {len(used_keys(spec))} logged keys")
-    if arguments.dry_run or not logged_in():
+    if arguments.dry_run or wandb_connection.mode(None) != "online":
         write(arguments.out, json.dumps(spec, indent=1) + "\n")
         print(f"Specification: {arguments.out.resolve()}. To create it on W&B:")
         print("  wandb login")

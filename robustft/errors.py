@@ -1,6 +1,9 @@
 """Users' mistakes: raised as `UserError`, shown as one short message without a traceback."""
 
+import re
+
 _IN_WORKER = "robustft.errors.UserError: "
+_WORKER_DIED = re.compile(r"DataLoader worker \(pid.*\) (is killed by signal: (?P<signal>[\w ]+)|exited unexpectedly)")
 
 
 class UserError(Exception):
@@ -18,14 +21,30 @@ def user_error(error: BaseException | None) -> UserError | None:
     """The `UserError` at the root of an exception, if that is what it comes from.
 
     Hydra wraps what a constructor raises, and a loader's worker process sends its exceptions as text
-    with a traceback in it: both are unwrapped.
+    with a traceback in it: both are unwrapped. That such a process was killed is the machine's doing, not ours.
     """
     while error is not None:
         if isinstance(error, UserError):
             message = str(error)
             return UserError(message.rsplit(_IN_WORKER, 1)[1].strip()) if _IN_WORKER in message else error
+        if isinstance(error, RuntimeError) and (died := _WORKER_DIED.search(str(error))):
+            first = user_error(error.__cause__)  # which signal, may be known there alone
+            return first or UserError(_why(died["signal"]))
         error = error.__cause__
     return None
+
+
+def _why(signal: str | None) -> str:
+    if signal == "Bus error":
+        return (
+            "a loader process died of a lack of shared memory (/dev/shm). In Docker give more of it: docker run"
+            " --shm-size=8g. Or load with fewer processes, or without: data.num_workers=0"
+        )
+    killed = "was killed, most likely because the machine's memory is full" if signal == "Killed" else "died"
+    return (
+        f"a loader process {killed}{'' if signal in (None, 'Killed') else f' ({signal})'}. Load with fewer processes"
+        " or without (data.num_workers=0), or in smaller batches (data.batch_size, data.eval_batch_size)"
+    )
 
 
 def reason(error: OSError) -> str:

@@ -23,7 +23,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from robustft import config
+from robustft import config, tracking
 from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, one_at_a_time
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
@@ -67,6 +67,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         return None
     if cfg.resume:
         check_best(read_position(this.folder))  # refused before time is spent, if at all
+    tracking.check(cfg)
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     this.data.verify(training=cfg.method.takes.trains)
     if cfg.method.takes.trains:
@@ -76,6 +77,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
             this.load(path)  # refused before time is spent, if at all
+    _ = this.loggers  # so are loggers that cannot log
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
     if is_first_process():

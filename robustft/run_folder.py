@@ -19,11 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustft import config, configs, files, locks, runs
 from robustft.errors import FolderTaken, UserError
+from robustft.paths import expand
 
 RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
-LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log")
-LOGS += ("config.yaml", "overrides.yaml", configs.RECORD)
+SETTINGS = ("config.yaml", "overrides.yaml", configs.RECORD)
+LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log", *SETTINGS)
 ASIDE = ".new"  # settings of the run that is to replace what lies in its folder
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
 
@@ -114,7 +115,7 @@ def refuse_own_models(cfg: DictConfig, folder: Path) -> None:
         FolderTaken: names the setting.
     """
     for name, path in _models(cfg):
-        place = Path(path).expanduser().resolve()
+        place = expand(path).resolve()
         if place.parent == folder.resolve() and place.name in (*RESULTS, *STATE):
             raise FolderTaken(
                 f"{name}={path} lies in {folder}, which overwrite=true would clear before it is read. "
@@ -144,7 +145,7 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
         return
     runs.save(folder, cfg, typed)
     configs.record(folder)
-    for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt", "wandb_id.txt"):
+    for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt"):
         (folder / name).unlink(missing_ok=True)
     files.remove_partial(folder)
 
@@ -279,5 +280,5 @@ def _models(cfg: DictConfig) -> Iterable[tuple[str, str]]:
             yield name, str(config.model_file(value))
     listed = cfg.checkpoints if cfg.checkpoints is not None else []
     for pattern in [listed] if isinstance(listed, str) else list(listed):
-        for path in glob(os.path.expanduser(str(pattern)), recursive=True):
+        for path in glob(str(expand(pattern)), recursive=True):
             yield "checkpoints", str(config.model_file(path))

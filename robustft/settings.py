@@ -11,7 +11,7 @@ a method or a mask of a user's own is held to the same rules without a line of o
       settings:                   # full names; `*` at the end stands for any last part
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
 
-A description has a `kind` (number, the default; whole, flag, text), or `of` (a list to choose from), or `any` (of
+A description has a `kind` (number, the default; whole, flag, text, texts: a list of it), or `of` (a list to choose from), or `any` (of
 several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to the range, `above`,
 `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each of which asks of some
 settings that they are as described. Without it a setting matters always.
@@ -110,6 +110,12 @@ CORE: dict[str, Description] = {
     },
     "trainer.profiler": {"of": ["simple", "advanced", "pytorch"], "or_null": True},
     "trainer.detect_anomaly": {**FLAG, "when": [TRAINS]},
+    "logger.wandb.project": {"kind": "text"},
+    "logger.wandb.entity": TEXT,
+    "logger.wandb.offline": {**FLAG, "or_null": True},
+    "logger.wandb.group": TEXT,
+    "logger.wandb.job_type": TEXT,
+    "logger.wandb.tags": {"kind": "texts", "or_null": True},
     "logger.wandb.log_model": {**FLAG, "when": [{"trainer.enable_checkpointing": {"of": [True]}}]},
 }
 
@@ -160,6 +166,8 @@ def accepts(described: Description, value: Any) -> bool:
         return isinstance(value, bool)
     if kind == "text":
         return isinstance(value, str) and value != ""
+    if kind == "texts":
+        return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
     if kind == "devices":
         return _is_devices(value)
     number = isinstance(value, int if kind == "whole" else int | float) and not isinstance(value, bool)
@@ -195,7 +203,7 @@ def _words(described: Description) -> str:
     if "of" in described:
         options = [shown(one) for one in described["of"]]
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
-    fixed = {"flag": "true or false", "text": "text", "devices": "auto, a whole number above 0, -1 (all), or a list"}
+    fixed = {"flag": "true or false", "text": "text", "texts": "a list of text", "devices": "auto, a whole number above 0, -1 (all), or a list"}
     if kind in fixed:
         return fixed[kind]
     number = "a whole number" if kind == "whole" else "a number"

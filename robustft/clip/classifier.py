@@ -83,11 +83,13 @@ class Classifier(nn.Module):
         """f(x): features after the projection, before L2 normalisation.
 
         Args:
-            images: CLIP-normalised pixels.
+            images: CLIP-normalised pixels; cast to the weights' type outside of autocast.
             masked: patches no query may attend to (they stay in the sequence; the class token is never masked).
             kept: the only patches that enter the sequence, at their own positions (shorter, hence cheaper).
         """
         visual = self.visual
+        if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):  # which casts by itself
+            images = images.to(visual.conv1.weight.dtype)
         tokens = visual._embeds(images)
         bias = None
         if kept is not None:
@@ -101,7 +103,7 @@ class Classifier(nn.Module):
             tokens = self._run(block, tokens, None, None, bias)
         pooled, _ = visual._pool(self._run(_class_token, last, tokens, bias))
         with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
-            return pooled.float() @ visual.proj
+            return pooled.to(visual.proj.dtype) @ visual.proj
 
     def keep_in(self, dtype: torch.dtype) -> None:
         """Hold the encoder's large weights in ``dtype``: the casts that autocast to it makes at every use, made once.
@@ -121,7 +123,7 @@ class Classifier(nn.Module):
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """g(f): logits of the linear head on the L2-normalised features."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.head(F.normalize(features, dim=-1))
+            return self.head(F.normalize(features.to(self.head.weight.dtype), dim=-1))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.encode(images))

@@ -2,40 +2,34 @@
 
 import json
 import logging
-import os
-import pickle
-import socket
-import zipfile
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import open_clip
 import torch
 from open_clip.model import _build_vision_tower
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import nn
 
 from robustft.clip.classifier import Architecture, Classifier
-from robustft.config import BEST
+from robustft.clip.names import State, with_text_of
+from robustft.clip.origin import Origin, twin, uses_quick_gelu
+from robustft.clip.reading import read_clip, read_state
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
 from robustft.files import save_tensors
-from robustft.paths import expand
+from robustft.model_files import BEST, model_file, weights_file
+from robustft.network import reachable
 
 log = logging.getLogger(__name__)
 
-State = dict[str, Tensor]
-
 FORMAT = "robustft-classifier"
-# Sizes that OpenAI's archives carry beside the weights.
-_NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
-
 SHIPPED = Path(__file__).parent / "tiny"  # a model config and weights that come with the package
 
 open_clip.add_model_config(SHIPPED)
@@ -61,14 +55,44 @@ def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Modu
         clip = open_clip.create_model(architecture, load_weights=False)
     if pretrained is None:
         return clip.eval()
-    path = SHIPPED / f"{architecture}.safetensors" if pretrained == "embedded" else expand(pretrained)
+    path = SHIPPED / f"{architecture}.safetensors" if pretrained == "embedded" else weights_file(pretrained)
     if not path.is_file():
         raise UserError(
             f"model.pretrained={pretrained!r} is neither a file nor a tag of {architecture}. "
             f"Its tags: {', '.join(tags) or 'none'}."
         )
-    fit(clip, read_state(path), path, architecture)
+    state, origin = read_clip(path)
+    if pretrained != "embedded":
+        _check_activation(architecture, path, origin)
+    fit(clip, with_text_of(state, clip.state_dict()), path, architecture)
     return clip.eval()
+
+
+def _check_activation(architecture: str, path: Path, origin: Origin) -> None:
+    """Refuse weights that were trained with another activation than the model has; tell of those that do not say it."""
+    quick, other = uses_quick_gelu(architecture), twin(architecture)
+    names = ("GELU", "quick-GELU")
+    if origin.quick_gelu is None:
+        choice = f"; for weights trained with {names[not quick]}"
+        choice += " (OpenAI's, DFN's, MetaCLIP's)" if not quick else " (most of LAION's and DataComp's)"
+        choice = f"{choice} choose model.architecture={other}" if other else ""
+        log.info("%s: nothing in it tells the activation; %s uses %s%s", path, architecture, names[quick], choice)
+    elif origin.quick_gelu != quick:
+        raise UserError(
+            f"{path} was trained with {names[origin.quick_gelu]} ({origin.said_by} says so), and {architecture} uses "
+            f"{names[quick]}, which costs points of accuracy. "
+            + (f"Choose model.architecture={other}." if other else "Choose another model.architecture.")
+        )
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    quick, other = uses_quick_gelu(architecture), twin(architecture)
+    trained = bool((open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu"))
+    if trained != quick and other:
+        raise UserError(
+            f"the weights {tag!r} were trained with {'quick-GELU' if trained else 'GELU'}, which {architecture} does "
+            f"not use; that costs points of accuracy. Choose model.architecture={other}."
+        )
 
 
 def model_config(architecture: str) -> dict[str, Any]:
@@ -85,9 +109,10 @@ def model_config(architecture: str) -> dict[str, Any]:
 
 
 def _fetch(architecture: str, tag: str) -> nn.Module:
+    _check_tag(architecture, tag)
     import huggingface_hub.constants as hub
 
-    if not _reachable(hub.ENDPOINT):
+    if not reachable(hub.ENDPOINT, seconds=5):
         hub.HF_HUB_OFFLINE = True  # a cached copy still loads; a missing one fails now, not after a minute of retries
     try:
         with _quiet():
@@ -112,64 +137,6 @@ def _quiet() -> Iterator[None]:
         root.setLevel(level)
 
 
-def _reachable(url: str) -> bool:
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True  # only the proxy knows
-    try:
-        socket.create_connection((urlparse(url).hostname, 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-def read_state(path: Path) -> State:
-    """The state dict in a weights file, in float32 and open_clip's names; nothing in the file is run as code.
-
-    Reads safetensors, PyTorch checkpoints (``weights_only=True``; a training checkpoint's ``state_dict`` is taken)
-    and OpenAI's TorchScript archives.
-
-    Raises:
-        UserError: missing, unreadable, or needs code to be unpickled.
-    """
-    if not path.is_file():
-        raise UserError(f"no weights file at {path}.")
-    try:
-        state = _read_raw(path)
-    except Exception as error:  # a damaged file fails in many ways
-        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
-            raise UserError(
-                f"{path} holds pickled objects besides tensors, which may run code and are not loaded. "
-                "Save its state dict alone, best as safetensors."
-            ) from error
-        pickled = isinstance(error, pickle.UnpicklingError | KeyError | EOFError)
-        reason = "damaged, or of another kind" if pickled or not str(error) else str(error).splitlines()[0][:160]
-        raise UserError(f"{path} is not a readable weights file ({reason}).") from error
-    state = state.get("state_dict", state)
-    tensors = {
-        key.removeprefix("module."): value.detach().float()
-        for key, value in state.items()
-        if isinstance(value, Tensor) and key.removeprefix("module.") not in _NOT_WEIGHTS
-    }
-    if not tensors:
-        raise UserError(f"{path} holds no state dict.")
-    return tensors
-
-
-def _read_raw(path: Path) -> dict[str, Any]:
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            scripted = any("/code/" in name for name in archive.namelist())
-        if scripted:
-            return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(loaded, dict):
-        raise ValueError(f"holds a {type(loaded).__name__}, expected a state dict")
-    return loaded
-
-
 def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
     """Load ``state`` into ``module``, strictly.
 
@@ -186,8 +153,32 @@ def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
     wrong += [f"{key} is not part of it" for key in state if key not in own]
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        raise UserError(f"{path} does not fit {what}: {wrong[0]}{more}. Choose the model these weights belong to.")
+        raise UserError(f"{path} does not fit {what}: {wrong[0]}{more}. {_advice(state)}")
     module.load_state_dict(state)
+
+
+def _advice(state: State) -> str:
+    """Names of open_clip's models that have the shapes of ``state``."""
+    try:
+        proj, conv = state["visual.proj"], state["visual.conv1.weight"]
+        side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
+    except (KeyError, ValueError, TypeError):
+        return "Choose the model these weights belong to."
+    blocks = {name.split(".")[3] for name in state if name.startswith("visual.transformer.resblocks.")}
+    patch = conv.shape[-1]
+    found = {"image_size": side * patch, "patch_size": patch, "width": conv.shape[0], "layers": len(blocks)}
+    usual = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12}
+    fitting = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = config["vision_cfg"]
+        same = all(vision.get(key, usual[key]) == value for key, value in found.items())
+        if same and config["embed_dim"] == proj.shape[-1] and "timm_model_name" not in vision:
+            fitting.append(name)
+    made_for = f"They are of a model for images of {side * patch} px in patches of {patch}"
+    if not fitting:
+        return f"{made_for}: choose the model these weights belong to."
+    return f"{made_for}: choose model.architecture={' or '.join(sorted(fitting, key=len)[:3])}."
 
 
 def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
@@ -227,6 +218,7 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
     Raises:
         UserError: no such file, no model of this project, or not the model that is asked for.
     """
+    path = model_file(path)
     metadata = read_metadata(path)
     if metadata is None and path.name == BEST:
         raise UserError(
@@ -247,10 +239,10 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
             f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
             f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
         )
-    saved: dict[str, Any] = json.loads(metadata["preprocess"])
-    preprocess = Preprocess(saved["size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
-    architecture = Architecture(name, json.loads(metadata["config"]), preprocess)
+    architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
     config = architecture.config
+    if like is not None:
+        _require_alike(architecture, like.architecture, path)
     visual = _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]), config.get("quick_gelu", False))
     model = Classifier(visual, nn.Linear(config["embed_dim"], len(own_classes)), architecture)
     fit(model, read_state(path), path, name)
@@ -260,6 +252,27 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
 @lru_cache
 def _say_unfinished(path: Path, step: str) -> None:
     log.warning("%s is the best model so far of a run that was interrupted: that of step %s", path, step)
+
+
+def _require_alike(found: Architecture, expected: Architecture, path: Path) -> None:
+    """What has the same name may still see other images, or use another activation."""
+    quick = [bool(one.config.get("quick_gelu")) for one in (found, expected)]
+    if quick[0] != quick[1]:
+        names = ["quick-GELU" if one else "GELU" for one in quick]
+        raise UserError(f"{path} uses {names[0]}, this run's model {names[1]}. Choose the model= it was made with.")
+    theirs, ours = asdict(found.preprocess), asdict(expected.preprocess)
+    other = next((key for key in ours if theirs[key] != ours[key]), None)
+    if other is not None:
+        raise UserError(
+            f"{path} takes its images with another transform ({other} {theirs[other]}, this run's model: "
+            f"{ours[other]}). Choose the model= it was made with."
+        )
+
+
+def preprocess_in(metadata: Mapping[str, str]) -> Preprocess:
+    """Return the transform that the metadata of a model describes."""
+    saved: dict[str, Any] = json.loads(metadata["preprocess"])
+    return Preprocess(saved["size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:

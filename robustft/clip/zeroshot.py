@@ -1,7 +1,7 @@
 """The zero-shot model: CLIP's image tower with a linear head made of its text embeddings."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from robustft.cache import remembered
 from robustft.clip.classifier import Architecture, Classifier
-from robustft.clip.weights import create_clip, load_classifier, model_config, read_metadata
+from robustft.clip.origin import beside
+from robustft.clip.weights import create_clip, load_classifier, model_config, preprocess_in, read_metadata
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
-from robustft.paths import expand
+from robustft.model_files import weights_file
 
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
@@ -42,9 +43,9 @@ def zeroshot_classifier(
     Raises:
         UserError: see ``create_clip`` and ``load_classifier``.
     """
-    if pretrained is not None and expand(pretrained).is_file() and read_metadata(expand(pretrained)) is not None:
-        model = load_classifier(expand(pretrained), classes=class_names)
-        _require_same(model.architecture.name, architecture, pretrained)
+    if own_model(architecture, pretrained) is not None:
+        model = load_classifier(weights_file(str(pretrained)), classes=class_names)
+        _require_same(model.architecture.name, architecture, str(pretrained))
         return model
     clip: Any = create_clip(architecture, pretrained, seed)
     if pretrained is None:
@@ -65,19 +66,34 @@ def zeroshot_classifier(
 def preprocess_of(architecture: str, pretrained: str | None) -> Preprocess:
     """The transform a model was trained with: known from its name and tag, without its weights.
 
-    Weights files and random weights get OpenAI's mean and standard deviation.
+    A model left by a run says it itself, open_clip and Hugging Face in a file beside their weights. Other files and
+    random weights get OpenAI's mean and standard deviation.
 
     Raises:
         UserError: unknown architecture.
     """
     config = model_config(architecture)
-    tag = open_clip.get_pretrained_cfg(architecture, pretrained or "") or {}
+    own = own_model(architecture, pretrained)
+    if own is not None:
+        return preprocess_in(own)
+    if pretrained in (None, "embedded") or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
+        known: Mapping[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained or "") or {}
+    else:
+        known = beside(weights_file(str(pretrained))).preprocess
     return Preprocess(
         size=config["vision_cfg"]["image_size"],
-        mean=tuple(tag.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        std=tuple(tag.get("std") or open_clip.OPENAI_DATASET_STD),
-        interpolation=tag.get("interpolation") or "bicubic",
+        mean=tuple(known.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(known.get("std") or open_clip.OPENAI_DATASET_STD),
+        interpolation=known.get("interpolation") or "bicubic",
     )
+
+
+def own_model(architecture: str, pretrained: str | None) -> dict[str, str] | None:
+    """The metadata of a model left by a run, if ``pretrained`` is one."""
+    if pretrained is None or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
+        return None
+    path = weights_file(pretrained)
+    return read_metadata(path) if path.is_file() else None
 
 
 def text_rows(

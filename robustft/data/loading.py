@@ -1,30 +1,52 @@
 """The DataLoader as robustft uses it: batches are `Batch`, and a user's mistake survives worker processes."""
 
+import logging
 import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from robustft.data.sets import Batch, ImageSet
 from robustft.errors import UserError
 
+log = logging.getLogger(__name__)
+
+SHARED_MEMORY = "/dev/shm"
+
 
 class Loader(DataLoader):
-    """A DataLoader that raises what `Fetch` caught.
+    """A DataLoader that raises what `Fetch` caught, and takes its batches as they come, see `handed_over`.
 
     Being a generator, `__iter__` starts the workers at the first batch: Lightning makes the iterator before
     it calls the sampler's `set_epoch`, and workers started then would fetch another epoch's images.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        try:
+            batches = super().__iter__()
+        except OSError as error:  # no semaphores, which live in /dev/shm
+            raise UserError(
+                f"loader processes cannot be started here ({error}): data.num_workers=0 loads without them."
+            ) from error
+        for batch in batches:
             if isinstance(batch, UserError):
                 # A new one: raising `batch` itself would tie this frame, the loader and its workers into a
                 # cycle, and workers ended by the garbage collector take 5 s each.
                 raise UserError(str(batch))
-            yield batch
+            yield self._taken(batch)
+
+    def _taken(self, batch: Batch) -> Batch:
+        if isinstance(batch.images, Tensor):
+            return batch
+        _say_that_room_is_short()
+        arrays: Any = batch
+        taken = Batch(*(torch.from_numpy(part) for part in arrays))
+        return Batch(*(part.pin_memory() for part in taken)) if self.pin_memory else taken
 
 
 class Fetch(Dataset):
@@ -46,11 +68,46 @@ class Fetch(Dataset):
     def __getitems__(self, indices: list[int]) -> Batch | UserError:
         try:
             if hasattr(self.dataset, "__getitems__"):
-                return self.dataset.__getitems__(indices)
-            images, labels, positions = zip(*(self.dataset[i] for i in indices), strict=True)
+                batch = self.dataset.__getitems__(indices)
+            else:
+                images, labels, positions = zip(*(self.dataset[i] for i in indices), strict=True)
+                batch = Batch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
         except UserError as error:
             return error
-        return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
+        return batch if get_worker_info() is None else handed_over(batch)
+
+
+def handed_over(batch: Batch) -> Any:
+    """A batch on its way out of a worker process: in shared memory where there is room, else through a pipe.
+
+    Containers often have 64 MB of shared memory. Left to itself, torch runs out of it in a thread whose errors nobody
+    sees: the batch is lost, and the run waits for it for ever.
+
+    Returns:
+        The batch, its tensors in shared memory; or with NumPy arrays for tensors.
+    """
+    if not os.path.isdir(SHARED_MEMORY):
+        return batch  # torch has other ways there
+    room = os.statvfs(SHARED_MEMORY)
+    size = sum(part.nbytes for part in batch)
+    # Half of it is for others: the loaders of other runs, NCCL between GPUs.
+    if room.f_bavail * room.f_frsize - size >= room.f_blocks * room.f_frsize / 2:
+        try:
+            return Batch(*(part.share_memory_() for part in batch))
+        except RuntimeError:  # another process was faster, or too many files are open
+            pass
+    by_pipe: Any = [np.array(part) for part in batch]
+    return Batch(*by_pipe)
+
+
+@cache
+def _say_that_room_is_short() -> None:
+    """Once per process."""
+    log.info(
+        "little room in %s: batches come from the loader processes through pipes, which is slower. In Docker:"
+        " docker run --shm-size=8g; or load without such processes: data.num_workers=0",
+        SHARED_MEMORY,
+    )
 
 
 def make_loader(

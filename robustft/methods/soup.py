@@ -4,16 +4,15 @@ Wortsman et al.: Model soups, ICML 2022. The greedy soup takes the models in ord
 keeps each that does not lower the soup's (their Recipe 1).
 """
 
-import glob
 import logging
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from robustft import paths
 from robustft.clip.classifier import Classifier
 from robustft.errors import UserError
 from robustft.experiment import Run
 from robustft.methods.weights import State, add, with_weights
+from robustft.model_files import model_files
 from robustft.training import Trained
 
 log = logging.getLogger(__name__)
@@ -63,14 +62,9 @@ def holdout_accuracy(run: Run) -> Callable[[Classifier], float]:
 
 
 def expand(checkpoints: str | Sequence[str]) -> list[str]:
-    """The files meant by a list of files and globs: in its order, those of a glob by name, none twice.
+    """The files meant by a list of files, folders of runs and globs: in its order, those of a glob by name, none twice.
 
     Raises:
         UserError: there are none.
     """
-    listed = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
-    matched = [sorted(glob.glob(str(paths.expand(item)), recursive=True)) for item in listed]
-    paths = list(dict.fromkeys(path for found in matched for path in found))
-    if not paths:
-        raise UserError(f"checkpoints={checkpoints}: no such file. Give the model.safetensors of runs.")
-    return paths
+    return [str(path) for path in model_files(checkpoints)]
