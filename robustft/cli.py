@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft import config, files, overrides, processes, runs
+from robustft import config, files, overrides, processes, runs, terminal
 from robustft.errors import UserError, user_error
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ class Plan:
 
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
+    terminal.use_plain_letters()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:

@@ -33,17 +33,16 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
 from rich.progress import Progress
 
-from robustft import files, overrides, runs
+from robustft import files, overrides, runs, terminal
 from robustft.errors import UserError
 
 Results = dict[str, dict[str, Any]]
 
 MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
 SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
-console = Console()
+console = terminal.console()
 
 
 @dataclass(frozen=True)
@@ -86,6 +85,7 @@ def main(
     parser.add_argument("--limit", type=float, default=float("inf"), help="start no run after so many minutes")
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_intermixed_args()
+    terminal.use_plain_letters()
     folder = Path(file).resolve().parent
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -322,7 +322,11 @@ def execute(folder: str, settings: list[str]) -> str | None:
     if runs.is_finished(path):  # its result has been deleted: this one is to be another
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        (path / "run.log").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         handler, logger = logging.StreamHandler(log), logging.getLogger("robustft")
         logger.setLevel(logging.INFO)
         logger.propagate = False

@@ -5,6 +5,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from io import StringIO
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:  # rich takes a moment to import, and a mistake is answered without it
@@ -42,7 +43,7 @@ def use_plain_letters() -> None:
             stream.reconfigure(errors="robustft.plain")
 
 
-def console(file: IO[str] | None = None, stderr: bool = False) -> "Console":
+def console(file: IO[str] | StringIO | None = None, stderr: bool = False) -> "Console":
     """Make a console as wide as the terminal; elsewhere as wide as COLUMNS says, or as anything needs (a log file)."""
     from rich.console import Console
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 from scipy.stats import t
 
+from robustft import terminal
 from robustft.files import write
 from robustft.report.tradeoff import markdown, match
 from robustft.study import Entry, Results, main, tables
@@ -57,7 +58,7 @@ def summarise(folder: Path, results: Results) -> None:
             f"interval) from none; one of {100 * surely:.2f} would be found by about four studies of five.\n"
         )
     write(folder / "matched.md", text)
-    print(text)
+    terminal.print_markdown(terminal.console(), text)
 
 
 if __name__ == "__main__":
