@@ -30,7 +30,20 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import robustft
-from robustft import commands, config, configs, homes, overrides, paths, processes, run_folder, runs, signals, streams
+from robustft import (
+    commands,
+    config,
+    configs,
+    homes,
+    overrides,
+    paths,
+    processes,
+    run_folder,
+    runs,
+    signals,
+    streams,
+    terminal,
+)
 from robustft.errors import FolderTaken, UserError, system_error, user_error
 
 log = logging.getLogger(__name__)
@@ -54,6 +67,7 @@ class Plan:
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
     streams.guard()
+    terminal.use_plain_letters()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from robustft import streams
+from robustft import streams, terminal
 from robustft.errors import UserError, system_error, user_error
 
 
@@ -61,6 +61,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
 def answer(main: Callable[[], int | None]) -> int:
     """Call a command's ``main``; the exit status. A user's mistake and a disk's are one line each."""
     streams.guard()
+    terminal.use_plain_letters()
     try:
         return main() or 0
     except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from robustft import config, overrides
+from robustft import config, overrides, terminal
 from robustft.errors import UserError
 from robustft.study import MODEL, Entry, Results, Study, execute, outcome, workers
 
@@ -251,7 +251,7 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     left = study.to_run()
     if len(left) < whole.runs:
         row("still to do", len(left), None, "", throughput.seconds(count(left, study.settings)))
-    Console().print(table)
+    terminal.print_table(terminal.console(), table)
 
 
 def _result(study: Study, entry: Entry) -> dict[str, Any] | None:

@@ -1,13 +1,10 @@
 """One run from its config to its results: data, models, method, evaluation, what is left in the folder."""
 
-import csv
-import gzip
-import io
 import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -32,9 +29,11 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
-from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
+from robustft.evaluation.evaluator import Evaluator, as_scores, summary
+from robustft.evaluation.predictions import FILE as PREDICTIONS
+from robustft.evaluation.predictions import write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.files import atomic, disk_error
+from robustft.files import disk_error
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
 from robustft.paths import expand
@@ -44,8 +43,6 @@ from robustft.tracking import log_results, make_loggers
 from robustft.training import Trained, check_limits, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
-
-PREDICTIONS = "predictions.csv.gz"
 
 
 def run(cfg: DictConfig) -> dict[str, Any] | None:
@@ -235,7 +232,8 @@ class Run:
         if is_first_process():
             if keep:
                 save_classifier(self.folder / config.MODEL, made.model, self.data.class_names)
-            write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions)
+            names = self.data.class_names
+            write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions, names)
         gallery: list[Path] = []
         if is_first_process():
             with keeps_going("the gallery"):
@@ -306,16 +304,6 @@ def keeps_going(what: str) -> Iterator[None]:
             log.warning("%s failed; the results are complete without", what, exc_info=True)
         else:
             log.warning("%s failed (%s); the results are complete without", what, error)
-
-
-def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:
-    """Every image's predicted class as gzipped CSV (set, image, label, prediction, correct), for paired tests."""
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    rows.writerow(("set", "image", "label", "prediction", "correct"))
-    rows.writerows(prediction_rows(sets, dict(predictions)))
-    with atomic(path) as partial:
-        partial.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def versions() -> dict[str, str]:

@@ -33,10 +33,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
-from rich.console import Console
 from rich.progress import Progress
 
-from robustft import config, files, overrides, runs, signals, streams
+from robustft import config, files, overrides, runs, signals, streams, terminal
 from robustft.errors import UserError, system_error
 from robustft.locks import locked
 
@@ -44,7 +43,7 @@ Results = dict[str, dict[str, Any]]
 
 MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
 SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
-console = Console()
+console = terminal.console()
 
 
 @dataclass(frozen=True)
@@ -88,6 +87,7 @@ def main(
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_intermixed_args()
     streams.guard()
+    terminal.use_plain_letters()
     with signals.handled(signal.default_int_handler):
         _answer(file, arguments, entries, summarise, then)
 
@@ -376,7 +376,11 @@ def execute(folder: str, settings: list[str]) -> str | None:
     if runs.is_finished(path):  # its result has been deleted: this one is to be another
         shutil.rmtree(path)
     path.mkdir(parents=True, exist_ok=True)
-    with (path / "run.log").open("a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+    with (
+        (path / "run.log").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
         handler, logger = logging.StreamHandler(log), logging.getLogger("robustft")
         logger.setLevel(logging.INFO)
         logger.propagate = False

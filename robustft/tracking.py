@@ -4,7 +4,7 @@ import csv
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) ->
 
     Args:
         resume_at: optimiser steps that an interrupted run has behind it: what was logged of them stays.
+
+    See ``count_steps``, which tells them of the steps.
     """
     loggers: list[Logger] = []
     for kind, node in cfg.logger.items():
@@ -41,16 +43,52 @@ def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) ->
     return loggers
 
 
+# Lightning logs under a number of its own, from 0 in training and from 1 after it. These loggers write everything under
+# the number of optimiser steps that are done; `steps` tells them (`count_steps`).
+
+
+class StepCSVLogger(CSVLogger):
+    """A resumed run does again what its last state did not know of; what was ``written`` then is not written twice."""
+
+    steps: Callable[[], int] | None = None
+    written: Collection[tuple[Any, ...]] = ()
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        done = (step or 0) if self.steps is None else self.steps()
+        if (done, *sorted(_told(metrics))) not in self.written:
+            super().log_metrics(metrics, done)
+
+
+class StepWandbLogger(WandbLogger):
+    steps: Callable[[], int] | None = None
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics(metrics, step if self.steps is None else self.steps())
+
+
+def count_steps(loggers: Iterable[Logger], steps: Callable[[], int]) -> None:
+    """Make ``steps`` say under which step the loggers of a run write."""
+    for logger in loggers:
+        if isinstance(logger, StepCSVLogger | StepWandbLogger):
+            logger.steps = steps
+
+
+def _told(row: Mapping[str, Any]) -> list[str]:
+    """The names of what a row says something of."""
+    return [name for name, value in row.items() if name not in ("step", "epoch") and value not in (None, "")]
+
+
 def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLogger:
-    """Lightning's logger, which deletes what it finds: the rows of the steps before ``resume_at`` are put back."""
+    """Lightning's logger, which deletes what it finds: the rows up to step ``resume_at`` are put back."""
     path = folder / "metrics.csv"
     rows, names = [], []
     if resume_at is not None and path.is_file():
         with path.open(newline="") as file:
             reader = csv.DictReader(file)
-            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) < resume_at]
+            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= resume_at]
             names = list(reader.fieldnames or [])
-    logger = CSVLogger(save_dir=folder, name="", version="", **options)
+    logger = StepCSVLogger(save_dir=folder, name="", version="", **options)
+    logger.written = {(int(row["step"]), *sorted(_told(row))) for row in rows}
     if rows and is_first_process():
         writer = logger.experiment
         with path.open("w", newline="") as file:
@@ -71,7 +109,7 @@ def check(cfg: DictConfig) -> None:
         connection.mode(cfg.logger.wandb.offline)
 
 
-class Wandb(WandbLogger):
+class Wandb(StepWandbLogger):
     """Lightning's logger, whose own failures never fail a run."""
 
     failed = False

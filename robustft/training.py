@@ -21,6 +21,7 @@ from robustft.distillation import Distillation
 from robustft.errors import UserError
 from robustft.finetuner import Finetuner, Schedule
 from robustft.state import Interrupted, KeepBest, KeepState, Position, read_position
+from robustft.tracking import count_steps
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,8 @@ def train(
     finetuner = Finetuner(student, sets, schedule, distillation, seed)
     student.train()
     position = read_position(folder) if resume else None
+    before = 0 if position is None else position.step
+    count_steps(loggers or [], lambda: max(lightning.global_step, before))
     if position is not None:
         _resume(lightning, finetuner, data, position)
         if position.evaluation_due:
@@ -97,6 +100,8 @@ def train(
     if best.score > -math.inf and best.scored_at != lightning.global_step == steps:
         # Lightning does not evaluate when the steps end within an epoch: the last weights are candidates too.
         lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
+    done = max(lightning.global_step, before)
+    count_steps(loggers or [], lambda: done)  # lets go of the trainer
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
     best.restore(student)
     if not all(bool(value.isfinite().all()) for value in student.parameters()):
@@ -217,7 +222,6 @@ def _resume(trainer: Trainer, finetuner: Finetuner, data: RobustnessData, positi
     # With max_steps Lightning would count an epoch twice that was over when the state was saved.
     setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 -- it is a method
     if position.evaluation_due and finetuner.sets:
-        trainer.fit_loop.epoch_loop._batches_that_stepped = position.step - 1  # the step it is logged under
         loaders = [data.eval_loader(evaluation_set) for evaluation_set in finetuner.sets]
         trainer.validate(finetuner, loaders, ckpt_path=position.path, weights_only=True, verbose=False)
 

@@ -205,3 +205,31 @@ def test_a_run_took_as_long_as_all_its_sessions(monkeypatch):
     third.load_state_dict(second.state_dict())  # saved 20 s later
     assert third.earlier_s == 40
     assert third.state_dict()["wall"] == 40 + 75
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("method=linear_probe",),
+        ("method=lpft", "method.probe.epochs=1"),
+        ("method=finetune",),
+        ("method=kd", "mask=none"),
+        ("mask=object", "fill=single", "mask.source=teacher"),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_method_reports_the_time_of_all_its_sessions(work, stops, settings):  # noqa: F811
+    folder = work / ("took-" + settings[0].replace("=", "-"))
+    if settings[0] == "method=lpft":  # the first stage is in the cache, so that the second is what is stopped
+        do(work / "took-probing", *settings)
+    stops[1].append(("step", 2, 0))
+    with pytest.raises(KeyboardInterrupt):
+        do(folder, *settings)
+    state = torch.load(folder / LAST, weights_only=True)
+    (speed,) = (values for name, values in state["callbacks"].items() if name.startswith("Speed"))
+    assert speed["wall"] > 0
+    speed["wall"], speed["steps"], speed["seconds"] = 5000.0, 100, 50.0
+    torch.save(state, folder / LAST)
+    record = do(folder, *settings, resume=True)
+    assert 5000 < record["wall_s"] < 5000 + 600
+    assert 16 <= record["train_images_per_s"] < 64  # 100 steps of 16 images in 50 s, and a few more

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from robustft import disagreement
+from robustft.state import KeepBest, KeepState
 from tests.small import do, work  # noqa: F401 (a fixture)
 
 EVERY_RUN = {"train/loss", "train/ce", "train/images_per_s", "holdout/top1", "epoch", "step"}
@@ -29,7 +31,7 @@ def test_the_csv_has_what_is_promised(work: Path, settings, names):  # noqa: F81
         rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
     assert {name for row in rows for name in row if not name.startswith("final/")} == names
     steps = [int(row["step"]) for row in rows if "train/loss" in row]
-    assert steps == [1, 3, 5]  # the measured steps are those that are logged
+    assert steps == [2, 4, 6]  # the measured steps are those that are logged
     last = [row for row in rows if "train/loss" in row][-1]
     if "train/distance" in names:
         assert float(last["train/disagreement_x"]) > 0 and float(last["train/disagreement_x_cf"]) > 0
@@ -48,4 +50,54 @@ def test_a_short_run_logs_too(work: Path):  # noqa: F811
     do(work / "short", "logger=csv", "trainer.max_steps=2", "trainer.log_every_n_steps=50")
     with (work / "short" / "metrics.csv").open(newline="") as file:
         (row,) = [row for row in csv.DictReader(file) if row["train/loss"]]
-    assert row["step"] == "1" and json.loads((work / "short" / "results.json").read_text())["holdout"]
+    assert row["step"] == "2" and json.loads((work / "short" / "results.json").read_text())["holdout"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("mask=none",),
+        ("method=finetune", "trainer.max_steps=5"),  # ends within an epoch
+        ("mask=none", "trainer.val_check_interval=2", "disagreement=2"),
+        ("method=finetune", "trainer.accumulate_grad_batches=2"),
+        ("method=linear_probe",),
+        ("method=lpft", "method.probe.epochs=1"),
+    ],
+    ids=" ".join,
+)
+def test_every_row_counts_finished_steps(work: Path, monkeypatch, settings):  # noqa: F811
+    trained, evaluated = [], []
+    step, evaluation = KeepState.on_train_batch_end, KeepBest.on_validation_end
+
+    def after_step(self, trainer, *rest):
+        if trainer.loggers and trainer.global_step not in trained:
+            trained.append(trainer.global_step)
+        step(self, trainer, *rest)
+
+    def after_evaluation(self, trainer, module):
+        if trainer.loggers:
+            evaluated.append(trainer.global_step)
+        evaluation(self, trainer, module)
+
+    monkeypatch.setattr(KeepState, "on_train_batch_end", after_step)
+    monkeypatch.setattr(KeepBest, "on_validation_end", after_evaluation)
+    folder = work / "counted" / "".join(filter(str.isalnum, "".join(settings)))
+    do(folder, *settings, "logger=csv")
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def steps(name: str) -> list[int]:
+        return [int(row["step"]) for row in rows if row.get(name)]
+
+    total = 5 if "trainer.max_steps=5" in settings else 6
+    assert trained[-total:] == steps("train/loss") == list(range(1, total + 1))
+    assert steps("holdout/top1") == evaluated and evaluated[-1] == total
+    assert steps("final/id/top1") == [total]
+    if "disagreement=2" in settings:
+        assert steps("disagreement/factual") == list(disagreement.read(folder / disagreement.FILE)) == [0, 3, 6]
+
+
+def test_an_evaluation_alone_is_at_step_0(work: Path):  # noqa: F811
+    do(work / "zero", "method=zeroshot", "logger=csv")
+    with (work / "zero" / "metrics.csv").open(newline="") as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["0"]

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from robustft import commands, files, paths, runs
+from robustft import commands, files, paths, runs, terminal
 from robustft.clip import tiny
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier
@@ -45,7 +44,6 @@ from robustft.pictures import BLUE, INK, ORANGE, Column, Tile, hatched, heat, ou
 
 CAMS = ("relevance", "gradcam")
 SHOWN = 0.3  # threshold of the masks in the picture: that of the recipe
-WIDTH = 120  # characters of the printed table, at least
 TRUTH = (255, 70, 160)  # colour of the object's outline
 WORDS = ("map", "set", "model")
 NUMBERS = ("on object", "by chance", "any pixel", "by chance", *(f"IoU {t}" for t in THRESHOLDS), "limit")
@@ -130,17 +128,17 @@ def measure(models: dict[str, Classifier], sets: list[EvaluationSet]) -> list[Me
 
 def write_tables(folder: Path, rows: list[Measured]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    console = Console(width=max(WIDTH, Console().width))
+    console = terminal.console()
     for cam in CAMS:
         table = Table(title=f"{cam} against the true object masks, in %")
-        for title in WORDS[1:]:
-            table.add_column(title, no_wrap=True)
+        table.add_column(", ".join(WORDS[1:]))
         for title in NUMBERS:
             table.add_column(title, justify="right")
         chosen = [row for row in rows if row.cam == cam]
         for row, following in zip(chosen, [*chosen[1:], None], strict=True):
-            table.add_row(*row.cells()[1:], end_section=following is None or following.set != row.set)
-        console.print(table)
+            words, numbers = row.cells()[1 : len(WORDS)], row.cells()[len(WORDS) :]
+            table.add_row(", ".join(words), *numbers, end_section=following is None or following.set != row.set)
+        terminal.print_table(console, table)
     lines = [[*WORDS, *NUMBERS], *(row.cells() for row in rows)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(lines)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig
+from scipy.stats import t
 
-from robustft.report.stats import t_quantile
+from robustft import terminal
+from robustft.files import write
 from robustft.report.tradeoff import markdown, match
 from robustft.study import Entry, Results, main, tables
 
@@ -50,13 +52,13 @@ def summarise(folder: Path, results: Results) -> None:
     found = matched.difference("object, single-fill", "distillation, no mask")
     if found is not None and found.low is not None and found.high is not None:
         half = (found.high - found.low) / 2
-        surely = half * (1 + t_quantile(0.8, found.n - 1) / t_quantile(0.975, found.n - 1))
+        surely = half * (1 + t.ppf(0.8, found.n - 1) / t.ppf(0.975, found.n - 1))
         text += (
             f"\nAt matched ID {found.n} seeds do not tell differences below {100 * half:.2f} points (half the 95% "
             f"interval) from none; one of {100 * surely:.2f} would be found by about four studies of five.\n"
         )
-    (folder / "matched.md").write_text(text)
-    print(text)
+    write(folder / "matched.md", text)
+    terminal.print_markdown(terminal.console(), text)
 
 
 if __name__ == "__main__":

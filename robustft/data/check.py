@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustft import terminal
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files
 from robustft.data.prepared import PreparedImages
@@ -21,8 +21,8 @@ def check(datamodule: RobustnessData) -> dict[str, Any]:
         UserError: after the table, if a set is missing or wrong, or an image cannot be read.
     """
     record = inspect(datamodule)
-    console = Console()
-    console.print(_table(record, getattr(datamodule, "root", None)))
+    console = terminal.console()
+    terminal.print_table(console, _table(record, getattr(datamodule, "root", None)))
     wrong = []
     for name, found in record.items():
         if found["error"]:

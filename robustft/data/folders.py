@@ -3,15 +3,19 @@
 What a set of images means is one mapping: folder name -> the classes that are right for its images.
 """
 
+import hashlib
 import os
 import warnings
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import PIL.features
 import torch
-from jaxtyping import UInt8
+import torchvision
+from jaxtyping import Int64, UInt8
 from PIL import Image
 from rich import get_console
 from rich.progress import track
@@ -22,6 +26,8 @@ from robustft.data.sets import EvaluationSet, ImageSet, Preprocess
 from robustft.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+UNKNOWN = -2  # of a file that has not been looked at
 
 # Some of ImageNet's photographs carry broken camera data; their pixels are fine.
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)
@@ -60,6 +66,7 @@ class ImageFolders(Dataset):
         self.labels = torch.arange(len(folders)).repeat_interleave(counts)
         # One array rather than a million strings: worker processes share it without copying.
         self.names = np.array([os.fsencode(name) for of_class in names for name in of_class])
+        self._stamps: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,10 +81,59 @@ class ImageFolders(Dataset):
     def key(self, index: int) -> str:
         return f"{self.folders[int(self.labels[index])]}/{os.fsdecode(self.names[index])}"
 
-    def identity(self) -> str:
-        """The place, the transform, and when files last came or went (content is not read)."""
-        changed = [os.stat(self.root / folder).st_mtime_ns for folder in self.folders]
-        return f"{self.root.resolve()} {self.preprocess} {self.border} {changed}"
+    def identity(self, chosen: Int64[Tensor, " images"] | None = None) -> str:
+        """A digest of the place, of name, size and time of change of every image file, and of what makes the pixels.
+
+        Args:
+            chosen: positions of the images; None: all. Other files are not looked at.
+        """
+        positions = np.arange(len(self)) if chosen is None else chosen.numpy()
+        stamps = self.stamps(positions)
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.preprocess}\0{self.pixels()}\0{self.folders}\0".encode())
+        for values in (self.labels.numpy()[positions], self.names[positions], stamps):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+    def pixels(self) -> dict[str, str]:
+        """What the pixels depend on besides the image files: the transform, and the versions that carry it out."""
+        return {
+            "size": str(self.preprocess.size),
+            "interpolation": self.preprocess.interpolation,
+            "border": str(self.border),
+            "Pillow": PIL.__version__,
+            "libjpeg": str(PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")),
+            "torchvision": torchvision.__version__.partition("+")[0],
+        }
+
+    def stamps(self, positions: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, "images 2"]:
+        """Size and time of the last change (ns) of these image files; -1 where a file cannot be looked at.
+
+        Each file is looked at once by this object: what is known of a set holds for the images it was asked about.
+        """
+        if self._stamps is None:
+            self._stamps = np.full((len(self), 2), UNKNOWN)
+        stamps = self._stamps
+        missing = positions[stamps[positions, 0] == UNKNOWN]
+        root = os.fsencode(self.root)
+        folders = [os.fsencode(folder) for folder in self.folders]
+        labels = self.labels.numpy()
+
+        def look(part: np.ndarray) -> None:
+            found = []
+            for label, name in zip(labels[part].tolist(), self.names[part].tolist(), strict=True):
+                try:
+                    status = os.stat(b"%s/%s/%s" % (root, folders[label], name))
+                    found.append((status.st_size, status.st_mtime_ns))
+                except OSError:
+                    found.append((-1, -1))
+            stamps[part] = np.array(found, np.int64).reshape(-1, 2)
+
+        with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
+            list(pool.map(look, np.array_split(missing, max(1, len(missing) // 512))))
+        return stamps[positions]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_stamps": None}  # loader processes have no use for them
 
     def path(self, index: int) -> str:
         return f"{self.root}/{self.key(index)}"

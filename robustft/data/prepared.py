@@ -26,10 +26,8 @@ from io import FileIO
 from pathlib import Path
 
 import numpy as np
-import PIL.features
 import torch
-import torchvision
-from jaxtyping import UInt8
+from jaxtyping import Int64, UInt8
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -91,9 +89,9 @@ class PreparedImages(Dataset):
     def key(self, index: int) -> str:
         return self.files.key(index)
 
-    def identity(self) -> str:
+    def identity(self, chosen: Int64[Tensor, " images"] | None = None) -> str:
         """That of the files where the pixels are the same: scores remembered for one hold for the other."""
-        return self.files.identity() + (f" JPEG {JPEG}" if self.lossy else "")
+        return self.files.identity(chosen) + (f" JPEG {JPEG}" if self.lossy else "")
 
     def damaged(self, title: str) -> dict[str, str]:
         """Reads every image; the shards that are not as they were written, and what is wrong with each."""
@@ -169,34 +167,25 @@ def recipe(files: ImageFolders, lossy: bool) -> dict[str, str]:
     return {
         "format": "1",
         "pixels": f"JPEG {JPEG}" if lossy else "exact",
-        "size": str(files.preprocess.size),
-        "interpolation": files.preprocess.interpolation,
-        "border": str(files.border),
-        "Pillow": PIL.__version__,
-        "libjpeg": str(PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")),
-        "torchvision": torchvision.__version__.partition("+")[0],
+        **files.pixels(),
     }
 
 
 def source_digests(files: ImageFolders) -> list[str]:
     """Of each shard: a digest of the names, sizes and times of its image files (seconds: archives keep no less)."""
-    root = os.fsencode(files.root)
     folders = [os.fsencode(folder) for folder in files.folders]
+    stamps = files.stamps(np.arange(len(files)))
 
     def digest(images: range) -> str:
-        labels, names = (values[images.start : images.stop].tolist() for values in (files.labels, files.names))
+        part = slice(images.start, images.stop)
         parts = hashlib.sha256()
-        for label, name in zip(labels, names, strict=True):
-            try:
-                found = os.stat(b"/".join((root, folders[label], name)))
-                stamp = f"{found.st_size} {int(found.st_mtime)}"
-            except OSError:
-                stamp = "unreadable"
+        values = (files.labels[part].tolist(), files.names[part].tolist(), stamps[part].tolist())
+        for label, name, (size, time) in zip(*values, strict=True):
+            stamp = f"{size} {time // 10**9}" if size >= 0 else "unreadable"
             parts.update(b"%s/%s\0%s\0" % (folders[label], name, stamp.encode()))
         return parts.hexdigest()
 
-    with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
-        return list(pool.map(digest, shards(len(files))))
+    return [digest(images) for images in shards(len(files))]
 
 
 def fingerprint(sources: Sequence[str], recipe: dict[str, str]) -> dict[str, str]:

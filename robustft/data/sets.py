@@ -44,8 +44,12 @@ class ImageSet(Protocol):
         """A name for the image that lasts: its path within the set, or its number."""
         ...
 
-    def identity(self) -> str:
-        """What the pixels are made from: two datasets with the same one hold the same images."""
+    def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
+        """What the pixels are made from: two datasets with the same one hold the same images.
+
+        Args:
+            chosen: positions of the images that matter; None: all.
+        """
         ...
 
 
@@ -96,8 +100,8 @@ class TensorImages(Dataset):
     def key(self, index: int) -> str:
         return str(index)
 
-    def identity(self) -> str:
-        return digest_of(self.images)
+    def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
+        return digest_of(self.images if chosen is None else self.images[chosen])
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One gather for the whole batch (the loader prefers this to item by item)."""
@@ -122,8 +126,9 @@ class Selection(Dataset):
     def key(self, index: int) -> str:
         return self.dataset.key(int(self.chosen[index]))
 
-    def identity(self) -> str:
-        return self.dataset.identity() + digest_of(self.chosen)
+    def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
+        """That of the chosen images alone: of a million training images the hold-out asks for a few."""
+        return self.dataset.identity(self.chosen if chosen is None else self.chosen[chosen])
 
 
 @dataclass(frozen=True)

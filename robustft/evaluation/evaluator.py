@@ -1,10 +1,9 @@
 """Top-1 of a classifier on every evaluation set of a data module, with each image's prediction."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
@@ -97,34 +96,3 @@ def as_scores(scores: dict[str, Score]) -> Scores:
     rest = {name: score for name, score in scores.items() if name != "holdout"}
     id_name, *shifts = rest
     return Scores(id_name, rest[id_name], {name: rest[name] for name in shifts}, scores.get("holdout"))
-
-
-def right(evaluation_set: EvaluationSet, predictions: Int64[Tensor, " images"]) -> Float[Tensor, " images"]:
-    """1 where a prediction is among the label's classes, 0 where not, NaN where there is none."""
-    predictions = predictions.cpu()
-    hit = evaluation_set.correct[evaluation_set.dataset.labels, predictions.clamp(min=0)].float()
-    return hit.masked_fill(predictions == UNSEEN, torch.nan)
-
-
-def prediction_rows(
-    sets: Sequence[EvaluationSet], predictions: dict[str, Int64[Tensor, " images"]]
-) -> list[tuple[Any, ...]]:
-    """(set, image, label, predicted class, 1 if right) for every image that was evaluated."""
-    rows: list[tuple[Any, ...]] = []
-    for evaluation_set in sets:
-        if evaluation_set.name not in predictions:
-            continue
-        predicted = predictions[evaluation_set.name]
-        hits = right(evaluation_set, predicted)
-        columns = (
-            evaluation_set.keys,
-            evaluation_set.dataset.labels.tolist(),
-            predicted.tolist(),
-            hits.tolist(),
-        )
-        rows += [
-            (evaluation_set.name, key, label, guess, int(hit))
-            for key, label, guess, hit in zip(*columns, strict=True)
-            if guess != UNSEEN
-        ]
-    return rows

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from robustft import terminal
 from robustft.errors import UserError
 from robustft.files import write
 
@@ -43,6 +45,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "train_images_per_s": (int, float, type(None)),
     "config": (dict,),
     "versions": (dict,),
+}
+_MASK_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("kind", "cam", "source"), (str, type(None))),
+    **dict.fromkeys(("threshold", "rate"), (int, float, type(None))),
+    "layers": (int, type(None)),
 }
 
 
@@ -140,15 +147,20 @@ def read_results(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        record = json.loads(path.read_text("utf-8"))
+        record = json.loads(path.read_text("utf-8"), parse_constant=_refuse)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot read {path}: {reason}. Expected the results.json of a run.") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error}). Delete it and repeat the run.") from error
     if fault := find_fault(record):
         raise UserError(f"{path} is not the results.json of a run: {fault}.")
     return record
+
+
+def _refuse(constant: str) -> None:
+    """Python would read NaN and Infinity, which are no JSON and no result."""
+    raise ValueError(f"it holds {constant}")
 
 
 def find_fault(record: Any) -> str | None:
@@ -158,8 +170,11 @@ def find_fault(record: Any) -> str | None:
     for key, types in _TYPES.items():
         if key not in record:
             return f"{key!r} is missing"
-        if not isinstance(record[key], types) or (isinstance(record[key], bool) and bool not in types):
+        if not _is_one_of(record[key], types):
             return f"{key!r} is {record[key]!r:.60}"
+    for key, types in _MASK_TYPES.items() if record["mask"] else ():
+        if not _is_one_of(record["mask"].get(key), types):
+            return f"'mask.{key}' is {record['mask'][key]!r:.60}"
     if record["schema"] != SCHEMA:
         return f"its schema is {record['schema']}, this version reads {SCHEMA}"
     blocks = {"": record} if record["zeroshot"] is None else {"": record, "zeroshot.": record["zeroshot"]}
@@ -172,14 +187,29 @@ def find_fault(record: Any) -> str | None:
         if block["holdout"] is not None:
             scores["holdout"] = block["holdout"]
         for key, score in scores.items():
-            top1 = score.get("top1") if isinstance(score, dict) else None
-            if not isinstance(top1, Number) or not 0 <= top1 <= 1:
-                return f"'{where}{key}.top1' is {top1!r}, expected a fraction in 0…1"
-        if block["ood"] and not isinstance(block["ood_avg"], Number):
-            return f"'{where}ood_avg' is {block['ood_avg']!r}"
+            found: dict[str, Any] = score if isinstance(score, dict) else {}
+            top1, n = found.get("top1"), found.get("n")
+            if not (_is_number(top1) and 0 <= top1 <= 1):
+                return f"'{where}{key}.top1' is {top1!r:.60}, expected a fraction in 0…1"
+            if not (_is_number(n) and n == int(n) and n >= 0):
+                return f"'{where}{key}.n' is {n!r:.60}, expected a number of images"
+        average = block["ood_avg"]
+        if block["ood"] and not (_is_number(average) and 0 <= average <= 1):
+            return f"'{where}ood_avg' is {average!r:.60}, expected a fraction in 0…1"
     if not all(isinstance(block["id"].get("name"), str) for block in blocks.values()):
         return "'id.name' is missing"
     return None
+
+
+def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
+    """Of these types, finite, and true and false are no numbers."""
+    if isinstance(value, bool):
+        return bool in types
+    return isinstance(value, types) and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return _is_one_of(value, (int, float))
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
@@ -198,41 +228,51 @@ def set_label(name: str) -> str:
     return known.get(name, name)
 
 
-def summary_table(record: Mapping[str, Any]) -> Table:
-    """Zero-shot and this model on every set, in percent; ID and the shifts' average stand apart."""
-    table = Table(title=f"{record['name']}: top-1 accuracy in %", title_justify="left")
-    table.add_column("model", no_wrap=True)
-    table.add_column(f"ID {set_label(record['id']['name'])}", justify="right", style="bold")
-    if record["ood"]:
-        table.add_column("OOD avg", justify="right", style="bold")
-    for name in record["ood"]:
-        table.add_column(set_label(name), justify="right")
-    if record["holdout"]:
-        table.add_column("hold-out", justify="right", style="dim")
+def summary_table(record: Mapping[str, Any], *, upright: bool = False) -> Table:
+    """Zero-shot and this model on every set, in percent; ID and the shifts' average stand apart.
+
+    Args:
+        upright: a row for each set and a column for each model, for a narrow terminal.
+    """
+    columns = {f"ID {set_label(record['id']['name'])}": "bold"}
+    columns |= {"OOD avg": "bold"} if record["ood"] else {}
+    headings = [*columns, *map(set_label, record["ood"]), *(["hold-out"] if record["holdout"] else [])]
+    styles = [*columns.values(), *[""] * len(record["ood"]), *(["dim"] if record["holdout"] else [])]
     rows = {record["method"]: record}
     if record["zeroshot"] and record["method"] != "zeroshot":
         rows = {"zero-shot": record["zeroshot"], **rows}
+    cells = {}
     for label, block in rows.items():
-        cells = [block["id"]["top1"]]
+        values = [block["id"]["top1"]]
         if record["ood"]:
-            cells += [block["ood_avg"], *(block["ood"].get(name, {}).get("top1") for name in record["ood"])]
+            values += [block["ood_avg"], *(block["ood"].get(name, {}).get("top1") for name in record["ood"])]
         if record["holdout"]:
-            cells.append(block["holdout"]["top1"] if block["holdout"] else None)
-        table.add_row(label, *("–" if cell is None else percent(cell) for cell in cells))
+            values.append(block["holdout"]["top1"] if block["holdout"] else None)
+        cells[label] = ["–" if value is None else percent(value) for value in values]
+    table = Table(title=f"{escape(record['name'])}: top-1 accuracy in %", title_justify="left")
+    if upright:
+        for heading in ("set", *cells):
+            table.add_column(heading, justify="left" if heading == "set" else "right")
+        for heading, style, *values in zip(headings, styles, *cells.values(), strict=True):
+            table.add_row(heading, *values, style=style)
+    else:
+        table.add_column("model")
+        for heading, style in zip(headings, styles, strict=True):
+            table.add_column(heading, justify="right", style=style)
+        for label, values in cells.items():
+            table.add_row(label, *values)
     if record["partial"]:
         counts = [record["id"]["n"], *(score["n"] for score in record["ood"].values())]
         span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
         table.caption = f"Partial: {span} images a set; not comparable with full evaluations."
-        table.caption_justify = "left"
     return table
 
 
 def print_table(record: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print `summary_table(record)`, at its full width where the output is no terminal (a log file)."""
-    console = console or Console()
-    if not console.is_terminal:
-        console = Console(file=console.file, width=max(console.width, 120))
-    console.print(summary_table(record))
+    """Print `summary_table(record)`, upright where it is wider than the terminal."""
+    console = console or terminal.console()
+    table = summary_table(record)
+    terminal.print_table(console, table if terminal.fits(console, table) else summary_table(record, upright=True))
 
 
 def _plain(value: Any) -> Any:

@@ -3,17 +3,28 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from robustft import commands, paths
+from robustft import commands, paths, terminal
 from robustft.errors import UserError
+from robustft.files import write
 from robustft.report.groups import Group, group_over_seeds, reading_order
 from robustft.report.published import SEED
 from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
-from robustft.report.table import comparison, csv_text, find_baseline, latex, markdown, rich_table
+from robustft.report.table import (
+    Table,
+    comparison,
+    csv_text,
+    find_baseline,
+    latex,
+    markdown,
+    print_comparison,
+    repeated_note,
+)
 
 SEEDS = "Mean ± standard deviation over seeds."
 RANGE = "Members: mean (lowest–highest)."
@@ -52,8 +63,7 @@ def baseline_line(patterns: Sequence[str], partial: bool) -> LogitLine | None:
     """The line through the baseline models with a shift average, or None where no baselines are named."""
     if not patterns:
         return None
-    pairs = [(run.top1("id"), run.top1("ood_avg")) for run in read_runs(patterns, partial)]
-    known = [(x, y) for x, y in pairs if x is not None and y is not None]
+    known = [point for group in group_over_seeds(read_runs(patterns, partial)) for point in group.points()]
     return logit_fit([x for x, _ in known], [y for _, y in known])
 
 
@@ -67,6 +77,7 @@ def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
 
 
 def report(arguments: argparse.Namespace, console: Console) -> None:
+    say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
     runs = comparable_averages(read_runs(arguments.runs, arguments.partial))
     out = arguments.out or (None if arguments.html else Path("report"))
     if arguments.html:
@@ -95,43 +106,52 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
         ]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
         tables.append(comparison(rows, list(names), baselines, line))
-        console.print(rich_table(tables[-1]))
+        print_comparison(console, tables[-1])
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
     notes += [PAIRED] if arguments.baseline else []
-    if partial := sum(run.record["partial"] for run in runs):
-        notes.append(f"{partial} of {len(runs)} runs are partial evaluations.")
+    notes += [note] if (note := repeated_note(everything)) else []
+    if cut_short := sum(run.record["partial"] for run in runs):
+        notes.append(f"{cut_short} of {len(runs)} runs are partial evaluations.")
     for note in notes:
-        console.print(note)
+        say(note)
     if arguments.html:
         from robustft.report.page import write_page
 
-        console.print(f"Page: {write_page(arguments.html, panels)}")
+        say(f"Page: {write_page(arguments.html, panels)}")
     if out:
-        from robustft.report.plot import scatter
+        say(f"Written to {out}: {', '.join(_write(out, tables, notes, panels, line))}")
 
-        texts = {"md": markdown(tables, notes), "tex": latex(tables, notes), "csv": csv_text(tables)}
-        for suffix, text in texts.items():
-            (out / f"comparison.{suffix}").write_text(text, "utf-8")
-        drawable = [groups for groups in panels if any(group.values("ood_avg") for group in groups)]
-        plots = scatter(drawable, out / "scatter", line) if drawable else []
-        console.print(f"Written to {out}: comparison.md, .csv, .tex{''.join(f', {p.name}' for p in plots)}")
+
+def _write(
+    out: Path, tables: Sequence[Table], notes: Sequence[str], panels: Sequence[Sequence[Group]], line: LogitLine | None
+) -> list[str]:
+    """The tables and plots; what they are called."""
+    from robustft.report.plot import scatter
+
+    texts = {"md": markdown(tables, notes), "csv": csv_text(tables), "tex": latex(tables, notes)}
+    for suffix, text in texts.items():
+        write(out / f"comparison.{suffix}", text)
+    drawable = [groups for groups in panels if any(group.points() for group in groups)]
+    plots = scatter(drawable, out / "scatter", line) if drawable else []
+    return ["comparison.md", ".csv", ".tex", *(plot.name for plot in plots)]
 
 
 def _with_members(group: Group) -> list[Group]:
     """The group's row, then one for each of its runs."""
     if len(group.runs) == 1:
         return [group]
-    names = [run.record["name"] if group.published else f"seed {run.record['seed']}" for run in group.runs]
+    seeds = [run.record["seed"] for run in group.runs]
+    names = [
+        run.record["name"] if group.published else f"seed {seed}" + f", {run.record['name']}" * (seeds.count(seed) > 1)
+        for run, seed in zip(group.runs, seeds, strict=True)
+    ]
     return [group, *(Group(f"· {name}", [run]) for name, run in zip(names, group.runs, strict=True))]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message for a mistake of the user."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(console.width, 240))
-    return commands.answer(lambda: report(parse(arguments), console))
+    return commands.answer(lambda: report(parse(arguments), terminal.console()))
 
 
 if __name__ == "__main__":

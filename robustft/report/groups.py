@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robustft.report.runs import Record, Run, flatten
+from robustft.report.stats import mean_std, within_seeds
 
 METHODS = {
     "zeroshot": "zero-shot",
@@ -34,14 +36,33 @@ class Group:
     def published(self) -> bool:
         return self.record["method"] == "published"
 
+    def per_seed(self, of: Callable[[Run], float | None]) -> list[float]:
+        """What ``of`` gives of each run that has it, averaged within each seed."""
+        found = [(run.record["seed"], of(run)) for run in self.runs]
+        return within_seeds((seed, value) for seed, value in found if value is not None)
+
     def values(self, metric: str) -> list[float]:
-        found = [run.top1(metric) for run in self.runs]
-        return [value for value in found if value is not None]
+        """The accuracy of each seed: the mean of its runs."""
+        return self.per_seed(lambda run: run.top1(metric))
+
+    def points(self) -> list[tuple[float, float]]:
+        """(ID, OOD average) of each seed that has both."""
+        both = Group(self.label, [r for r in self.runs if r.top1("id") is not None and r.top1("ood_avg") is not None])
+        return list(zip(both.values("id"), both.values("ood_avg"), strict=True))
 
     def by_seed(self, metric: str) -> dict[int | None, float]:
-        """Values by seed; under None where they hold for every seed."""
-        found = {None if run.constant else run.record["seed"]: run.top1(metric) for run in self.runs}
-        return {seed: value for seed, value in found.items() if value is not None}
+        """The accuracy of each seed; under None where it holds for every seed."""
+        parts: dict[int | None, list[Run]] = {}
+        for run in self.runs:
+            parts.setdefault(None if run.constant else run.record["seed"], []).append(run)
+        found = {seed: Group(self.label, runs).values(metric) for seed, runs in parts.items()}
+        return {seed: mean_std(values)[0] for seed, values in found.items() if values}
+
+    @property
+    def repeated(self) -> dict[int, int]:
+        """How many runs there are of each seed that has several."""
+        counts = Counter(run.record["seed"] for run in self.runs if run.record["seed"] is not None)
+        return {seed: count for seed, count in counts.items() if count > 1}
 
 
 def group_over_seeds(runs: Iterable[Run]) -> list[Group]:

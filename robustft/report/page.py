@@ -17,6 +17,7 @@ from robustft.evaluation.results import set_label
 from robustft.files import write
 from robustft.report.groups import METHODS, Group, curves
 from robustft.report.runs import Run, flatten
+from robustft.report.table import repeated_note
 
 ASSETS = Path(__file__).parent / "assets"
 SCRIPTS = ("data.js", "marks.js", "scatter.js", "sections.js", "controls.js")
@@ -28,7 +29,7 @@ WIDTHS = (1600, 1100, 800, 560, 400, 280)  # of the pictures; the first that fit
 def write_page(path: Path, panels: Sequence[Sequence[Group]]) -> Path:
     """Write the page about the groups of each panel to `path` and return it."""
     data = payload(panels)
-    count = sum(not run["reference"] for run in data["runs"])
+    count = sum(run["method"] != "zeroshot" for run in data["runs"])  # it is what the runs are compared with
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = (ASSETS / "page.html").read_text("utf-8")
     parts = {
@@ -74,8 +75,10 @@ def payload(panels: Sequence[Sequence[Group]]) -> dict[str, Any]:
 
 def _about(panels: Sequence[Sequence[Group]], runs: Sequence[tuple[int, Run]]) -> str:
     titles = ", ".join(f"{model} on {set_label(name)}" for model, name in (p[0].runs[0].panel for p in panels))
-    partial = sum(run.record["partial"] for _, run in runs)
+    partial = sum(run.record["partial"] and run.record["method"] != "zeroshot" for _, run in runs)
     remark = f" {partial} runs are partial evaluations." if partial else ""
+    if note := repeated_note([group for groups in panels for group in groups]):
+        remark += f" {note}"
     return f"{titles}. Top-1 accuracy on the ID set and under shift. {date.today():%d %B %Y}.{remark}"
 
 

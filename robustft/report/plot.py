@@ -89,8 +89,7 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None) -> None:
     drawn: dict[str, Artist] = {}
     for group in groups:
         look = style(group)
-        pairs = [(run.top1("id"), run.top1("ood_avg")) for run in group.runs]
-        points = [(100 * x, 100 * y) for x, y in pairs if x is not None and y is not None]
+        points = [(100 * x, 100 * y) for x, y in group.points()]
         if not points:
             continue
         xs, ys = zip(*points, strict=True)
@@ -107,8 +106,8 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None) -> None:
         )
         drawn.setdefault(look.name, handle)
     for curve in curves(groups, "alpha") + curves(groups, "beta"):
-        ends = [(group.values("id"), group.values("ood_avg")) for group in curve.groups]
-        means = [(100 * mean_std(x)[0], 100 * mean_std(y)[0]) for x, y in ends if x and y]
+        ends = [tuple(zip(*points, strict=True)) for group in curve.groups if (points := group.points())]
+        means = [(100 * mean_std(x)[0], 100 * mean_std(y)[0]) for x, y in ends]
         look, dashes = style(curve.groups[0]), "-" if curve.dial == "alpha" else ":"
         ax.plot(*zip(*means, strict=True), dashes, color=look.colour, linewidth=1, zorder=1)
         if (name := {"alpha": "over α", "beta": "over β"}[curve.dial]) not in drawn:

@@ -3,7 +3,8 @@
 import glob
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from robustft.evaluation.results import read_results
 from robustft.paths import expand
 
 Record = dict[str, Any]
+SHOWN = 3  # of the files that are passed over
 
 # Keys of the config that change where or how fast a run is made, but not what it is.
 INCIDENTAL = re.compile(
@@ -105,41 +107,94 @@ def _seedless(value: Any) -> Any:
     return SEED_OR_TIME.sub("*", value) if isinstance(value, str) else value
 
 
-def find_files(patterns: Iterable[str | Path]) -> list[Path]:
-    """Files named or matched by `patterns`; folders are searched for results.json (else for *.jsonl).
+@dataclass(frozen=True)
+class Source:
+    """A file that a report is asked to read; ``named``: by the user, rather than found in a folder or by a glob."""
+
+    path: Path
+    named: bool
+
+
+def find_files(patterns: Iterable[str | Path]) -> list[Source]:
+    """Find the files named or matched by `patterns`, each once; folders are searched for results.json.
+
+    A folder without any is taken for a study's results (``*.json``) or published ones (``*.jsonl``).
 
     Raises:
         UserError: a pattern leads to no file.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Source] = {}
     for pattern in patterns:
-        named = expand(pattern)
-        places = [named] if named.exists() else [Path(p) for p in glob.glob(str(named))]
+        given = expand(pattern)
+        exists = given.exists()
+        places = [given] if exists else [Path(p) for p in glob.glob(str(given), recursive=True)]
         files: list[Path] = []
         for place in sorted(places):
-            inside = sorted(place.rglob("results.json")) or sorted(place.glob("*.jsonl"))
-            files += inside if place.is_dir() else [place]
+            if place.is_dir():
+                searches = (place.rglob("results.json"), place.glob("*.jsonl"), place.glob("*.json"))
+                files += next((inside for search in searches if (inside := sorted(search))), [])
+            else:
+                files.append(place)
         if not files:
             what = "There is nothing at" if not places else "No results.json in"
             raise UserError(f"{what} {pattern}. Name results.json files, folders of runs, or a quoted glob.")
-        found |= dict.fromkeys(files)
-    return list(found)
+        for file in files:
+            named = exists and file == given
+            known = found.setdefault(file.resolve(), Source(file, named))
+            if named and not known.named:
+                found[file.resolve()] = Source(known.path, True)
+    return list(found.values())
 
 
-def read_runs(patterns: Iterable[str | Path], partial: bool = False) -> list[Run]:
-    """Runs at `patterns`; those whose evaluation was cut short only where `partial`.
+def warn(line: str) -> None:
+    """Say something beside the report: on standard error."""
+    print(line, file=sys.stderr)
+
+
+def read_runs(patterns: Iterable[str | Path], partial: bool = False, say: Callable[[str], None] = warn) -> list[Run]:
+    """Read the runs at `patterns`; those whose evaluation was cut short only where `partial`.
+
+    Files that are no results of runs are passed over with a line, unless the user named them; runs that are copies of
+    others count once.
+
+    Args:
+        say: told what is passed over.
 
     Raises:
-        UserError: nothing found, a file that is no results file, or only partial runs.
+        UserError: nothing found, a file named that is no results file, none that is one, or only partial runs.
     """
-    patterns = list(patterns)
     runs: list[Run] = []
-    for path in find_files(patterns):
-        runs += _read_published(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
+    passed_over: list[str] = []
+    for source in find_files(patterns):
+        path = source.path
+        try:
+            runs += _read_published(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
+        except UserError as error:
+            if source.named:
+                raise
+            passed_over.append(str(error))
+    if not runs:
+        more = f" And {len(passed_over) - 1} more files like it." if len(passed_over) > 1 else ""
+        raise UserError(f"{passed_over[0]}{more} Nothing is left to report.")
+    for line in passed_over[:SHOWN]:
+        say(f"passed over: {line}")
+    if len(passed_over) > SHOWN:
+        say(f"passed over: {len(passed_over) - SHOWN} more files that are no results of runs")
     kept = [run for run in runs if partial or not run.record["partial"]]
     if not kept:
         raise UserError(f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial.")
-    return kept
+    return _without_copies(kept, say)
+
+
+def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
+    """The runs, each once: a results file that was copied is no second run."""
+    known: dict[str, Run] = {}
+    for run in runs:
+        known.setdefault(json.dumps(run.record, sort_keys=True), run)
+    if copies := len(runs) - len(known):
+        first = next(run for run in runs if run not in known.values())
+        say(f"{copies} {'copy' if copies == 1 else 'copies'} of other results left out (the first: {first.path})")
+    return list(known.values())
 
 
 def _read_published(path: Path) -> list[Run]:
@@ -156,12 +211,12 @@ def _read_published(path: Path) -> list[Run]:
             given = json.loads(line)
             sets = {name: float(given[key]) for key, name in PUBLISHED_SETS.items() if key in given}
             scores = {"id": float(given["ImageNet"]), **sets}
-            holdout = given.get("ImageNet2p")
+            holdout = float(given["ImageNet2p"]) if given.get("ImageNet2p") is not None else None
             name = str(given["model_name"])
         except (ValueError, TypeError, KeyError) as error:
             expected = "an object with model_name, ImageNet, ImageNetV2, … as fractions"
             raise UserError(f"{path}, line {number}: {error!r}. Expected {expected}.") from error
-        if not all(0 <= value <= 1 for value in scores.values()):
+        if not all(0 <= value <= 1 for value in [*scores.values(), *([] if holdout is None else [holdout])]):
             raise UserError(f"{path}, line {number}: accuracies must be fractions in 0…1, found {scores}.")
         known = re.search(r"vit[a-z]\d+", path.stem)
         runs.append(Run(path, _published_record(name, known[0] if known else "published", scores, holdout)))

@@ -1,11 +1,12 @@
 """The statistics of the reports: paired differences, effective robustness, trade-off curves at matched ID.
 
-Accuracies are fractions in 0…1. Everything is NumPy and the standard library.
+Accuracies are fractions in 0…1. SciPy's distributions are imported where they are needed: that takes half a second.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import mean as exact_mean
 
 import numpy as np
 
@@ -40,27 +41,19 @@ def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def t_cdf(t: float, df: int) -> float:
-    """P(T ≤ t) of Student's t, integer degrees of freedom: a finite sum (Abramowitz & Stegun 26.7.3–4)."""
-    theta = math.atan(t / math.sqrt(df))
-    term = math.cos(theta) if df % 2 else 1.0
-    total = 0.0 if df == 1 else term
-    for k in range(2 + df % 2, df - 1, 2):
-        term *= math.cos(theta) ** 2 * (k - 1) / k
-        total += term
-    odd = 2 / math.pi * (theta + math.sin(theta) * total)
-    return (1 + (odd if df % 2 else math.sin(theta) * total)) / 2
+def within_seeds(values: Iterable[tuple[int | None, float]]) -> list[float]:
+    """Average the values of each seed: runs repeated with a seed are one observation, not several.
 
+    Args:
+        values: pairs of seed and value. A value without a seed (None) stands for itself.
 
-def t_quantile(p: float, df: int) -> float:
-    """The t with P(T ≤ t) = p, for 0.5 ≤ p < 1, by bisection."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < p:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < p else (low, middle)
-    return (low + high) / 2
+    Returns:
+        one value a seed, in order of appearance.
+    """
+    parts: dict[object, list[float]] = {}
+    for number, (seed, value) in enumerate(values):
+        parts.setdefault(("none", number) if seed is None else seed, []).append(value)
+    return [exact_mean(part) for part in parts.values()]
 
 
 def paired_difference(
@@ -82,10 +75,12 @@ def paired_difference(
     if std is None:
         return Difference(mean, None, None, None, n)
     error = std / math.sqrt(n)
-    half = t_quantile((1 + confidence) / 2, n - 1) * error
     if error == 0:
         return Difference(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
-    return Difference(mean, mean - half, mean + half, 2 * (1 - t_cdf(abs(mean) / error, n - 1)), n)
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + confidence) / 2, n - 1)) * error
+    return Difference(mean, mean - half, mean + half, float(2 * t.sf(abs(mean) / error, n - 1)), n)
 
 
 def logit_fit(id_top1: Sequence[float], ood_top1: Sequence[float]) -> LogitLine:

@@ -6,12 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from robustft import terminal
 from robustft.errors import UserError
 from robustft.evaluation.results import percent, set_label
 from robustft.report.groups import Group
+from robustft.report.runs import Run
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
 
 LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$"}
@@ -35,6 +38,7 @@ class Table:
     title: str
     columns: list[str]
     rows: list[list[Cell]]
+    sets: range = range(0)  # the columns of single shift sets
 
     def best(self, column: int) -> float | None:
         ranks = [row[column].rank for row in self.rows]
@@ -74,7 +78,8 @@ def comparison(
         row += [_difference(group, base, name, metric) for name, base, metric in versus]
         row += [_robustness(group, line)] if line else []
         rows.append(row)
-    return Table(f"{model} on {set_label(id_name)}", columns, rows)
+    place = columns.index("OOD avg") + 1 if sets else 0
+    return Table(f"{model} on {set_label(id_name)}", columns, rows, range(place, place + len(sets)))
 
 
 def find_baseline(groups: Sequence[Group], name: str) -> Group | None:
@@ -105,6 +110,16 @@ def _fields(group: Group) -> dict[str, float | int | str | None]:
         **{key: mask.get(key) for key in ("threshold", "rate")},
         **{key: record[key] for key in ("fill", "beta", "alpha", "temperature")},
     }
+
+
+def repeated_note(groups: Sequence[Group]) -> str | None:
+    """What a reader should know where a seed has several runs; None where none has."""
+    found = [(group.label, seed, count) for group in groups for seed, count in group.repeated.items()]
+    if not found:
+        return None
+    shown = "; ".join(f"{label}, seed {seed}: {count} runs" for label, seed, count in found[:3])
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"Runs of one seed count once, by their mean ({shown}{more})."
 
 
 def _seeds(group: Group) -> Cell:
@@ -140,8 +155,11 @@ def _difference(group: Group, base: Group, name: str, metric: str) -> Cell:
 
 
 def _robustness(group: Group, line: LogitLine) -> Cell:
-    pairs = [(run.top1("id"), run.top1("ood_avg")) for run in group.runs]
-    values = [effective_robustness(x, y, line) for x, y in pairs if x is not None and y is not None]
+    def robustness(run: Run) -> float | None:
+        x, y = run.top1("id"), run.top1("ood_avg")
+        return None if x is None or y is None else effective_robustness(x, y, line)
+
+    values = group.per_seed(robustness)
     if not values:
         return Cell("–", {"effective_robustness": None, "effective_robustness_std": None})
     mean, std = mean_std(values)
@@ -155,13 +173,15 @@ def signed(fraction: float) -> str:
     return text if float(text) == 0 else f"{'+' if fraction > 0 else '−'}{text}"
 
 
-def rich_table(table: Table) -> RichTable:
-    shown = RichTable(title=f"{table.title}: top-1 accuracy in %", title_justify="left")
+def print_comparison(console: Console, table: Table) -> None:
+    """Print a panel; where the terminal is too narrow, ID, OOD average and differences come before the sets."""
+    shown = RichTable(title=f"{escape(table.title)}: top-1 accuracy in %", title_justify="left")
     for k, column in enumerate(table.columns):
-        shown.add_column(column, justify="right" if k else "left", no_wrap=k != 0)
+        shown.add_column(escape(column), justify="right" if k else "left")
     for row in table.texts("[bold]{}[/bold]", escape):
         shown.add_row(*row)
-    return shown
+    summary = [k for k in range(1, len(table.columns)) if k not in table.sets]
+    terminal.print_table(console, shown, [part for part in (summary, table.sets) if part])
 
 
 def markdown(tables: Sequence[Table], notes: Sequence[str] = ()) -> str:

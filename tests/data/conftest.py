@@ -64,5 +64,6 @@ def root(tmp_path: Path) -> Path:
 
 
 def make_data(root: Path | None, **options) -> ImageNetData:
-    options = {"seed": 0, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0} | options
-    return ImageNetData(root=None if root is None else str(root), classes=CLASSES, preprocess=PREPROCESS, **options)
+    usual = {"seed": 0, "batch_size": 8, "eval_batch_size": 4, "num_workers": 0}
+    usual |= {"classes": CLASSES, "preprocess": PREPROCESS}
+    return ImageNetData(root=None if root is None else str(root), **(usual | options))

@@ -9,6 +9,7 @@ import shutil
 import time
 from pathlib import Path
 
+import PIL
 import pytest
 import torch
 
@@ -101,7 +102,7 @@ def test_a_copy_of_other_files_is_not_used(
     elif change == "gone":
         (folder / "n00000003_2.JPEG").unlink()
     else:
-        monkeypatch.setattr(prepared.PIL, "__version__", "0.1")
+        monkeypatch.setattr(PIL, "__version__", "0.1")
     with caplog.at_level(logging.INFO, "robustft"):
         images = make_data(root).training_set()
     assert isinstance(images, ImageFolders)

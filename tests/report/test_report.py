@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from robustft.report.__main__ import main, panels_of
 from robustft.report.groups import curves, group_over_seeds
+from robustft.report.page import payload
 from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
+from robustft.report.table import comparison
 
 PUBLISHED = Path(__file__).parent / "fixtures"
 MASK = {"kind": "object", "threshold": 0.3, "cam": "relevance", "source": "student"}
@@ -208,3 +211,158 @@ def test_numbers_that_differ_by_rounding_are_one_setting(make_run, tmp_path, cap
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path)]) == 0
     text = (tmp_path / "comparison.md").read_text()
     assert "(weight_decay=0.01) | 2 |" in text and "(weight_decay=0.1) | 1 |" in text
+
+
+def test_repeated_seeds_count_once(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Three runs of seed 1 and one of seed 2 are two observations, wherever a number is made of them."""
+    for number, (id_top1, ood) in enumerate([(0.70, 0.40), (0.72, 0.44), (0.74, 0.48)]):
+        make_run("kd", 1, id_top1, ood, name=f"kd-1-{number}")
+    make_run("kd", 2, 0.80, 0.60, name="kd-2")
+    for seed, ood in ((1, 0.40), (2, 0.50)):
+        make_run("finetune", seed, 0.60 + seed / 10, ood)
+    line = [str(tmp_path / "runs" / "finetune*"), str(tmp_path / "runs" / "kd-2")]
+    arguments = [str(tmp_path / "runs"), "--out", str(tmp_path), "--baseline", "vanilla", "--baselines", *line]
+    assert main([*arguments, "--all"]) == 0
+    found = {key: float(value) for key, value in rows(tmp_path)["KD"].items() if value and value[0] in "-0123456789"}
+    assert (found["runs"], found["seeds"]) == (4, 2)
+    assert found["id"] == pytest.approx((0.72 + 0.80) / 2) and found["ood_avg"] == pytest.approx((0.44 + 0.60) / 2)
+    assert found["id_std"] == pytest.approx(0.08 / 2**0.5) and found["ood_avg_std"] == pytest.approx(0.16 / 2**0.5)
+    assert found["id_minus_vanilla"] == pytest.approx(((0.72 - 0.70) + (0.80 - 0.80)) / 2)
+    assert found["ood_avg_minus_vanilla"] == pytest.approx(((0.44 - 0.40) + (0.60 - 0.50)) / 2)
+    assert found["ood_avg_minus_vanilla_n"] == 2
+    singles = [rows(tmp_path)[f"· seed 1, kd-1-{number}"] for number in range(3)]
+    within = sum(float(row["effective_robustness"]) for row in singles) / 3
+    other = float(rows(tmp_path)["· seed 2"]["effective_robustness"])
+    assert found["effective_robustness"] == pytest.approx((within + other) / 2)
+    note = "Runs of one seed count once, by their mean (KD, seed 1: 3 runs)."
+    assert note in capsys.readouterr().out and note in (tmp_path / "comparison.md").read_text()
+
+
+def test_points_and_curves_weight_seeds_equally(make_run, tmp_path: Path):
+    for alpha in (0.5, 1.0):
+        for number in range(3):
+            make_run("wiseft", 1, 0.70, 0.40 + number / 50, alpha=alpha, name=f"w-{alpha}-{number}")
+        make_run("wiseft", 2, 0.80, 0.60, alpha=alpha, name=f"w-{alpha}")
+    groups = group_over_seeds(read_runs([tmp_path / "runs"]))
+    (curve,) = curves(groups, "alpha")
+    for group in curve.groups:
+        assert sorted(group.points()) == [pytest.approx((0.70, 0.42)), pytest.approx((0.80, 0.60))]
+        assert group.by_seed("ood_avg") == {1: pytest.approx(0.42), 2: pytest.approx(0.60)}
+
+
+def test_a_result_given_twice_is_one_run(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = make_run("finetune", 1, 0.7)
+    make_run("finetune", 2, 0.8)
+    (tmp_path / "again").symlink_to(tmp_path / "runs")
+    patterns = [tmp_path / "runs", str(tmp_path / "r*"), tmp_path / "runs/../runs", tmp_path / "again"]
+    assert len(read_runs([*patterns, folder / "results.json"])) == 2
+    assert capsys.readouterr().err == ""
+    shutil.copytree(folder, tmp_path / "runs" / "backup")
+    assert len(read_runs(patterns)) == 2
+    assert "1 copy of other results left out" in capsys.readouterr().err
+
+
+def test_zero_shot_runs_of_several_seeds(make_run, tmp_path: Path):
+    """With random weights each seed has another zero-shot model: what is paired with them is their mean."""
+    for seed, ood in ((1, 0.1), (2, 0.2), (2, 0.4)):
+        make_run("zeroshot", seed, 0.1, ood, name=f"zero-{seed}-{ood}", zeroshot=(0.1, ood))
+    make_run("finetune", 1, 0.5, 0.5, zeroshot=(0.1, 0.1))
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path), "--baseline", "zero-shot"]) == 0
+    assert float(rows(tmp_path)["zero-shot"]["ood_avg"]) == pytest.approx((0.1 + 0.3) / 2)
+    assert float(rows(tmp_path)["vanilla fine-tuning"]["ood_avg_minus_zero_shot"]) == pytest.approx(0.5 - 0.2)
+
+
+BAD = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "no JSON": lambda text: "step 3: loss 0.2",
+    "empty": lambda text: "",
+    "of another program": lambda text: '{"accuracy": 0.5}',
+    "of a later version": lambda text: text.replace('"schema": 1', '"schema": 99'),
+    "NaN": lambda text: text.replace('"wall_s": 9.0', '"wall_s": NaN'),
+    "a list": lambda text: "[]",
+    "deep": lambda text: "[" * 100_000,
+    "binary": lambda text: b"\xff\xfe\x00",
+    "a folder": None,
+}
+
+
+def spoil(file: Path, change) -> None:
+    text = file.read_text()
+    file.unlink()
+    if change is None:
+        file.mkdir()
+    elif isinstance(changed := change(text), bytes):
+        file.write_bytes(changed)
+    else:
+        file.write_text(changed)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_file_among_others_is_passed_over(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind):
+    make_run("finetune", 1)
+    bad = make_run("lpft", 1) / "results.json"
+    spoil(bad, BAD[kind])
+    patterns = ["runs", "runs/*", *(["runs/*/results.json"] if kind != "a folder" else [])]
+    for pattern in (tmp_path / pattern for pattern in patterns):
+        assert [run.record["method"] for run in read_runs([pattern])] == ["finetune"]
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("passed over: ") and str(bad) in line and len(line) < 400
+    if kind != "a folder":  # named by the user it is a mistake
+        assert main([str(tmp_path / "runs"), str(bad), "--out", str(tmp_path / "out")]) == 1
+        assert capsys.readouterr().err.startswith("error: ") and not (tmp_path / "out").exists()
+
+
+def test_many_bad_files_take_few_lines_and_nothing_left_is_an_error(make_run, tmp_path: Path, capsys):
+    for seed in range(9):
+        (make_run("lpft", seed) / "results.json").write_text("{")
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "8 more" in line and "Nothing is left" in line
+    make_run("finetune", 1)
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and lines[-1] == "passed over: 6 more files that are no results of runs"
+
+
+def test_no_wrong_value_ends_in_a_traceback(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Every value of a results file in turn is something else: it is passed over, or harmless."""
+    make_run("finetune", 1)
+    file = make_run("counterfactual", 1, mask=MASK, fill="single", beta=1) / "results.json"
+    good = json.loads(file.read_text())
+
+    def places(node, path=()):
+        yield path
+        for key in node if isinstance(node, dict) else ():
+            yield from places(node[key], (*path, key))
+
+    for path in list(places(good))[1:]:
+        for value in (None, "text", 1e999, [1], {"a": 1}):
+            record = json.loads(json.dumps(good))
+            node = record
+            for key in path[:-1]:
+                node = node[key]
+            node[path[-1]] = value
+            file.write_text(json.dumps(record))
+            panels = panels_of(read_runs([tmp_path / "runs"]))
+            payload(panels)
+            for groups in panels:
+                comparison(groups, list(groups[0].record["ood"]))
+            assert len(capsys.readouterr().err.splitlines()) <= 1, (path, value)
+
+
+@pytest.mark.parametrize("option", ["--out", "--html"])
+def test_a_place_that_cannot_be_written_is_one_line(make_run, tmp_path: Path, capsys, option: str):
+    make_run("finetune", 1)
+    (tmp_path / "file").write_text("")
+    for place in ("file/below", "file" if option == "--out" else "runs"):
+        assert main([str(tmp_path / "runs"), option, str(tmp_path / place)]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {option} {tmp_path / place}: cannot write there")
+
+
+def test_a_study_s_results_are_a_folder_of_runs(make_run, tmp_path: Path):
+    for seed in (1, 2):
+        shutil.copy(make_run("finetune", seed) / "results.json", tmp_path / f"vanilla_seed-{seed}.json")
+    assert len(read_runs([tmp_path / "runs"])) == 2
+    shutil.rmtree(tmp_path / "runs")
+    assert len(read_runs([tmp_path])) == 2

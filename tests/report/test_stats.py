@@ -12,26 +12,32 @@ from robustft.report.stats import (
     mean_std,
     ood_at_matched_id,
     paired_difference,
-    t_cdf,
-    t_quantile,
+    within_seeds,
 )
 
 
-@pytest.mark.parametrize(
-    ("p", "df", "expected"),
-    [(0.975, 1, 12.7062), (0.975, 2, 4.30265), (0.975, 4, 2.77645), (0.95, 9, 1.83311), (0.995, 30, 2.75000)],
-)
-def test_t_quantiles_are_the_tabulated_ones(p: float, df: int, expected: float):
-    assert t_quantile(p, df) == pytest.approx(expected, abs=1e-4)
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.7062), (3, 4.30265), (5, 2.77645), (10, 2.26216), (31, 2.04227)])
+def test_intervals_use_the_tabulated_t_quantiles(n: int, quantile: float):
+    ours = {seed: 0.5 + 0.01 * math.sin(seed) for seed in range(n)}
+    found = paired_difference(ours, dict.fromkeys(ours, 0.25))
+    error = np.std(list(ours.values()), ddof=1) / math.sqrt(n)
+    assert (found.high - found.mean) / error == pytest.approx(quantile, abs=1e-4)
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 5, 8, 13])
-def test_t_cdf_is_the_integral_of_the_density(df: int):
-    x = np.linspace(-1.3, 2.1, 20001)
+@pytest.mark.parametrize("n", [2, 3, 5, 8, 31])
+def test_p_is_the_integral_of_the_t_density(n: int):
+    ours = {seed: 0.5 + 0.01 * math.sin(seed) for seed in range(n)}
+    found = paired_difference(ours, dict.fromkeys(ours, 0.497))
+    t = abs(found.mean) / (np.std(list(ours.values()), ddof=1) / math.sqrt(n))
+    df, x = n - 1, np.linspace(0, t, 20001)
     scale = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
     density = scale * (1 + x**2 / df) ** (-(df + 1) / 2)
-    assert t_cdf(2.1, df) - t_cdf(-1.3, df) == pytest.approx(np.trapezoid(density, x), abs=1e-8)
-    assert t_cdf(0.0, df) == 0.5
+    assert found.p == pytest.approx(1 - 2 * np.trapezoid(density, x), abs=1e-8)
+
+
+def test_runs_of_one_seed_are_one_observation():
+    assert within_seeds([(1, 0.4), (2, 0.9), (1, 0.6), (None, 0.1), (None, 0.1)]) == [0.5, 0.9, 0.1, 0.1]
+    assert within_seeds([(1, 0.1)] * 3) == [0.1]
 
 
 def test_mean_std():

@@ -51,7 +51,16 @@ function metrics() {
 }
 const metricName = (key) => (metrics().find(([name]) => name === key) ?? [key, key])[1];
 const value = (run, metric) => (metric in run ? run[metric] : run.ood[metric]) ?? null;
-const values = (group, metric) => known(group.runs.map((index) => value(runs[index], metric)));
+// One value a seed, the mean of its runs; what has no seed stands for itself.
+function values(group, metric) {
+  const parts = new Map();
+  for (const run of group.runs.map((index) => runs[index])) {
+    const found = value(run, metric), key = run.seed ?? `run ${run.index}`;
+    if (found !== null) parts.set(key, [...(parts.get(key) ?? []), found]);
+  }
+  return [...parts.values()].map(mean);
+}
+const observations = (group) => new Set(group.runs.map((index) => runs[index].seed ?? `run ${index}`)).size;
 const groupOf = (run) => groups[run.group];
 // Sweeps may give all their runs one name: then the settings tell them apart.
 function longName(run, across = true) {

@@ -51,7 +51,8 @@ function drawScatter() {
   const averaged = new Set();
   const last = (a, b) => (a.method === "zeroshot") - (b.method === "zeroshot");  // the zero-shot star on top
   for (const run of placed.sort(last)) {
-    const many = state.mean && !run.single && groupOf(run).runs.length > 1, x = value(run, state.x);
+    const many = state.mean && !run.single && groupOf(run).runs.length > 1;
+    const x = value(run, state.x);
     if (many) averaged.add(run.group);
     const size = run.method === "zeroshot" ? 10 : many ? 4 : placed.length > 250 ? 5 : 6.5;
     svg.append(put(run.reference ? "reference" : many ? "run faint" : "run", run, x, value(run, state.y), size));
@@ -59,9 +60,10 @@ function drawScatter() {
   for (const run of [...averaged].map((index) => runs[groups[index].runs[0]]).sort(last)) {
     const group = groupOf(run), [x, y] = centre(group);
     const dx = deviation(values(group, state.x)), dy = deviation(values(group, state.y)), stroke = colour(run);
-    svg.append(make("line", { class: "error", stroke, x1: px(x - dx), x2: px(x + dx), y1: py(y), y2: py(y) }),
-      make("line", { class: "error", stroke, x1: px(x), x2: px(x), y1: py(y - dy), y2: py(y + dy) }),
-      put("average", run, x, y, run.method === "zeroshot" ? 10 : averaged.size > 60 ? 5.5 : 7));
+    if (dx !== null && dy !== null) svg.append(
+      make("line", { class: "error", stroke, x1: px(x - dx), x2: px(x + dx), y1: py(y), y2: py(y) }),
+      make("line", { class: "error", stroke, x1: px(x), x2: px(x), y1: py(y - dy), y2: py(y + dy) }));
+    svg.append(put("average", run, x, y, run.method === "zeroshot" ? 10 : averaged.size > 60 ? 5.5 : 7));
   }
   const own = (point) => point.kind === "average" && point.run.group === runs[state.run].group;
   const current = points.find(own) ?? points.find((point) => point.run.index === state.run);
@@ -94,7 +96,7 @@ function drawLegend(placed, colour, shape) {
 }
 function showTip(point) {
   const { run, kind, value: [x, y] } = point, group = groupOf(run), tip = $("tip");
-  const title = kind === "average" ? `${group.label}: mean of ${group.runs.length}` : run.name;
+  const title = kind === "average" ? `${group.label}: mean of ${observations(group)}` : run.name;
   const lines = [kind === "average" ? describe({ ...run, seed: null }) : describe(run) || run.system,
     `${metricName(state.x)} ${percent(x)} · ${metricName(state.y)} ${percent(y)}`];
   tip.replaceChildren(make("b", {}, ...breakable(title)),

@@ -50,11 +50,11 @@ function drawMaps() {
   fill("facet", list.map((f, k) => [k, f.name]), state.facet);
   const rows = distinct(facet.runs.map((run) => run[facet.dial])).reverse();
   const columns = distinct(facet.runs.map((run) => run.beta));
-  $("grid-note").textContent = `${facet.dial} (down) × β (across), mean of the runs in each cell, in %; `
+  $("grid-note").textContent = `${facet.dial} (down) × β (across), mean over the seeds in each cell, in %; `
     + "each map has a scale of its own.";
   const cell = (row, col) => facet.runs.filter((run) => run[facet.dial] === row && run.beta === col);
   $("maps").replaceChildren(...[["id", `ID ${panel().id_label}`], ["ood_avg", "OOD avg"]].map(([metric, title]) => {
-    const at = (row, col) => mean(known(cell(row, col).map((run) => value(run, metric))));
+    const at = (row, col) => mean(values({ runs: cell(row, col).map((run) => run.index) }, metric));
     const every = known(rows.flatMap((row) => columns.map((col) => at(row, col))));
     const low = Math.min(...every), high = Math.max(...every);
     const head = make("tr", {}, make("th", {}, `${facet.dial === "rate" ? "rate" : "t"} \\ β`),
@@ -88,7 +88,7 @@ function drawTable() {
     .filter((key) => rows.some(({ run }) => known([run[key]]).length));
   const columns = [["name", state.mean ? "system" : "run", (r) => r.group.label],
     ...metrics().map(([key, name]) => [key, name, (r) => mean(values(r.group, key)), true]),
-    state.mean ? ["seeds", "runs", (r) => r.group.runs.length] : ["seed", "seed", (r) => r.run.seed],
+    state.mean ? ["seeds", "runs", (r) => r.group.runs.filter((index) => runs[index].method !== "zeroshot").length || null] : ["seed", "seed", (r) => r.run.seed],
     ...settings.map((key) => [key, COLUMNS[key][0], (r) => r.run[key]])];
   const sorted = columns.find(([key]) => key === state.sort) ?? columns[0];
   rows.sort((a, b) => {

@@ -1,0 +1,363 @@
+"""The tables of README.md and of the experiments' READMEs, made of the result files; their numbers in prose, checked.
+
+    python experiments/readme.py            # fill the tables in; say which numbers in prose are others
+    python experiments/readme.py --check    # change nothing; exit with 1 where something differs
+
+A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; TABLES says what NAME is made of. PROSE lists
+sentences, or parts of them, with their numbers computed.
+"""
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rich.console import Console
+
+from robustft import terminal
+from robustft.evaluation.results import percent, print_table
+from robustft.files import write
+from robustft.report.groups import Group
+from robustft.report.runs import Run
+from robustft.report.stats import Difference, paired_difference
+from robustft.report.table import comparison, signed
+from robustft.report.tradeoff import match
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+BLOCK = re.compile(r"(<!-- table: (\S+) -->\n\n?)(.*?)(\n?\n<!-- end of table -->)", re.DOTALL)
+
+
+@cache
+def results(study: str) -> dict[str, dict[str, Any]]:
+    """The results of a study by name."""
+    return {
+        path.stem: json.loads(path.read_text("utf-8")) for path in sorted((HERE / study / "results").glob("*.json"))
+    }
+
+
+@cache
+def module(study: str) -> ModuleType:
+    """A study's own functions."""
+    spec = importlib.util.spec_from_file_location(f"study_{study}", HERE / study / "study.py")
+    assert spec is not None and spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
+
+
+def group(study: str, system: str, label: str = "") -> Group:
+    """The runs of a system: the result of that name, or those of its seeds."""
+    names = [name for name in results(study) if name == system or re.fullmatch(rf"{re.escape(system)}_seed-\d+", name)]
+    assert names, f"{study} has no {system}"
+    return Group(
+        label or system, [Run(HERE / study / "results" / f"{name}.json", results(study)[name]) for name in names]
+    )
+
+
+def difference(study: str, ours: str, theirs: str, metric: str = "ood_avg") -> Difference:
+    found = paired_difference(group(study, ours).by_seed(metric), group(study, theirs).by_seed(metric))
+    assert found is not None
+    return found
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    lines[1] = ["|".join(lines[1])]
+    return "\n".join(f"|{line[0]}|" if len(line) == 1 else f"| {' | '.join(line)} |" for line in lines)
+
+
+def systems(study: str, rows: Mapping[str, str], against: Mapping[str, str] | None = None) -> str:
+    """A table of systems: accuracies, and OOD differences ``against`` others.
+
+    Args:
+        rows: what the table calls a system, and what the study does.
+    """
+    groups = {system: group(study, system, label) for label, system in rows.items()}
+    shifts = next(iter(groups.values())).record["ood"]
+    bases = [(name, groups[base]) for name, base in (against or {}).items()]
+    table = comparison(list(groups.values()), list(shifts), bases)
+    kept = [k for k, column in enumerate(table.columns) if column != "seeds" and not column.startswith("Δ ID")]
+    head = [re.sub(r"^ID \S+$", "ID", table.columns[k]) for k in kept]
+    return markdown(head, [[row[k].text for k in kept] for row in table.rows])
+
+
+def demo() -> str:
+    """The table that the run prints."""
+    text = StringIO()
+    print_table(json.loads((HERE / "demo" / "results.json").read_text("utf-8")), Console(file=text, width=200))
+    return "```\n" + "\n".join(line.rstrip() for line in text.getvalue().rstrip().split("\n")) + "\n```"
+
+
+def masking() -> str:
+    study = module("masking")
+    plain, ours = study.NO_MASK, study.OBJECT_SINGLE
+    claims = dict(study.claims())
+
+    def cell(pairs: Sequence[tuple[str, str]], score: Callable[..., float] = study.ood_avg) -> str:
+        found = study.compare(pairs, results("masking"), score)
+        return prose(found) + ("" if found.n == 5 else f", {found.n} seeds")
+
+    def top1(name: str) -> Callable[[dict[str, Any]], float]:
+        return lambda record: record["ood"][f"scenes_{name}"]["top1"]
+
+    def excess(record: dict[str, Any]) -> float:
+        of = {name: top1(name)(record) for name in ("v2", "r", "sketch", "objectnet", "a")}
+        return (of["objectnet"] + of["a"]) / 2 - (of["v2"] + of["r"] + of["sketch"]) / 3
+
+    rows = {
+        "1. masks above none: mean of nine cells": cell(claims["1: masks (mean of nine cells) above none"]),
+        "1. object, single-fill above none": cell([(ours, plain)]),
+        "2. refilled above no-fill: object masks": cell(claims["2: object, refilled (mean of two) above no-fill"]),
+        "2. … context masks": cell(claims["2: context, refilled (mean of two) above no-fill"]),
+        "2. … random masks": cell(claims["2: random, refilled (mean of two) above no-fill"]),
+        "3. object above random, mean of fills": cell(claims["3: object above random (mean of fills)"]),
+        "3. object above context, mean of fills": cell(claims["3: object above context (mean of fills)"]),
+        "4. object, single-fill above none: A; Sketch": "; ".join(
+            cell([(ours, plain)], top1(name)) for name in ("a", "sketch")
+        ),
+        "4. ObjectNet and A above V2, R and Sketch": cell([(ours, plain)], excess),
+    }
+    return markdown(["claim of the paper", "found here"], list(rows.items()))
+
+
+VARIANTS = {
+    "exact: the student's map, all layers": ("exact", "exact"),
+    "the teacher's map, taken once (`mask.source=teacher`)": ("teacher_maps", "cached"),
+    "relevance of the last layer alone (`mask.layers=1`, of 4)": ("last_layer", "last_layer"),
+    "of the last two layers (`mask.layers=2`)": ("last_two_layers", None),
+    "Grad-CAM (`mask.cam=gradcam`)": ("gradcam", None),
+    "random masks, no-fill (`mask=random fill=none`): half the patches dropped": ("random_no-fill", "no_fill"),
+}
+
+
+def variants() -> str:
+    cost = json.loads((HERE / "speed" / "tiny.json").read_text("utf-8"))["variants"]
+    rows = []
+    for label, (system, step) in VARIANTS.items():
+        timed = (
+            ["not timed", ""]
+            if step is None
+            else [f"{cost[step]['vs_vanilla']:.2f}", f"{cost[step]['images_per_s']:.0f}"]
+        )
+        table = comparison([group("variants", system)], list(group("variants", system).record["ood"]))
+        changes = ["", ""]
+        if system != "exact":
+            changes = [full(difference("variants", system, "exact", metric)) for metric in ("id", "ood_avg")]
+        rows.append([label, *timed, table.rows[0][2].text, table.rows[0][3].text, *changes])
+    return markdown(["variant", "cost in vanilla steps", "images/s", "ID", "OOD avg", "Δ ID", "Δ OOD"], rows)
+
+
+def weight_space() -> str:
+    rows = []
+    for place, suffix in ((0.5, ""), (0.9, " (chosen on the hold-out)")):
+        for name, label in (("vanilla", "vanilla"), ("counterfactual", "this method")):
+            found = [
+                difference("weight_space", f"wise_{name}_alpha-{place}", name, metric) for metric in ("id", "ood_avg")
+            ]
+            rows.append([f"{label}, α = {place}{suffix}", *map(prose, found)])
+    return markdown(["change against the model itself (α = 1), in points", "ID", "OOD avg"], rows)
+
+
+def bench(model: str) -> dict[str, dict[str, float]]:
+    return json.loads((HERE / "speed" / f"{model}.json").read_text("utf-8"))["variants"]
+
+
+def step_rows(model: str) -> list[str]:
+    """Every step of a bench: name, images/s, ratios and memory."""
+    rows = []
+    for suffix, precision in (("", "bf16"), ("_fp32", "fp32")):
+        for name in ("vanilla", "direct", "exact", "cached", "one_backward"):
+            if values := bench(model).get(name + suffix):
+                label = {"one_backward": "exact, one backward pass"}.get(name, name)
+                numbers = [f"{values[key]:.2f}" for key in ("images_per_s", "vs_direct", "vs_vanilla", "floor_share")]
+                rows.append([f"{label}, {precision}", *numbers, f"{values['peak_bytes'] / 2**20:,.0f} MiB"])
+    return rows
+
+
+def steps(model: str) -> str:
+    head = ["step", "images/s", "× direct fp32", "cost in vanilla steps", "share of floor", "peak memory"]
+    return markdown(head, step_rows(model))
+
+
+def speed() -> str:
+    found = bench("vitb32")
+    rows = []
+    for label, name in {
+        "vanilla fine-tuning": "vanilla",
+        "the method, written directly": "direct",
+        "the method, here": "exact",
+        "the method, maps of the teacher known (`mask.source=teacher`)": "cached",
+    }.items():
+        fp32, bf16 = found[f"{name}_fp32"], found[name]
+        numbers = [f"{fp32['images_per_s']:.1f}", f"{fp32['vs_direct']:.2f}", f"{fp32['vs_vanilla']:.2f}"]
+        memory = " / ".join(f"{values['peak_bytes'] / 2**20:,.0f}" for values in (fp32, bf16))
+        rows.append([label, *numbers, f"{bf16['vs_direct']:.2f}", f"{memory} MiB"])
+    head = ["step, ViT-B/32", "images/s, fp32", "× direct", "cost in vanilla steps", "bf16, × direct fp32"]
+    return markdown([*head, "peak memory, fp32 / bf16"], rows)
+
+
+def kd_beta() -> str:
+    """As the study's own table, the one chosen in bold."""
+    lines = (HERE / "kd_beta" / "beta.md").read_text("utf-8").strip().split("\n")
+    chosen = "kd, β = 0.1"
+    return "\n".join(re.sub(r"\| (.*) \| (.*) \|", r"| **\1** | **\2** |", x) if chosen in x else x for x in lines)
+
+
+BETA_1 = {
+    "zero-shot": "zeroshot",
+    "vanilla fine-tuning": "vanilla",
+    "distillation without masks, β = 1": "distillation_no-mask_beta-1",
+    "this method, β = 1": "object_single-fill_beta-1",
+}
+COMPARED = {
+    "zero-shot": "zeroshot",
+    "linear probe": "linear_probe",
+    "vanilla fine-tuning": "vanilla",
+    "LP-FT": "lpft",
+    "WiSE-FT of this method's model": "wiseft_counterfactual",
+    "WiSE-FT": "wiseft",
+    "greedy soup": "soup_greedy",
+    "uniform soup": "soup_uniform",
+    "KD": "kd_factual",
+    "KD, counterfactual (object, single-fill)": "kd_counterfactual",
+    "feature distillation, no mask": "distillation",
+    "**this method, single-fill**": "object_single",
+    "**this method, multi-fill**": "object_multi",
+}
+TABLES: dict[str, Callable[[], str]] = {
+    "demo": demo,
+    "seeds": lambda: systems("seeds", BETA_1),
+    "comparison": lambda: systems("comparison", COMPARED, {"vanilla": "vanilla", "WiSE-FT": "wiseft"}),
+    "masking": masking,
+    "variants": variants,
+    "weight_space": weight_space,
+    "kd_beta": kd_beta,
+    "cam_truth": lambda: (HERE / "cam_truth" / "table.md").read_text("utf-8").rstrip(),
+    "speed": speed,
+    "speed_vitb32": lambda: steps("vitb32"),
+    "speed_vitb16": lambda: steps("vitb16"),
+}
+
+
+def number(fraction: float | None) -> str:
+    """In points, as prose has it: a minus, no plus."""
+    assert fraction is not None
+    return signed(fraction).removeprefix("+")
+
+
+def prose(found: Difference) -> str:
+    return f"{signed(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def full(found: Difference) -> str:
+    assert found.low is not None and found.high is not None
+    return f"{signed(found.mean)} [{signed(found.low)}, {signed(found.high)}]"
+
+
+def size(found: Difference) -> str:
+    """A difference of which the sentence says the direction."""
+    low, high = (found.low, found.high) if found.mean > 0 else (-(found.high or 0), -(found.low or 0))
+    return f"{percent(abs(found.mean))} [{number(low)}, {number(high)}]"
+
+
+def said() -> Iterator[tuple[str, str]]:
+    """Files, and what they should say."""
+    vanilla, ours = "vanilla", BETA_1["this method, β = 1"]
+    gain, cost = (difference("seeds", ours, vanilla, metric) for metric in ("ood_avg", "id"))
+    bought, paid = (difference("seeds", vanilla, "zeroshot", metric) for metric in ("id", "ood_avg"))
+    curves = {
+        name: {
+            seed: [point("seeds", f"{system}_beta-{beta}_seed-{seed}") for beta in (0.3, 1, 3)] for seed in range(1, 6)
+        }
+        for name, system in (("masks", "object_single-fill"), ("none", "distillation_no-mask"))
+    }
+    matched = match(curves).difference("masks", "none")
+    assert matched is not None and matched.high is not None and matched.low is not None
+    kd = {metric: difference("comparison", "kd_counterfactual", "kd_factual", metric) for metric in METRICS}
+    at = {name: [percent(sum(v) / len(v)) for m in ("ood_avg", "id") for v in [group("comparison", name).values(m)]]
+          for name in ("kd_counterfactual", "kd_factual")}  # fmt: skip
+    yield "README.md", f"({prose(gain)} OOD for {prose(cost)} ID, paired by seed)"
+    yield "README.md", f"buys {bought.mean * 100:.0f} points of ID accuracy with {-paid.mean * 100:.0f} points of OOD"
+    yield "README.md", f"the method lies {size(matched)} points above distillation without masks"
+    told = f"{at['kd_counterfactual'][0]} against {at['kd_factual'][0]} OOD at {at['kd_factual'][1]} ID"
+    yield "README.md", f"({told}, {prose(kd['ood_avg'])})"
+    b16 = bench("vitb16")
+    fp32, bf16 = (b16[name]["vs_direct"] for name in ("exact_fp32", "exact"))
+    memory = [b16[name]["peak_bytes"] / b16["direct_fp32"]["peak_bytes"] for name in ("exact_fp32", "exact")]
+    yield "README.md", f"{fp32:.2f} (fp32) and {bf16:.2f} (bf16) times as fast as the direct one in fp32"
+    yield "README.md", f"takes {memory[0]:.2f} and {memory[1]:.2f} of its memory"
+    page = "experiments/seeds/README.md"
+    yield page, f"gains {percent(bought.mean)} points on ID and loses {size(paid)} on the OOD average"
+    yield page, f"{size(gain)} points above vanilla on OOD and {size(cost)} below on ID"
+    yield page, f"lies {size(matched)} points above the one without masks"
+    yield page, f"differences of OOD average below {percent((matched.high - matched.low) / 2)} points"
+    page = "experiments/comparison/README.md"
+    of = {metric: size(found) for metric, found in kd.items()}
+    yield page, f"logit distillation {of['ood_avg']} points of OOD, {of['scenes_objectnet']} on ObjectNet's counterpart"
+    yield page, f"and {of['scenes_a']} on A's"
+    single, multi = (
+        difference("comparison", f"object_{fill}", "distillation", "scenes_a") for fill in ("single", "multi")
+    )
+    yield page, f"on A alone {size(single)} with single- and {size(multi)} with multi-fill"
+    wise = [difference("comparison", "wiseft", "object_single", metric) for metric in ("ood_avg", "id")]
+    yield page, f"{size(wise[0])} points more OOD than this method for {size(wise[1])} points less ID"
+    page = "experiments/sweep_threshold_beta/README.md"
+    for record in results("sweep_threshold_beta").values():
+        yield page, f"{percent(record['id']['top1'])} / {percent(record['ood_avg'])}"
+
+
+METRICS = ("id", "ood_avg", "scenes_objectnet", "scenes_a")
+
+
+def point(study: str, name: str) -> tuple[float, float]:
+    record = results(study)[name]
+    return record["id"]["top1"], record["ood_avg"]
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(HERE.glob("*/README.md"))]
+
+
+def faults(change: bool) -> Iterator[str]:
+    """What differs from the result files; with ``change`` the tables are filled in."""
+    used = set()
+    for page in pages():
+        text = page.read_text("utf-8")
+        where = page.relative_to(ROOT)
+        for _, name, found, _ in BLOCK.findall(text):
+            used.add(name)
+            if name not in TABLES:
+                yield f"{where}: there is no table {name}; there are {', '.join(TABLES)}"
+            elif found != TABLES[name]():
+                text = text.replace(found, TABLES[name]())
+                if not change:
+                    yield f"{where}: the table {name} differs from the result files"
+        if text.count("<!-- table:") != len(BLOCK.findall(text)):
+            yield f"{where}: a table has no end"
+        if change and text != page.read_text("utf-8"):
+            write(page, text)
+    yield from (f"no page has the table {name}" for name in TABLES if name not in used)
+    for name, sentence in said():
+        if " ".join(sentence.split()) not in " ".join((ROOT / name).read_text("utf-8").split()):
+            yield f"{name} does not say: {sentence}"
+
+
+def main() -> int:
+    """Exit status 0, or 1 where something differs (or still does)."""
+    found = list(faults(change="--check" not in sys.argv[1:]))
+    print("\n".join(found) or "All tables and numbers are those of the result files.")
+    if found and "--check" in sys.argv[1:]:
+        print("python experiments/readme.py fills the tables in.")
+    return bool(found)
+
+
+if __name__ == "__main__":
+    terminal.use_plain_letters()
+    sys.exit(main())

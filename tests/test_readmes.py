@@ -1,0 +1,68 @@
+"""The tables and numbers of the READMEs are those of the result files, and so are the studies' own tables."""
+
+import csv
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.small import ROOT
+
+spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
+readme = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(readme)
+
+
+def test_tables_and_numbers_are_those_of_the_result_files():
+    assert list(readme.faults(change=False)) == []
+
+
+def test_what_differs_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    before = (ROOT / "README.md").read_text("utf-8")
+    changed = readme.TABLES["seeds"]().replace("74.7", "74.6")
+    monkeypatch.setitem(readme.TABLES, "seeds", lambda: changed)
+    monkeypatch.setattr(readme, "said", lambda: iter([("README.md", "it gains 99.9 points")]))
+    monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
+    assert readme.main() == 1
+    said = capsys.readouterr().out
+    assert "README.md: the table seeds differs from the result files" in said
+    assert "README.md does not say: it gains 99.9 points" in said
+    assert (ROOT / "README.md").read_text("utf-8") == before
+
+
+STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.py"))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_s_tables_are_those_of_its_results(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = ROOT / "experiments" / study
+    shutil.copytree(folder / "results", tmp_path / "results")
+    monkeypatch.setattr("robustft.report.plot.scatter", lambda *_: [])
+    module = readme.module(study)
+    if hasattr(module, "draw"):
+        monkeypatch.setattr(module, "draw", lambda *_: None)
+    results = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((folder / "results").glob("*.json"))}
+    module.summarise(tmp_path, results)
+    made = [path for path in tmp_path.glob("*.*") if path.suffix in (".md", ".tex", ".csv")]
+    assert made
+    for path in made:
+        stored = folder / path.name
+        if path.suffix == ".csv":
+            with path.open(newline="") as ours, stored.open(newline="") as theirs:
+                for ours_row, theirs_row in zip(csv.reader(ours), csv.reader(theirs), strict=True):
+                    assert list(map(number, ours_row)) == [near(number(cell)) for cell in theirs_row]
+        else:
+            assert path.read_text("utf-8") == stored.read_text("utf-8"), path.name
+
+
+def number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def near(value: float | str) -> object:
+    return value if isinstance(value, str) else pytest.approx(value, abs=1e-9)
