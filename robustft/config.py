@@ -133,7 +133,7 @@ RULES: dict[str, Rule] = {
     "trainer.num_nodes": COUNT,
     "trainer.limit_val_batches": _or_null(POSITIVE),
     "trainer.overfit_batches": ((lambda value: value == 0), "0: it would train on the hold-out"),
-    "trainer.precision": _one_of("auto", "32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"),
+    "trainer.precision": _one_of("auto", "32-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"),
     "trainer.log_every_n_steps": COUNT,
     "trainer.gradient_clip_val": _or_null(POSITIVE),
     "trainer.use_distributed_sampler": _one_of(False),

@@ -110,10 +110,10 @@ class Run:
             device=self.device,
         )
 
-    @property
-    def device(self) -> str:
-        """Where what is no part of training or evaluation is computed."""
-        return "cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator != "cpu" else "cpu"
+    @cached_property
+    def device(self) -> torch.device:
+        """This process's device, of training and evaluation; what is no part of these is computed there too."""
+        return make_trainer(config.plain(self.cfg)["trainer"], self.folder).strategy.root_device
 
     @cached_property
     def loggers(self) -> list[Logger]:
@@ -212,7 +212,7 @@ class Run:
     def _evaluation_settings(self) -> dict[str, Any]:
         """What else a score depends on."""
         trainer = self.cfg.trainer
-        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device}
+        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device.type}
 
     def finish(self, made: Trained, zeroshot: Scores | None) -> dict[str, Any]:
         """Evaluate the model and leave everything in the run's folder, results.json last."""

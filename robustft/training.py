@@ -125,14 +125,32 @@ def make_trainer(
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:
-    """``auto`` is bf16-mixed on hardware that computes in bfloat16, else 32-true."""
-    if precision != "auto":
-        return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if accelerator in ("auto", "cpu") and cpu_has_bf16():
-        return "bf16-mixed"
-    return "32-true"
+    """Lightning's name of a precision; ``auto`` is bf16-mixed on hardware that computes in bfloat16, else 32-true.
+
+    Raises:
+        UserError: the device does not compute in it.
+    """
+    kind = device_type(accelerator)
+    if precision == "auto":
+        computes = {"cuda": cuda_has_bf16, "cpu": cpu_has_bf16}.get(kind)
+        return "bf16-mixed" if computes is not None and computes() else "32-true"
+    name = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(str(precision), precision)
+    if name == "16-mixed" and kind == "cpu":
+        raise UserError(
+            f"trainer.precision={precision}: CPUs do not train in float16. Use bf16-mixed or 32-true, or a GPU."
+        )
+    return name
+
+
+def device_type(accelerator: str) -> str:
+    """What ``trainer.accelerator`` computes on: cpu, cuda, mps ..."""
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator == "cpu" or here is None else here.type
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the GPU multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bf16() -> bool:
