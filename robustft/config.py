@@ -29,6 +29,8 @@ INCIDENTAL = re.compile(
     r"|enable_.*|num_sanity_val_steps|plugins|model_registry))"
 )
 
+ACCUMULATE = "trainer.accumulate_grad_batches"
+
 Rule = tuple[Callable[[Any], bool], str]  # what is accepted, in code and in words
 
 
@@ -72,6 +74,8 @@ NOT_NEGATIVE = ((lambda value: _number(value) and value >= 0), "a number, 0 or m
 POSITIVE = ((lambda value: _number(value) and value > 0), "a number above 0")
 FLAG = ((lambda value: isinstance(value, bool)), "true or false")
 TEXT = ((lambda value: isinstance(value, str) and value != ""), "text")
+
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true")
 
 # What each setting accepts. Settings that this config lacks are passed over.
 RULES: dict[str, Rule] = {
@@ -129,13 +133,18 @@ RULES: dict[str, Rule] = {
         (lambda value: value == -1 or _whole(value, 1)),
         "a whole number, 1 or more, or -1 for no limit",
     ),
-    "trainer.accumulate_grad_batches": COUNT,
+    "trainer.accumulate_grad_batches": ((lambda value: value == "auto" or COUNT[0](value)), f"{COUNT[1]}, or auto"),
     "trainer.num_nodes": COUNT,
     "trainer.limit_val_batches": _or_null(POSITIVE),
     "trainer.overfit_batches": ((lambda value: value == 0), "0: it would train on the hold-out"),
     "trainer.precision": _one_of("auto", "32-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"),
     "trainer.log_every_n_steps": COUNT,
     "trainer.gradient_clip_val": _or_null(POSITIVE),
+    # Others split the model, or start processes that the evaluation after training is not part of.
+    "trainer.strategy": (
+        _one_of(*STRATEGIES)[0],
+        f"one of {', '.join(STRATEGIES)}: others do not work with two backward passes a step, or lose their results",
+    ),
     "trainer.use_distributed_sampler": _one_of(False),
     "trainer.enable_checkpointing": _or_null(FLAG),
 }
@@ -222,7 +231,10 @@ def _check_masks(cfg: DictConfig) -> None:
 
 def _check_batch(cfg: DictConfig) -> None:
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
-    local = cfg.data.batch_size // max(devices, 1) // cfg.trainer.accumulate_grad_batches
+    accumulate = cfg.trainer.accumulate_grad_batches
+    if accumulate == "auto" and devices > 1:
+        raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
+    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
@@ -295,10 +307,19 @@ def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
+def take_recorded(cfg: DictConfig, recorded: dict[str, Any]) -> None:
+    """What was found out when a run began holds for those who go on with it."""
+    number = recorded.get("trainer", {}).get("accumulate_grad_batches")
+    if cfg.trainer.accumulate_grad_batches == "auto" and number is not None:
+        cfg.trainer.accumulate_grad_batches = number
+
+
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     """Settings in which two plain configs describe different runs, as "name=here (there: value)"."""
     here, there = dict(flatten(ours)), dict(flatten(theirs))
     names = [name for name in {**there, **here} if not INCIDENTAL.fullmatch(name)]
+    if here.get(ACCUMULATE) == "auto":  # it stands for whatever was found then
+        names.remove(ACCUMULATE)
     return [
         f"{name}={_shown(here.get(name))} (there: {_shown(there.get(name))})"
         for name in names

@@ -23,7 +23,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from robustft import config
+from robustft import config, runs
 from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, locked
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
@@ -32,14 +32,16 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
+from robustft.errors import UserError
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
 from robustft.files import atomic
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
+from robustft.memory import EVALUATION, enough_memory, is_out_of_memory
 from robustft.state import BEST, read_position
 from robustft.tracking import log_results, make_loggers
-from robustft.training import Trained, make_trainer, resolve_precision, train
+from robustft.training import AUTO, Trained, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +66,11 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         this.data.prepare(training=cfg.method.trains)
         return None
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
+    if cfg.trainer.accumulate_grad_batches == AUTO and this.together:
+        raise UserError(
+            f"trainer.accumulate_grad_batches=auto tries one device, and this run has {this.data.trainer.world_size}:"
+            " give a number, or trainer.devices=1."
+        )
     this.data.verify(training=cfg.method.trains)
     if cfg.method.trains:
         this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
@@ -72,6 +79,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             this.load(path)  # refused before time is spent, if at all
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
+    if cfg.method.trains and cfg.trainer.accumulate_grad_batches == AUTO:
+        this.choose_accumulation(head_alone=getattr(method, "HEAD_ALONE", False))
     made: Trained = method.make(this)
     record = this.finish(made, baseline)
     return record
@@ -136,17 +145,42 @@ class Run:
 
     def distillation(self, temperature: float | None = None) -> Distillation | None:
         """The configured second term of the loss; None where β is 0."""
+        cfg, distillation = self.cfg, self._distillation(temperature)
+        if distillation is None or cfg.mask.source != "teacher":
+            return distillation
+        cams = teacher_maps(distillation.teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
+        return distillation if cams is None else distillation.with_maps(cams)
+
+    def _distillation(self, temperature: float | None) -> Distillation | None:
+        """Without maps that are known already."""
         cfg = self.cfg
         if not cfg.beta:
             return None
-        teacher = self.teacher()
-        distillation = make_distillation(
-            teacher, beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
+        return make_distillation(
+            self.teacher(), beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
         )
-        if cfg.mask.source != "teacher":
-            return distillation
-        cams = teacher_maps(teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
-        return distillation if cams is None else distillation.with_maps(cams)
+
+    def choose_accumulation(self, head_alone: bool) -> None:
+        """Settle ``trainer.accumulate_grad_batches=auto``, here and in what the folder says of the run.
+
+        Args:
+            head_alone: the head is trained on features, which takes next to no memory.
+        """
+        from robustft.accumulation import micro_batches_that_fit
+
+        cfg, count = self.cfg, 1
+        if not head_alone:
+            count = micro_batches_that_fit(
+                self.student(),
+                self._distillation(cfg.temperature),
+                self.data,
+                config.plain(cfg)["trainer"],
+                self.folder,
+                least=2 if cfg.fill.kind != "none" or cfg.disagreement else 1,
+            )
+        cfg.trainer.accumulate_grad_batches = count
+        runs.record(self.folder, cfg, f"{config.ACCUMULATE}={count}")
+        self.data.trainer = make_trainer(config.plain(cfg)["trainer"], self.folder)
 
     def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
         """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
@@ -182,7 +216,8 @@ class Run:
         trainer = make_trainer(options, self.folder)
         self.data.trainer = trainer
         loaders = [self.data.eval_loader(evaluation_set) for evaluation_set in sets]
-        trainer.validate(evaluator, dataloaders=loaders, verbose=False)
+        with enough_memory("evaluating", EVALUATION):
+            trainer.validate(evaluator, dataloaders=loaders, verbose=False)
         model.cpu()
         return evaluator
 
@@ -290,8 +325,9 @@ def keeps_going(what: str) -> Iterator[None]:
     """After a training its results are written, whatever becomes of what only accompanies them."""
     try:
         yield
-    except Exception:
-        log.warning("%s failed; the results are complete without", what, exc_info=True)
+    except Exception as error:
+        reason = " (out of memory)" if is_out_of_memory(error) else ""
+        log.warning("%s failed%s; the results are complete without", what, reason, exc_info=not reason)
 
 
 def write_predictions(path: Path, sets: Sequence[EvaluationSet], predictions: Mapping[str, torch.Tensor]) -> None:

@@ -81,7 +81,7 @@ class Finetuner(Evaluator):
         )
         self.terms = {name: value.detach() for name, value in terms.items()}
         if measure or self.device.type == "cpu":
-            # From here on Lightning reads the progress bar's numbers at every step: on the device, it would wait for it.
+            # Lightning reads the progress bar's numbers at every later step: on a device, it would wait for that.
             values = torch.stack([value.float() for value in self.terms.values()]).cpu()
             for name, value in zip(self.terms, values, strict=True):
                 self.log(f"train/{name}", value, prog_bar=name in ("loss", "ce", "distance", "masked"))

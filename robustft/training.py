@@ -19,9 +19,12 @@ from robustft.data.datamodule import RobustnessData
 from robustft.distillation import Distillation
 from robustft.errors import UserError
 from robustft.finetuner import Finetuner, Schedule
+from robustft.memory import EVALUATION, enough_memory, training_advice
 from robustft.state import Interrupted, KeepBest, KeepState, Position, read_position
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ def train(
             training, so that it does not count as such.
 
     Raises:
-        UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
+        UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule, memory
+            that does not suffice.
         KeyboardInterrupt: the run was interrupted; its message says how to resume.
     """
     guard, best = StopOnNonFinite(), KeepBest(folder, resume)
@@ -91,13 +95,15 @@ def train(
             best.scored_at = position.step
     try:
         checkpoint = None if position is None else position.path
-        lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with enough_memory("training", *training_advice(lightning, student, data.batch_size)):
+            lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop} of {steps}") from stop
     guard.check()
     if best.score > -math.inf and best.scored_at != lightning.global_step == steps:
         # Lightning does not evaluate when the steps end within an epoch: the last weights are candidates too.
-        lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
+        with enough_memory("evaluating", EVALUATION):
+            lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
     best.restore(student)
     if not all(bool(value.isfinite().all()) for value in student.parameters()):
@@ -111,10 +117,16 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     loggers: list[Logger] | None = None,
 ) -> Trainer:
-    """Lightning's Trainer with the product's loggers, callbacks and folder."""
+    """Lightning's Trainer with the product's loggers, callbacks and folder.
+
+    Raises:
+        UserError: Lightning does not take the options, or not on this machine.
+    """
     bar = [progress()] if options["enable_progress_bar"] else []
+    accumulate = options["accumulate_grad_batches"]
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
+        "accumulate_grad_batches": 1 if accumulate == AUTO else accumulate,  # not known yet: robustft/accumulation.py
         "enable_checkpointing": False,  # robustft/state.py keeps what is needed
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }

@@ -18,7 +18,9 @@ from robustft.clip.classifier import Architecture, Classifier
 from robustft.clip.weights import create_clip, load_classifier, model_config, read_metadata
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
+from robustft.memory import enough_memory
 
+ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
 
@@ -43,7 +45,7 @@ def zeroshot_classifier(
         device: where text is encoded; the classifier is on the CPU.
 
     Raises:
-        UserError: see ``create_clip`` and ``load_classifier``.
+        UserError: see ``create_clip``, ``load_classifier`` and ``text_rows``.
     """
     if pretrained is not None and Path(pretrained).is_file() and read_metadata(Path(pretrained)) is not None:
         model = load_classifier(Path(pretrained), classes=class_names)
@@ -97,11 +99,14 @@ def text_rows(
         clip: on the CPU, where it is again afterwards.
         cache: a folder that keeps them by text tower, prompts and tokens, since ImageNet's 80,000 prompts take long.
         device: where they are computed.
+
+    Raises:
+        UserError: the device has not enough memory.
     """
     text = _TextTower(clip)
 
     def encode() -> dict[str, Tensor]:
-        with _without_visual(clip), _on(device, clip):
+        with enough_memory("encoding the names of classes", *ADVICE), _without_visual(clip), _on(device, clip):
             columns = open_clip.build_zero_shot_classifier(
                 text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
                 use_tqdm=len(class_names) * len(templates) > 2000,

@@ -5,9 +5,9 @@ generator of another device. What makes the host wait for a GPU it writes down: 
 bit for bit. Built on the PrivateUse1 backend; set up once in a process and never undone.
 """
 
-import traceback
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from lightning.pytorch.accelerators import Accelerator, AcceleratorRegistry
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.trainer.connectors import accelerator_connector as connector
-from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 aten = torch.ops.aten
@@ -87,6 +86,8 @@ class RemoteTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
+        if func._can_decompose():  # of inference tensors whole functions come here, not their parts
+            return func.decompose(*args, **kwargs)
         if func is aten.copy_.default:
             return _copy(*args, **kwargs)
         if func is aten._to_copy.default:
@@ -211,10 +212,16 @@ def syncs() -> Iterator[Counter[str]]:
 
 
 def _wait(func: Any) -> None:
-    if waits is not None:
-        frames = [f for f in traceback.extract_stack() if "/robustft/" in f.filename or "/lightning/" in f.filename]
-        where = " > ".join(f"{Path(f.filename).name}:{f.lineno}" for f in frames[-8:])
-        waits[f"{func} at {where}"] += 1
+    if waits is None:
+        return
+    frames: list[str] = []
+    frame: Any = sys._getframe(1)
+    while frame is not None and len(frames) < 6:
+        path = frame.f_code.co_filename
+        if "/robustft/" in path or "/lightning/" in path:
+            frames.append(f"{Path(path).name}:{frame.f_lineno}")
+        frame = frame.f_back
+    waits[f"{func} at {' < '.join(frames)}"] += 1
 
 
 def _create(func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -228,13 +235,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if kwargs.get("device") is not None:
         kwargs = kwargs | {"device": CPU}
     kwargs.pop("pin_memory", None)
-    owners = {id(t.local): t for t in tree_flatten((args, kwargs))[0] if isinstance(t, RemoteTensor)}
-    args, kwargs = tree_map_only(RemoteTensor, lambda t: t.local, (args, kwargs))
+    owners = {id(t.local): t for t in _leaves((args, kwargs)) if isinstance(t, RemoteTensor)}
+    args, kwargs = _mapped((args, kwargs), RemoteTensor, lambda t: t.local)
     found = func(*args, **kwargs)
     # A view is a tensor of inference_mode only if what it shows is one.
     inference = all(t.is_inference() for t in owners.values()) if func.is_view else torch.is_inference_mode_enabled()
     with torch.inference_mode(inference):
-        return tree_map_only(torch.Tensor, lambda t: owners[id(t)] if id(t) in owners else RemoteTensor(t), found)
+        return _mapped(found, torch.Tensor, lambda t: owners[id(t)] if id(t) in owners else RemoteTensor(t))
 
 
 def _copy(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
@@ -246,14 +253,13 @@ def _copy(into: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) 
 
 
 def _refuse_mixed(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    given = tree_flatten((args, kwargs))[0]
     changed = [
         t
         for place, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
-        for t in tree_flatten(args[place] if place < len(args) else kwargs.get(argument.name))[0]
+        for t in _leaves(args[place] if place < len(args) else kwargs.get(argument.name))
     ]
-    for value in given:
+    for value in _leaves((args, kwargs)):
         if isinstance(value, torch.Tensor) and not isinstance(value, RemoteTensor):
             if value.dim() > 0 or any(value is t for t in changed):
                 raise DevicesMixed(
@@ -262,6 +268,23 @@ def _refuse_mixed(func: Any, args: Any, kwargs: dict[str, Any]) -> None:
                 )
         elif isinstance(value, torch._C.Generator) and value._cdata not in _generators:
             raise DevicesMixed(f"Expected a '{NAME}' device type for generator but found 'cpu' ({func})")
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """What is in lists, tuples and dictionaries."""
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _leaves(part)
+    else:
+        yield value
+
+
+def _mapped(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_mapped(part, kind, function) for part in value)
+    if isinstance(value, dict):
+        return {name: _mapped(part, kind, function) for name, part in value.items()}
+    return function(value) if isinstance(value, kind) else value
 
 
 def _is_mask(index: Any) -> bool:
@@ -283,7 +306,7 @@ def _cast(func: Any, low: bool) -> Any:
 
     def under_autocast(*args: Any, **kwargs: Any) -> Any:
         with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)):
-            args, kwargs = tree_map_only(torch.Tensor, cast, (args, kwargs))
+            args, kwargs = _mapped((args, kwargs), torch.Tensor, cast)
             return func(*args, **kwargs)
 
     return under_autocast

@@ -2,6 +2,7 @@
 waiting for the device between the steps that log."""
 
 import itertools
+from collections import Counter
 from copy import deepcopy
 from typing import Any
 
@@ -11,26 +12,34 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from robustft.bench.steps import MORE, VARIANTS, Bench
-from robustft.counterfactual import cam, fill
-from robustft.data import sampling
+from robustft.data.sampling import generator
 from robustft.experiment import Run
 from tests.device import remote
 from tests.methods.micro import same_bits
 from tests.small import prepared, work  # noqa: F401 (a fixture)
 
-SETTINGS = ("data.batch_size=4", "trainer.max_steps=4", "trainer.log_every_n_steps=3", "method=kd", "mask=none")
+SETTINGS = (
+    "data.batch_size=4",
+    "trainer.max_steps=2",
+    "trainer.log_every_n_steps=9",
+    "trainer.enable_checkpointing=false",
+    "method=kd",
+    "mask=none",
+)
 MAPPED = [
-    {"kind": kind, "threshold": 0.3, "rate": None, "cam": cam, "source": source, "layers": layers}
-    for kind, (cam, layers), source in itertools.product(
-        ("object", "context"), (("relevance", None), ("relevance", 1), ("gradcam", None)), ("student", "teacher")
-    )
+    {"kind": kind, "threshold": 0.3, "rate": None, "cam": cam, "source": source, "layers": None}
+    for kind, cam, source in itertools.product(("object", "context"), ("relevance", "gradcam"), ("student", "teacher"))
 ]
+LAST_LAYER = MAPPED[0] | {"layers": 1}
 NO_MAP = dict.fromkeys(("threshold", "rate", "cam", "source", "layers"))
 RANDOM = {**NO_MAP, "kind": "random", "rate": 0.5}
 NONE = {**NO_MAP, "kind": "none"}
 MASKED = list(itertools.product([*MAPPED, RANDOM], ("none", "single", "multi")))
-COMBINATIONS = [("finetune", NONE, "none")]
-COMBINATIONS += [(method, mask, fill) for method in ("counterfactual", "kd") for mask, fill in [(NONE, "none"), *MASKED]]
+COMBINATIONS = [("finetune", NONE, "none"), ("counterfactual", LAST_LAYER, "single")]
+COMBINATIONS += [
+    (method, mask, fill) for method in ("counterfactual", "kd") for mask, fill in [(NONE, "none"), *MASKED]
+]
+THE_METHOD = ("counterfactual", MAPPED[0], "single")
 
 
 def name(combination: Any) -> str:
@@ -40,23 +49,26 @@ def name(combination: Any) -> str:
 
 
 class Waits(Callback):
-    """How often the host had waited for the device at the end of each step."""
+    """How often the host has waited for the device by the end of each micro-batch."""
 
-    def __init__(self, waits: dict[str, int]) -> None:
-        self.waits, self.until = waits, [{}]
+    def __init__(self, waits: Counter[str]) -> None:
+        self.waits, self.until = waits, []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.until = self.until or [self.waits.copy()]
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.until.append(dict(self.waits))
+        self.until.append(self.waits.copy())
 
-    def of_step(self, step: int) -> dict[str, int]:
-        return {k: n - self.until[step - 1].get(k, 0) for k, n in self.until[step].items() if n != self.until[step - 1].get(k, 0)}
+    def of(self, micro_batch: int) -> Counter[str]:
+        return self.until[micro_batch] - self.until[micro_batch - 1]
 
 
 @pytest.fixture(scope="module")
 def base(work) -> Run:  # noqa: F811
     run = prepared(work / "steps", *SETTINGS)
     run.data.setup()
-    assert run.zeroshot.head.weight.device.type == "cpu"
+    trained(variant(run, THE_METHOD, accelerator="auto"), THE_METHOD)  # what is copied to the device once, is there
     return run
 
 
@@ -68,8 +80,7 @@ def variant(base: Run, combination: Any, **trainer: Any) -> Run:
     cfg.beta = None if method == "finetune" else 1.0
     cfg.trainer = OmegaConf.merge(cfg.trainer, trainer)
     run = Run(cfg)
-    run.zeroshot, run.data = base.zeroshot, base.data
-    run.loggers = []
+    run.zeroshot, run.data, run.loggers = base.zeroshot, base.data, []
     return run
 
 
@@ -84,36 +95,42 @@ def trained(run: Run, combination: Any) -> tuple[Any, Waits]:
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name)
 def test_step(base, combination):
     here, waits = trained(variant(base, combination, accelerator="auto"), combination)
-    assert not waits.of_step(2), "the host waits for the device in a step that does not log"
+    assert not waits.of(1) and waits.of(2), "of two steps the second logs"
     assert same_bits(here, trained(variant(base, combination), combination)[0])
     assert not same_bits(here, base.zeroshot)
     assert {value.device.type for value in base.zeroshot.state_dict().values()} == {"cpu"}
 
 
-@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 2}, {"precision": "bf16-mixed"}, {"gradient_clip_algorithm": "value"}], ids=str)
+OTHERWISE = [
+    {"accumulate_grad_batches": 2},
+    {"precision": "bf16-mixed"},
+    {"gradient_clip_algorithm": "value"},
+    {"enable_progress_bar": True},
+]
+
+
+@pytest.mark.parametrize("options", OTHERWISE, ids=str)
 def test_step_otherwise(base, options):
-    combination = ("counterfactual", MAPPED[0], "single")
-    made, waits = trained(variant(base, combination, accelerator="auto", **options), combination)
-    assert not waits.of_step(2 * options.get("accumulate_grad_batches", 1))
+    options = {"max_steps": 4, "log_every_n_steps": 4, **options}
+    made, waits = trained(variant(base, THE_METHOD, accelerator="auto", **options), THE_METHOD)
+    assert not waits.of(1) and not waits.of(2) and not waits.of(3) and waits.until[-1]
     assert {value.dtype for value in made.state_dict().values()} == {torch.float32}
     if "precision" not in options:  # attention in bfloat16 is another function on CPUs
-        assert same_bits(made, trained(variant(base, combination, **options), combination)[0])
+        assert same_bits(made, trained(variant(base, THE_METHOD, **options), THE_METHOD)[0])
 
 
 def test_float16(base):
     """Its gradients are scaled, and torch looks at every step whether they overflowed: it waits."""
-    combination = ("counterfactual", MAPPED[0], "single")
-    made, _ = trained(variant(base, combination, accelerator="auto", precision="16-mixed"), combination)
+    made, _ = trained(variant(base, THE_METHOD, accelerator="auto", precision="16-mixed"), THE_METHOD)
     assert all(value.isfinite().all() for value in made.parameters()) and not same_bits(made, base.zeroshot)
 
 
 def test_activation_checkpointing(base):
-    combination = ("counterfactual", MAPPED[0], "single")
-    run = variant(base, combination, accelerator="auto")
+    run = variant(base, THE_METHOD, accelerator="auto")
     run.cfg.model.grad_checkpointing = True
-    made, waits = trained(run, combination)
-    assert not waits.of_step(2)
-    assert same_bits(made, trained(variant(base, combination), combination)[0])
+    made, waits = trained(run, THE_METHOD)
+    assert not waits.of(1)
+    assert same_bits(made, trained(variant(base, THE_METHOD), THE_METHOD)[0])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -128,14 +145,38 @@ def test_bench(precision):
         assert not waits, kind
 
 
-def on_cpu(make: Any) -> Any:
-    """The function with its random numbers drawn on the CPU."""
-    return lambda *keys, device=None: make(*keys)
-
-
 FAULTS = {
-    "generator_on_the_cpu": (sampling, "generator"),
-    "permutation_on_the_cpu": (fill, "single_source"),
-    "teacher_left_on_the_cpu": None,
-    "a_map_on_the_cpu": (cam, "_normalise"),
+    "random numbers of the CPU": ("robustft.finetuner.generator", lambda *keys, device: generator(*keys)),
+    "permutation on the CPU": ("robustft.counterfactual.fill.single_source", lambda n, random: torch.randperm(n)),
+    "zeros without a device": (
+        "robustft.counterfactual.fill.replace_patches",
+        lambda images, mask, source, size: torch.zeros(images.shape) + images,
+    ),
+    "teacher left on the CPU": ("robustft.finetuner.Finetuner.on_fit_start", lambda self: None),
+    "map brought to the CPU": ("robustft.counterfactual.cam._normalise", lambda cam: cam.cpu()),
 }
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(base, fault, monkeypatch):
+    """That these tests are tests: what a GPU refuses is refused here."""
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(remote.DevicesMixed, match="same device|device type for generator"):
+        trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+
+
+WAITS = {
+    "a number read in the step": ("robustft.counterfactual.cam._normalise", lambda cam: cam / float(cam.max())),
+    "a constant copied in the step": (
+        "robustft.counterfactual.cam._normalise",
+        lambda cam: cam / torch.tensor([2.0], device=cam.device),
+    ),
+    "pixels chosen by a mask": ("robustft.counterfactual.cam._normalise", lambda cam: cam + cam[cam > 0].sum()),
+}
+
+
+@pytest.mark.parametrize("fault", WAITS)
+def test_waits_are_found(base, fault, monkeypatch):
+    monkeypatch.setattr(*WAITS[fault])
+    _, waits = trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+    assert waits.of(1)
