@@ -44,7 +44,7 @@ class StopOnNonFinite(Callback):
             was_fine = self.terms.isfinite().all()
             self.terms = torch.where(was_fine, terms, self.terms)
             self.step = torch.where(was_fine, step, self.step)
-        if terms.device.type == "cpu" or logs_at(trainer, trainer.global_step):
+        if terms.device.type == "cpu" or (between_steps(trainer) and logs_at(trainer, trainer.global_step)):
             self.check()
 
     def on_save_checkpoint(self, *_: Any) -> None:

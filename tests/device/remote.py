@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ WAITING = {
     aten.repeat_interleave.Tensor,
     aten.bincount.default,
 }
+# Of inference tensors whole functions come here; it is parts of these that copy or wait.
+PARTS = {aten.to, aten.item, aten.is_nonzero, aten.argwhere, aten.type_as}
+# torch makes these empty and then gives them their size, which a wrapper cannot follow.
+RESIZED = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace")
 # As CUDA's autocast does it, of what is used here (torch/csrc and ATen: autocast_mode.h).
 LOW = "linear matmul mm bmm addmm baddbmm conv2d scaled_dot_product_attention".split()
 FULL = "layer_norm cross_entropy_loss mse_loss kl_div log_softmax.int softmax.int sum norm.Scalar".split()
@@ -86,7 +91,7 @@ class RemoteTensor(torch.Tensor):
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func._can_decompose():  # of inference tensors whole functions come here, not their parts
+        if func.overloadpacket in PARTS:
             return func.decompose(*args, **kwargs)
         if func is aten.copy_.default:
             return _copy(*args, **kwargs)
@@ -167,12 +172,15 @@ def set_up() -> None:
     torch.Generator = RemoteGenerator  # type: ignore[misc]
     torch.tensor, torch.as_tensor = _by_way_of_the_host(torch.tensor), _by_way_of_the_host(torch.as_tensor)
     torch.backends.cuda.enable_flash_sdp(False)  # for both devices, the CPU's too, attention by its formula
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a wrapper cannot follow ``.data = ...``
     every, ours = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
     every.fallback(_create, "PrivateUse1")
     every.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     for names, low in ((LOW, True), (FULL, False)):
         for name in names:
             ours.impl(name, _cast(_overload(name), low), "AutocastPrivateUse1")
+    for name in RESIZED:
+        ours.impl(name, partial(_create, _overload(name)), "PrivateUse1")
     _library.extend((every, ours))
     AcceleratorRegistry.register(NAME, Remote, override=True)
     chosen_elsewhere = connector._AcceleratorConnector._choose_strategy
@@ -238,6 +246,7 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     owners = {id(t.local): t for t in _leaves((args, kwargs)) if isinstance(t, RemoteTensor)}
     args, kwargs = _mapped((args, kwargs), RemoteTensor, lambda t: t.local)
     found = func(*args, **kwargs)
+    assert all(t.shape == t.local.shape for t in owners.values()), f"{func} changes the size of a tensor"
     # A view is a tensor of inference_mode only if what it shows is one.
     inference = all(t.is_inference() for t in owners.values()) if func.is_view else torch.is_inference_mode_enabled()
     with torch.inference_mode(inference):
