@@ -44,7 +44,7 @@ class StopOnNonFinite(Callback):
             was_fine = self.terms.isfinite().all()
             self.terms = torch.where(was_fine, terms, self.terms)
             self.step = torch.where(was_fine, step, self.step)
-        if terms.device.type == "cpu" or logs_at(trainer, trainer.global_step):
+        if terms.device.type == "cpu" or (between_steps(trainer) and logs_at(trainer, trainer.global_step)):
             self.check()
 
     def on_save_checkpoint(self, *_: Any) -> None:
@@ -95,7 +95,8 @@ class Speed(Callback):
         if self.since is not None:
             self.seconds += now - self.since
             self.timed_steps += 1
-            pl_module.log("train/images_per_s", self._rate(), prog_bar=True)
+            rate = torch.tensor(self._rate())  # stays on the CPU: a copy to a GPU would make the host wait for it
+            pl_module.log("train/images_per_s", rate, prog_bar=True)
         self.since = now
         if self.timed_steps == self.PROBE and self.steps > 10 * self.PROBE:
             left = (self.steps - trainer.global_step) * self.seconds / self.timed_steps

@@ -158,6 +158,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
                 cfg.resume = runs.newest_interrupted(cfg, [folder])
             cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
             cfg.run_dir, cfg.run_name = str(folder), name
+            if cfg.resume:
+                config.take_recorded(cfg, runs.saved_config(folder) or {})
         if not first:
             logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
         elif cfg.resume:  # what started the run stays on record

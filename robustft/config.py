@@ -36,6 +36,7 @@ INCIDENTAL = re.compile(
     r"|detect_anomaly|enable_.*))"
 )
 WHERE = ("resume", "overwrite", "sweep", *RUN_KEYS)  # of these two jobs of a sweep may differ and be one run
+ACCUMULATE = "trainer.accumulate_grad_batches"
 
 
 def resolve(cfg: DictConfig, *, sweep: bool = False) -> None:
@@ -250,7 +251,10 @@ def _check_length(cfg: DictConfig) -> None:
 
 def _check_batch(cfg: DictConfig) -> None:
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
-    local = cfg.data.batch_size // max(devices, 1) // cfg.trainer.accumulate_grad_batches
+    accumulate = cfg.trainer.accumulate_grad_batches
+    if accumulate == "auto" and devices > 1:
+        raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
+    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
@@ -330,6 +334,13 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+def take_recorded(cfg: DictConfig, recorded: dict[str, Any]) -> None:
+    """What was found out when a run began holds for those who go on with it."""
+    number = recorded.get("trainer", {}).get("accumulate_grad_batches")
+    if cfg.trainer.accumulate_grad_batches == "auto" and number is not None:
+        cfg.trainer.accumulate_grad_batches = number
+
+
 def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Settings in which a run is another one than that of a saved config, as "name=here (there: value)".
 
@@ -342,6 +353,8 @@ def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) ->
     names = [name for name in {**there, **here} if not INCIDENTAL.fullmatch(name)]
     if settings:  # where these are the same, what means nothing here means nothing there
         names = [name for name in names if name not in here or settings.matters(name)]
+    if here.get(ACCUMULATE) == "auto":  # it stands for whatever was found then
+        names = [name for name in names if name != ACCUMULATE]
     return [
         f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
         for name in names

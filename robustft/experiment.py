@@ -20,7 +20,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from robustft import config, tracking
+from robustft import config, runs, tracking
 from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, one_at_a_time
 from robustft.clip.classifier import Classifier
 from robustft.clip.weights import load_classifier, save_classifier
@@ -29,6 +29,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
+from robustft.errors import UserError
 from robustft.evaluation.evaluator import Evaluator, as_scores, summary
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import write_predictions
@@ -36,11 +37,12 @@ from robustft.evaluation.results import Scores, print_table, results_record, wri
 from robustft.files import disk_error
 from robustft.gallery import write_gallery
 from robustft.maps import teacher_maps
+from robustft.memory import EVALUATION, enough_memory, is_out_of_memory
 from robustft.paths import expand
 from robustft.run_folder import start_over
 from robustft.state import BEST, check_best, read_position
 from robustft.tracking import log_results, make_loggers
-from robustft.training import Trained, check_limits, make_trainer, resolve_precision, train
+from robustft.training import AUTO, Trained, check_limits, make_trainer, resolve_precision, train
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,11 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         check_best(read_position(this.folder))  # refused before time is spent, if at all
     tracking.check(cfg)
     this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
+    if cfg.trainer.accumulate_grad_batches == AUTO and this.together:
+        raise UserError(
+            f"trainer.accumulate_grad_batches=auto tries one device, and this run has {this.data.trainer.world_size}:"
+            " give a number, or trainer.devices=1."
+        )
     this.data.verify(training=cfg.method.takes.trains)
     if cfg.method.takes.trains:
         this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
@@ -79,6 +86,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     baseline = this.zeroshot_scores()
     if is_first_process():
         start_over(this.folder)  # with overwrite=true: from here on there is no way back to what lies there
+    if cfg.method.takes.trains and cfg.trainer.accumulate_grad_batches == AUTO:
+        this.choose_accumulation(head_alone=getattr(method, "HEAD_ALONE", False))
     made: Trained = method.make(this)
     record = this.finish(made, baseline)
     return record
@@ -118,10 +127,10 @@ class Run:
             device=self.device,
         )
 
-    @property
-    def device(self) -> str:
-        """Where what is no part of training or evaluation is computed."""
-        return "cuda" if torch.cuda.is_available() and self.cfg.trainer.accelerator != "cpu" else "cpu"
+    @cached_property
+    def device(self) -> torch.device:
+        """This process's device, of training and evaluation; what is no part of these is computed there too."""
+        return make_trainer(config.plain(self.cfg)["trainer"], self.folder).strategy.root_device
 
     @cached_property
     def loggers(self) -> list[Logger]:
@@ -144,17 +153,42 @@ class Run:
 
     def distillation(self, temperature: float | None = None) -> Distillation | None:
         """The configured second term of the loss; None where β is 0."""
+        cfg, distillation = self.cfg, self._distillation(temperature)
+        if distillation is None or cfg.mask.source != "teacher":
+            return distillation
+        cams = teacher_maps(distillation.teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
+        return distillation if cams is None else distillation.with_maps(cams)
+
+    def _distillation(self, temperature: float | None) -> Distillation | None:
+        """Without maps that are known already."""
         cfg = self.cfg
         if not cfg.beta:
             return None
-        teacher = self.teacher()
-        distillation = make_distillation(
-            teacher, beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
+        return make_distillation(
+            self.teacher(), beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
         )
-        if cfg.mask.source != "teacher":
-            return distillation
-        cams = teacher_maps(teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
-        return distillation if cams is None else distillation.with_maps(cams)
+
+    def choose_accumulation(self, head_alone: bool) -> None:
+        """Settle ``trainer.accumulate_grad_batches=auto``, here and in what the folder says of the run.
+
+        Args:
+            head_alone: the head is trained on features, which takes next to no memory.
+        """
+        from robustft.accumulation import micro_batches_that_fit
+
+        cfg, count = self.cfg, 1
+        if not head_alone:
+            count = micro_batches_that_fit(
+                self.student(),
+                self._distillation(cfg.temperature),
+                self.data,
+                config.plain(cfg)["trainer"],
+                self.folder,
+                least=2 if cfg.fill.kind != "none" or cfg.disagreement else 1,
+            )
+        cfg.trainer.accumulate_grad_batches = count
+        runs.record(self.folder, cfg, f"{config.ACCUMULATE}={count}")
+        self.data.trainer = make_trainer(config.plain(cfg)["trainer"], self.folder)
 
     def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
         """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
@@ -190,7 +224,8 @@ class Run:
         trainer = make_trainer(options, self.folder)
         self.data.trainer = trainer
         loaders = [self.data.eval_loader(evaluation_set) for evaluation_set in sets]
-        trainer.validate(evaluator, dataloaders=loaders, verbose=False)
+        with enough_memory("evaluating", EVALUATION):
+            trainer.validate(evaluator, dataloaders=loaders, verbose=False)
         model.cpu()
         return evaluator
 
@@ -220,7 +255,7 @@ class Run:
     def _evaluation_settings(self) -> dict[str, Any]:
         """What else a score depends on."""
         trainer = self.cfg.trainer
-        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device}
+        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device.type}
 
     def finish(self, made: Trained, zeroshot: Scores | None) -> dict[str, Any]:
         """Evaluate the model and leave everything in the run's folder, results.json last."""
@@ -300,10 +335,9 @@ def keeps_going(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if disk_error(error) is None:
-            log.warning("%s failed; the results are complete without", what, exc_info=True)
-        else:
-            log.warning("%s failed (%s); the results are complete without", what, error)
+        reason = error if disk_error(error) is not None else "out of memory" if is_out_of_memory(error) else None
+        why = "" if reason is None else f" ({reason})"
+        log.warning("%s failed%s; the results are complete without", what, why, exc_info=reason is None)
 
 
 def versions() -> dict[str, str]:

@@ -83,8 +83,11 @@ class Finetuner(Evaluator):
             batch.images, batch.labels, self._random(batch_idx), self._backward, measure, batch.indices
         )
         self.terms = {name: value.detach() for name, value in terms.items()}
-        for name, value in self.terms.items():
-            self.log(f"train/{name}", value, prog_bar=name in ("loss", "ce", "distance", "masked"))
+        if measure or self.device.type == "cpu":
+            # Lightning reads the progress bar's numbers at every later step: on a device, it would wait for that.
+            values = torch.stack([value.float() for value in self.terms.values()]).cpu()
+            for name, value in zip(self.terms, values, strict=True):
+                self.log(f"train/{name}", value, prog_bar=name in ("loss", "ce", "distance", "masked"))
         return terms["loss"]
 
     def objective(

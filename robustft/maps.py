@@ -18,6 +18,7 @@ from robustft.counterfactual.cam import Explain, make_cam
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluator import Evaluator
+from robustft.memory import EVALUATION, enough_memory, training_advice
 from robustft.training import make_trainer, planned_steps, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def teacher_maps(
         log.info("taking the teacher's maps of %s training images once", f"{len(images.dataset):,}")
         at_once = data.batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
         mapper = Mapper(teacher, images, make_cam(mask["cam"], mask["layers"]), at_once)
-        trainer.validate(mapper, dataloaders=data.eval_loader(images), verbose=False)
+        advice = training_advice(trainer, teacher, data.batch_size)
+        with enough_memory("taking the teacher's maps", *advice, EVALUATION):
+            trainer.validate(mapper, dataloaders=data.eval_loader(images), verbose=False)
         teacher.cpu()
         return {"cams": mapper.cams.cpu()}
 

@@ -140,6 +140,12 @@ def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
         write(folder / filename, OmegaConf.to_yaml(OmegaConf.create(content)))
 
 
+def record(folder: Path, cfg: DictConfig, setting: str) -> None:
+    """Writes what a setting came to, for those who go on with the run: ``setting`` stands as if it had been typed."""
+    key = setting.partition("=")[0]
+    save(folder, cfg, [*(line for line in saved_overrides(folder) if not line.startswith(f"{key}=")), setting])
+
+
 def newest_interrupted(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
     """Of some run folders, the newest that was interrupted and has this very config."""
     for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):

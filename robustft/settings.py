@@ -72,12 +72,14 @@ CORE: dict[str, Description] = {
     "data.num_workers": {**NO_NEGATIVE, "or_null": True},
     "data.validate": {"of": ["holdout", "all"], "when": [TRAINS]},
     "trainer.accelerator": {"of": ["auto", "cpu", "gpu", "cuda", "mps"]},
-    "trainer.strategy": {"kind": "text"},
+    # Others split the model, or start processes that the evaluation after training is not part of.
+    "trainer.strategy": {
+        "any": [{"of": ["auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true"]}],
+        "words": "{}: others do not work with two backward passes a step, or lose their results",
+    },
     "trainer.devices": {"kind": "devices"},
     "trainer.num_nodes": COUNT,
-    "trainer.precision": {
-        "of": ["auto", "32-true", "64-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"],
-    },
+    "trainer.precision": {"of": ["auto", "32-true", "bf16-mixed", "16-mixed", 32, "32", "bf16", 16, "16"]},
     "trainer.fast_dev_run": {"any": [FLAG, COUNT]},
     "trainer.max_epochs": {**COUNT, "or_null": True, "when": [LONG]},
     "trainer.min_epochs": {**COUNT, "or_null": True, "when": [TIMED]},
@@ -95,7 +97,7 @@ CORE: dict[str, Description] = {
     "trainer.enable_checkpointing": {**FLAG, "or_null": True},
     "trainer.enable_progress_bar": FLAG,
     "trainer.enable_model_summary": {**FLAG, "when": [TRAINS]},
-    "trainer.accumulate_grad_batches": {**COUNT, "when": [TRAINS]},
+    "trainer.accumulate_grad_batches": {"any": [COUNT, {"of": ["auto"]}], "when": [TRAINS]},
     "trainer.gradient_clip_val": {"above": 0, "or_null": True, "when": [TRAINS]},
     "trainer.gradient_clip_algorithm": {
         "of": ["norm", "value"],
@@ -203,7 +205,12 @@ def _words(described: Description) -> str:
     if "of" in described:
         options = [shown(one) for one in described["of"]]
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
-    fixed = {"flag": "true or false", "text": "text", "texts": "a list of text", "devices": "auto, a whole number above 0, -1 (all), or a list"}
+    fixed = {
+        "flag": "true or false",
+        "text": "text",
+        "texts": "a list of text",
+        "devices": "auto, a whole number above 0, -1 (all), or a list",
+    }
     if kind in fixed:
         return fixed[kind]
     number = "a whole number" if kind == "whole" else "a number"

@@ -297,7 +297,9 @@ class Study:
                 continue
             for ours, theirs in zip(self.kept(entry), self.kept(twin), strict=True):
                 if ours.exists() and not theirs.exists():
-                    files.write(theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1))
+                    files.write(
+                        theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1)
+                    )
 
     def _check(self) -> None:
         varied = {setting.partition("=")[0] for entry in self.entries for setting in entry.settings}

@@ -20,10 +20,13 @@ from robustft.data.datamodule import RobustnessData
 from robustft.distillation import Distillation
 from robustft.errors import UserError
 from robustft.finetuner import Finetuner, Schedule
+from robustft.memory import EVALUATION, enough_memory, training_advice
 from robustft.state import Interrupted, KeepBest, KeepState, Position, read_position
 from robustft.tracking import count_steps
 
 log = logging.getLogger(__name__)
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,8 @@ def train(
             training, so that it does not count as such.
 
     Raises:
-        UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule.
+        UserError: a loss that is not finite, a batch that cannot be split, a resume with another schedule, memory
+            that does not suffice.
         KeyboardInterrupt: the run was interrupted; its message says how to resume.
     """
     guard, best = StopOnNonFinite(), KeepBest(folder, resume, data.class_names)
@@ -93,13 +97,15 @@ def train(
             best.scored_at = position.step
     try:
         checkpoint = None if position is None else position.path
-        lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        with enough_memory("training", *training_advice(lightning, student, data.batch_size)):
+            lightning.fit(finetuner, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except Interrupted as stop:
         raise KeyboardInterrupt(f"{stop} of {steps}") from stop
     guard.check()
     if best.score > -math.inf and best.scored_at != lightning.global_step == steps:
         # Lightning does not evaluate when the steps end within an epoch: the last weights are candidates too.
-        lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
+        with enough_memory("evaluating", EVALUATION):
+            lightning.validate(finetuner, [data.eval_loader(s) for s in sets], verbose=False)
     done = max(lightning.global_step, before)
     count_steps(loggers or [], lambda: done)  # lets go of the trainer
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
@@ -115,10 +121,16 @@ def make_trainer(
     callbacks: Sequence[Callback] = (),
     loggers: list[Logger] | None = None,
 ) -> Trainer:
-    """Lightning's Trainer with the product's loggers, callbacks and folder."""
+    """Lightning's Trainer with the product's loggers, callbacks and folder.
+
+    Raises:
+        UserError: Lightning does not take the options, or not on this machine.
+    """
     bar = [progress()] if options["enable_progress_bar"] else []
+    accumulate = options["accumulate_grad_batches"]
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
+        "accumulate_grad_batches": 1 if accumulate == AUTO else accumulate,  # not known yet: robustft/accumulation.py
         "enable_checkpointing": False,  # robustft/state.py keeps what is needed
         "use_distributed_sampler": False,  # ours neither repeats nor drops images
         "num_sanity_val_steps": 0,
@@ -138,14 +150,32 @@ def _profiler(kind: str | None, folder: Path) -> Profiler | None:
 
 
 def resolve_precision(precision: Any, accelerator: str) -> Any:
-    """``auto`` is bf16-mixed on hardware that computes in bfloat16, else 32-true."""
-    if precision != "auto":
-        return precision
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    if accelerator in ("auto", "cpu") and cpu_has_bf16():
-        return "bf16-mixed"
-    return "32-true"
+    """Lightning's name of a precision; ``auto`` is bf16-mixed on hardware that computes in bfloat16, else 32-true.
+
+    Raises:
+        UserError: the device does not compute in it.
+    """
+    kind = device_type(accelerator)
+    if precision == "auto":
+        computes = {"cuda": cuda_has_bf16, "cpu": cpu_has_bf16}.get(kind)
+        return "bf16-mixed" if computes is not None and computes() else "32-true"
+    name = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}.get(str(precision), precision)
+    if name == "16-mixed" and kind == "cpu":
+        raise UserError(
+            f"trainer.precision={precision}: CPUs do not train in float16. Use bf16-mixed or 32-true, or a GPU."
+        )
+    return name
+
+
+def device_type(accelerator: str) -> str:
+    """What ``trainer.accelerator`` computes on: cpu, cuda, mps ..."""
+    here = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator == "cpu" or here is None else here.type
+
+
+def cuda_has_bf16() -> bool:
+    """Whether the GPU multiplies bfloat16 in hardware."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_has_bf16() -> bool:

@@ -85,7 +85,7 @@ def relevance(
     attentions: Attentions = []
     logits = model.classify(model.encode(images, attentions=attentions))
     watched = attentions[-layers:] if layers else attentions
-    gradients = torch.autograd.grad(logits[torch.arange(len(labels)), labels].sum(), watched)
+    gradients = torch.autograd.grad(logits.gather(1, labels[:, None]).sum(), watched)
     with torch.no_grad():
         dtype = torch.promote_types(watched[0].dtype, torch.float32)
         tokens = watched[0].shape[-1]

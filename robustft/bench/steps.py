@@ -127,12 +127,13 @@ class Bench:
         if kind == "direct":
             return partial(self._direct, precision, random)
         finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, 0.1, 1), distillation)
+        indices = torch.arange(self.batch, device=self.device)
         later: list[Tensor] = []
         back = later.append if kind == "one_backward" else Tensor.backward
 
         def backward() -> Tensor:
             with precision():
-                loss = finetuner.objective(self.x, self.y, random, back, indices=torch.arange(self.batch))["loss"]
+                loss = finetuner.objective(self.x, self.y, random, back, indices=indices)["loss"]
             rest = sum(later, loss)
             later.clear()
             rest.backward()

@@ -1,7 +1,8 @@
 """The zero-shot model: CLIP's image tower with a linear head made of its text embeddings."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from robustft.clip.origin import beside
 from robustft.clip.weights import create_clip, load_classifier, model_config, preprocess_in, read_metadata
 from robustft.data.sets import Preprocess
 from robustft.errors import UserError
+from robustft.memory import enough_memory
 from robustft.model_files import weights_file
 
+ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
 
@@ -40,8 +43,11 @@ def zeroshot_classifier(
     times exp(logit_scale); zero bias. With random weights (``pretrained=None``) no text is encoded: the rows are
     seeded random unit vectors. A model left by a run is taken as it is, head included.
 
+    Args:
+        device: where text is encoded; the classifier is on the CPU.
+
     Raises:
-        UserError: see ``create_clip`` and ``load_classifier``.
+        UserError: see ``create_clip``, ``load_classifier`` and ``text_rows``.
     """
     if own_model(architecture, pretrained) is not None:
         model = load_classifier(weights_file(str(pretrained)), classes=class_names)
@@ -104,24 +110,49 @@ def text_rows(
     cache: Path | None = None,
     device: torch.device | str = "cpu",
 ) -> Float[Tensor, "classes features"]:
-    """Unit-norm class embeddings of the prompt ensemble, with progress.
+    """Unit-norm class embeddings of the prompt ensemble, on the CPU, with progress.
 
     Args:
+        clip: on the CPU, where it is again afterwards.
         cache: a folder that keeps them by text tower, prompts and tokens, since ImageNet's 80,000 prompts take long.
+        device: where they are computed.
+
+    Raises:
+        UserError: the device has not enough memory.
     """
-    text = _TextTower(clip.to(device))
+    text = _TextTower(clip)
 
     def encode() -> dict[str, Tensor]:
-        columns = open_clip.build_zero_shot_classifier(
-            text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
-            use_tqdm=len(class_names) * len(templates) > 2000,
-        )  # fmt: skip
+        with enough_memory("encoding the names of classes", *ADVICE), _without_visual(clip), _on(device, clip):
+            columns = open_clip.build_zero_shot_classifier(
+                text, tokenizer, list(class_names), list(templates), num_classes_per_batch=4, device=device,
+                use_tqdm=len(class_names) * len(templates) > 2000,
+            )  # fmt: skip
         return {"rows": columns.T.float().cpu().contiguous()}
 
     if cache is None:
         return encode()["rows"]
     key = _fingerprint(text, tokenizer, class_names, templates)
     return remembered(cache / f"{key}.safetensors", encode)["rows"]
+
+
+@contextmanager
+def _without_visual(clip: Any) -> Iterator[None]:
+    """The image tower is set aside: it says nothing about text and need not travel to a device."""
+    visual, clip.visual = clip.visual, None
+    try:
+        yield
+    finally:
+        clip.visual = visual
+
+
+@contextmanager
+def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.cpu()
 
 
 class _TextTower:

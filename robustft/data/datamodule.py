@@ -152,7 +152,12 @@ class RobustnessData(LightningDataModule, ABC):
         )
         self._resume_at = 0
         return make_loader(
-            self.training_set(), sampler, sampler.micro_batch, num_workers=self._workers(), persistent=True
+            self.training_set(),
+            sampler,
+            sampler.micro_batch,
+            num_workers=self._workers(),
+            persistent=True,
+            pin_memory=self._on_cuda(),
         )
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -175,10 +180,14 @@ class RobustnessData(LightningDataModule, ABC):
             self.eval_batch_size,
             num_workers=self._workers(),
             persistent=persistent,
+            pin_memory=self._on_cuda(),
         )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _on_cuda(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _workers(self) -> int:
         return self.default_workers() if self.num_workers is None else self.num_workers

@@ -120,7 +120,7 @@ class ImageNetData(RobustnessData):
         """One per CPU, up to 16, to feed a GPU. Where the CPUs train, reading is 1 to 4% of their work, and
         processes of its own gain nothing measurable on 2 of them: a quarter of the CPUs, rounded down.
         """
-        return min(usable_cpus() if torch.cuda.is_available() else usable_cpus() // 4, 16)
+        return min(usable_cpus() if torch.accelerator.is_available() else usable_cpus() // 4, 16)
 
     def training_set(self) -> ImageSet:
         return self._training_set

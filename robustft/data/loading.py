@@ -111,9 +111,15 @@ def _say_that_room_is_short() -> None:
 
 
 def make_loader(
-    dataset: ImageSet, sampler: Sampler[int], batch_size: int, *, num_workers: int, persistent: bool = False
+    dataset: ImageSet,
+    sampler: Sampler[int],
+    batch_size: int,
+    *,
+    num_workers: int,
+    persistent: bool = False,
+    pin_memory: bool = False,
 ) -> Loader:
-    """A loader of `Batch`es in the sampler's order, with pinned memory where there is a GPU."""
+    """A loader of `Batch`es in the sampler's order; memory is pinned for batches that go to a CUDA device."""
     return Loader(
         Fetch(dataset),
         batch_size=batch_size,
@@ -121,7 +127,7 @@ def make_loader(
         collate_fn=_unchanged,
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
     )
 
 

@@ -14,6 +14,7 @@ from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, Selection, TensorImages
 from robustft.evaluation.evaluator import Evaluator
 from robustft.experiment import Run
+from robustft.memory import EVALUATION, enough_memory
 from robustft.training import make_trainer, planned_steps, resolve_precision
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,8 @@ def encoded(run: Run, model: Classifier, seed: int, epochs: int | None) -> Featu
         encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
         trainer = make_trainer(options | {"limit_val_batches": None, "fast_dev_run": False}, run.folder)
         run.data.trainer = trainer
-        trainer.validate(encoder, dataloaders=run.data.eval_loader(encoder.sets[0]), verbose=False)
+        with enough_memory("encoding images", EVALUATION):
+            trainer.validate(encoder, dataloaders=run.data.eval_loader(encoder.sets[0]), verbose=False)
         model.cpu()
         return {"features": encoder.features.cpu()}
 

@@ -6,6 +6,8 @@ from robustft.experiment import Run
 from robustft.methods.features import Probe, encoded
 from robustft.training import Trained
 
+HEAD_ALONE = True  # a step takes next to no memory
+
 
 def make(run: Run) -> Trained:
     student = run.student()

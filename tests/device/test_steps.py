@@ -1,0 +1,182 @@
+"""The training step of every method with every mask, fill and map, on the device: the CPU's weights bit for bit, and no
+waiting for the device between the steps that log."""
+
+import itertools
+from collections import Counter
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from omegaconf import OmegaConf
+
+from robustft.bench.steps import MORE, VARIANTS, Bench
+from robustft.data.sampling import generator
+from robustft.experiment import Run
+from tests.device import remote
+from tests.methods.micro import same_bits
+from tests.small import prepared, work  # noqa: F401 (a fixture)
+
+SETTINGS = (
+    "data.batch_size=4",
+    "trainer.max_steps=2",
+    "trainer.log_every_n_steps=9",
+    "trainer.enable_checkpointing=false",
+    "method=kd",
+    "mask=none",
+)
+MAPPED = [
+    {"kind": kind, "threshold": 0.3, "rate": None, "cam": cam, "source": source, "layers": None}
+    for kind, cam, source in itertools.product(("object", "context"), ("relevance", "gradcam"), ("student", "teacher"))
+]
+LAST_LAYER = MAPPED[0] | {"layers": 1}
+NO_MAP = dict.fromkeys(("threshold", "rate", "cam", "source", "layers"))
+RANDOM = {**NO_MAP, "kind": "random", "rate": 0.5}
+NONE = {**NO_MAP, "kind": "none"}
+MASKED = list(itertools.product([*MAPPED, RANDOM], ("none", "single", "multi")))
+COMBINATIONS = [("finetune", NONE, "none"), ("counterfactual", LAST_LAYER, "single")]
+COMBINATIONS += [
+    (method, mask, fill) for method in ("counterfactual", "kd") for mask, fill in [(NONE, "none"), *MASKED]
+]
+THE_METHOD = ("counterfactual", MAPPED[0], "single")
+
+
+def name(combination: Any) -> str:
+    method, mask, fill = combination
+    parts = (method, mask["kind"], fill, mask["cam"], mask["layers"], mask["source"])
+    return "-".join(str(part) for part in parts if part)
+
+
+class Waits(Callback):
+    """How often the host has waited for the device by the end of each micro-batch."""
+
+    def __init__(self, waits: Counter[str]) -> None:
+        self.waits, self.until = waits, []
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.until = self.until or [self.waits.copy()]
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.until.append(self.waits.copy())
+
+    def of(self, micro_batch: int) -> Counter[str]:
+        return self.until[micro_batch] - self.until[micro_batch - 1]
+
+
+@pytest.fixture(scope="module")
+def base(work) -> Run:  # noqa: F811
+    run = prepared(work / "steps", *SETTINGS)
+    run.data.setup()
+    trained(variant(run, THE_METHOD, accelerator="auto"), THE_METHOD)  # what is copied to the device once, is there
+    return run
+
+
+def variant(base: Run, combination: Any, **trainer: Any) -> Run:
+    """A run with the data and the zero-shot model of ``base``."""
+    method, mask, fill = combination
+    cfg = deepcopy(base.cfg)
+    cfg.mask, cfg.fill.kind = mask, fill
+    cfg.beta = None if method == "finetune" else 1.0
+    cfg.trainer = OmegaConf.merge(cfg.trainer, trainer)
+    run = Run(cfg)
+    run.zeroshot, run.data, run.loggers = base.zeroshot, base.data, []
+    return run
+
+
+def trained(run: Run, combination: Any) -> tuple[Any, Waits]:
+    temperature = 10.0 if combination[0] == "kd" else None
+    with remote.syncs() as waits:
+        recorder = Waits(waits)
+        model = run.train(run.student(), run.distillation(temperature), watch=lambda steps, done: recorder).model
+    return model, recorder
+
+
+@pytest.mark.parametrize("combination", COMBINATIONS, ids=name)
+def test_step(base, combination):
+    here, waits = trained(variant(base, combination, accelerator="auto"), combination)
+    assert not waits.of(1) and waits.of(2), "of two steps the second logs"
+    assert same_bits(here, trained(variant(base, combination), combination)[0])
+    assert not same_bits(here, base.zeroshot)
+    assert {value.device.type for value in base.zeroshot.state_dict().values()} == {"cpu"}
+
+
+OTHERWISE = [
+    {"accumulate_grad_batches": 2},
+    {"precision": "bf16-mixed"},
+    {"gradient_clip_algorithm": "value"},
+    {"enable_progress_bar": True},
+]
+
+
+@pytest.mark.parametrize("options", OTHERWISE, ids=str)
+def test_step_otherwise(base, options):
+    options = {"max_steps": 4, "log_every_n_steps": 4, **options}
+    made, waits = trained(variant(base, THE_METHOD, accelerator="auto", **options), THE_METHOD)
+    assert not waits.of(1) and not waits.of(2) and not waits.of(3) and waits.until[-1]
+    assert {value.dtype for value in made.state_dict().values()} == {torch.float32}
+    if "precision" not in options:  # attention in bfloat16 is another function on CPUs
+        assert same_bits(made, trained(variant(base, THE_METHOD, **options), THE_METHOD)[0])
+
+
+def test_float16(base):
+    """Its gradients are scaled, and torch looks at every step whether they overflowed: it waits."""
+    made, _ = trained(variant(base, THE_METHOD, accelerator="auto", precision="16-mixed"), THE_METHOD)
+    assert all(value.isfinite().all() for value in made.parameters()) and not same_bits(made, base.zeroshot)
+
+
+def test_activation_checkpointing(base):
+    run = variant(base, THE_METHOD, accelerator="auto")
+    run.cfg.model.grad_checkpointing = True
+    made, waits = trained(run, THE_METHOD)
+    assert not waits.of(1)
+    assert same_bits(made, trained(variant(base, THE_METHOD), THE_METHOD)[0])
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_bench(precision):
+    bench = Bench("tiny", 4, precision, remote.NAME)
+    assert bench.check() < 1e-3
+    for kind in (*VARIANTS, *MORE):
+        step = bench.step(kind)
+        step()
+        with remote.syncs() as waits:
+            step()
+        assert not waits, kind
+
+
+FAULTS = {
+    "random numbers of the CPU": ("robustft.finetuner.generator", lambda *keys, device: generator(*keys)),
+    "permutation on the CPU": ("robustft.counterfactual.fill.single_source", lambda n, random: torch.randperm(n)),
+    "zeros without a device": (
+        "robustft.counterfactual.fill.replace_patches",
+        lambda images, mask, source, size: torch.zeros(images.shape) + images,
+    ),
+    "teacher left on the CPU": ("robustft.finetuner.Finetuner.on_fit_start", lambda self: None),
+    "map brought to the CPU": ("robustft.counterfactual.cam._normalise", lambda cam: cam.cpu()),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_found(base, fault, monkeypatch):
+    """That these tests are tests: what a GPU refuses is refused here."""
+    monkeypatch.setattr(*FAULTS[fault])
+    with pytest.raises(remote.DevicesMixed, match="same device|device type for generator"):
+        trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+
+
+WAITS = {
+    "a number read in the step": ("robustft.counterfactual.cam._normalise", lambda cam: cam / float(cam.max())),
+    "a constant copied in the step": (
+        "robustft.counterfactual.cam._normalise",
+        lambda cam: cam / torch.tensor([2.0], device=cam.device),
+    ),
+    "pixels chosen by a mask": ("robustft.counterfactual.cam._normalise", lambda cam: cam + cam[cam > 0].sum()),
+}
+
+
+@pytest.mark.parametrize("fault", WAITS)
+def test_waits_are_found(base, fault, monkeypatch):
+    monkeypatch.setattr(*WAITS[fault])
+    _, waits = trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+    assert waits.of(1)

@@ -1,0 +1,133 @@
+"""What is asked of a GPU, with the device for an argument: rehearsed on the CPU (test_rehearsal.py)."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustft.bench.steps import BETA, MASK
+from robustft.clip.classifier import Architecture, Classifier
+from robustft.clip.weights import create_clip
+from robustft.clip.zeroshot import preprocess_of
+from robustft.counterfactual.cam import make_cam
+from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
+from robustft.counterfactual.mask import make_mask
+from robustft.data.sampling import generator
+from robustft.distillation import make_distillation
+from robustft.finetuner import AUTOCAST, Finetuner, Schedule
+
+ARCHITECTURES = {"vitb32": "ViT-B-32-quickgelu", "tiny": "tiny"}
+CLASSES, BATCH = 10, 8
+
+# The largest error of a gradient relative to its weight's largest gradient, against float32 on the CPU, and that of the
+# loss. float32: both round sums of at most 3,072 products in another order, about sqrt(3072) * 2^-24 = 3e-6 a product
+# and a hundred of them behind one another; TF32 is off. bfloat16 has 8 and float16 11 significant bits: units in the
+# last place of 2^-8 = 4e-3 and 2^-11 = 5e-4, over 12 blocks forward and back.
+TOLERANCES = {"32-true": (2e-3, 1e-4), "bf16-mixed": (0.3, 0.03), "16-mixed": (0.06, 0.005)}
+
+
+def models(name: str) -> tuple[Classifier, Classifier]:
+    """Student and teacher with random weights, on the CPU; the teacher is not the student's twin."""
+    architecture = ARCHITECTURES[name]
+    made = []
+    for seed in (0, 1):
+        visual: Any = create_clip(architecture, None, seed).visual
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            head = nn.Linear(visual.output_dim, CLASSES)
+        made.append(Classifier(visual, head, Architecture(architecture, {}, preprocess_of(architecture, None))))
+    return made[0].train(), made[1].eval().requires_grad_(False)
+
+
+def batch(student: Classifier) -> tuple[Tensor, Tensor]:
+    random, side = generator(7), student.preprocess.size
+    pixels = torch.randint(0, 256, (BATCH, 3, side, side), generator=random, dtype=torch.uint8)
+    return pixels, torch.randint(CLASSES, (BATCH,), generator=random)
+
+
+def step(
+    name: str, device: str, precision: str, around: Callable[[], AbstractContextManager[Any]] | None = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of the method's step with an object mask and single-fill, on the CPU afterwards.
+
+    The masks are those of a map that every device is given, and the permutation too: a patch whose value is at the
+    threshold, or another random stream, would make another sample.
+
+    Args:
+        around: is entered for a second step, whose gradients are thrown away.
+    """
+    student, teacher = (deepcopy(model).to(device) for model in models(name))
+    pixels, labels = (part.to(device) for part in batch(student))
+    dtype = AUTOCAST.get(precision)
+    if dtype is not None:
+        teacher.keep_in(dtype)
+    distillation = make_distillation(teacher, beta=BETA, mask=MASK, fill="none")
+    cams = torch.rand(BATCH, student.patches, generator=generator(3)).to(device)
+    source = single_source(BATCH, generator(4)).to(device)
+    mask = make_mask("object", student.patches, threshold=0.3)
+
+    def given(size: int, cam: Tensor, random: torch.Generator) -> Tensor:
+        return mask(size, cams + 0 * cam, random)  # the map is taken all the same
+
+    def fill(images: Tensor, replaced: Tensor, random: torch.Generator) -> Counterfactual:
+        return Counterfactual(
+            replace_patches(images, replaced, source[:, None].expand_as(replaced), student.patch_size)
+        )
+
+    distillation = replace(distillation, mask=given, fill=fill)
+    finetuner = Finetuner(student, [], Schedule(0.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+    # Of a loss in float16 gradients would be too small for their number format: Lightning's scaler does this.
+    scale = 2.0**12 if precision == "16-mixed" else 1.0
+    random = generator(5, device=device)
+
+    def once() -> Tensor:
+        images = student.preprocess.normalise(pixels)
+        autocast = partial(
+            torch.autocast, torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None
+        )
+        with autocast():
+            loss = finetuner.objective(images, labels, random, lambda part: (scale * part).backward())["loss"]
+        (scale * loss).backward()
+        return loss.detach()
+
+    loss = once()
+    gradients = {key: value.grad.float().cpu() / scale for key, value in student.named_parameters()}
+    if around is not None:
+        with around():
+            once()
+    return float(loss), gradients
+
+
+def compare(name: str, device: str, precision: str) -> tuple[float, float]:
+    """The largest relative error of a gradient, and that of the loss, against float32 on the CPU."""
+    expected_loss, expected = step(name, "cpu", "32-true")
+    loss, gradients = step(name, device, precision)
+    assert all(value.isfinite().all() for value in gradients.values())
+    worst = max(
+        float((value - expected[key]).abs().max() / expected[key].abs().max())
+        for key, value in gradients.items()
+        if not key.endswith("attn.in_proj_bias")  # that of keys changes nothing: its gradient is rounding
+    )
+    return worst, abs(loss / expected_loss - 1)
+
+
+def maps(name: str, device: str, kind: str) -> Tensor:
+    """Maps of a batch, on the CPU afterwards."""
+    student = models(name)[0].to(device)
+    pixels, labels = (part.to(device) for part in batch(student))
+    return make_cam(kind)(student, student.preprocess.normalise(pixels), labels)[-1].cpu()
+
+
+def samples(device: str, kind: str, fill: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, the mask and the counterfactual sample of a batch of patches, made on a device."""
+    random = generator(11, device=device)
+    pixels = torch.rand(BATCH, 3, 48, 48, generator=generator(2)).to(device)
+    cam = torch.rand(BATCH, 36, generator=generator(3)).to(device)
+    mask = make_mask(kind, 36, threshold=0.3, rate=0.5)(BATCH, cam, random)
+    made = make_fill(fill, 8)(pixels, mask, random).images
+    return pixels.cpu(), mask.cpu(), made.cpu()
