@@ -43,6 +43,7 @@ from robustft import (
     signals,
     streams,
     terminal,
+    threads,
 )
 from robustft.errors import FolderTaken, UserError, system_error, user_error
 
@@ -160,6 +161,9 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             cfg.run_dir, cfg.run_name = str(folder), name
             if cfg.resume:
                 config.take_recorded(cfg, runs.saved_config(folder) or {})
+            if cfg.threads is None:
+                cfg.threads = threads.choose(cfg.model.recipe.get("threads"), _processes_here(cfg))
+            threads.use(cfg.threads)
         if not first:
             logging.getLogger("robustft").setLevel(logging.WARNING)  # the first one speaks for all
         elif cfg.resume:  # what started the run stays on record
@@ -177,6 +181,12 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
         with _interruptions(folder, sweep=sweep), run_folder.disk_errors(folder, sweep=sweep):
             return experiment.run(cfg)
+
+
+def _processes_here(cfg: DictConfig) -> int:
+    """How many processes of the run compute on this machine's CPU."""
+    devices = cfg.trainer.devices
+    return devices if cfg.trainer.accelerator == "cpu" and isinstance(devices, int) and devices > 0 else 1
 
 
 def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:

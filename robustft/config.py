@@ -29,7 +29,7 @@ RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|overwrite|disagreement|save_minutes|sweep|check|prepare|logger\..*"
+    r"(run_dir|run_name|resume|overwrite|disagreement|threads|save_minutes|sweep|check|prepare|logger\..*"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|min_epochs|min_steps|log_every_n_steps|profiler"
@@ -335,7 +335,18 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_recorded(cfg: DictConfig, recorded: dict[str, Any]) -> None:
-    """What was found out when a run began holds for those who go on with it."""
+    """What was found out when a run began holds for those who go on with it.
+
+    Raises:
+        UserError: another number of threads is asked for.
+    """
+    threads = recorded.get("threads")
+    if threads is not None and cfg.threads not in (None, threads):
+        raise UserError(
+            f"threads={cfg.threads}: the run was started with {threads}, and their number changes the last digits of"
+            " what is computed. Leave it out"
+        )
+    cfg.threads = threads
     number = recorded.get("trainer", {}).get("accumulate_grad_batches")
     if cfg.trainer.accumulate_grad_batches == "auto" and number is not None:
         cfg.trainer.accumulate_grad_batches = number

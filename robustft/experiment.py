@@ -343,7 +343,8 @@ def keeps_going(what: str) -> Iterator[None]:
 def versions() -> dict[str, str]:
     """Of what the numbers depend on."""
     packages = ("robustft", "torch", "lightning", "open_clip_torch", "torchvision")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+    threads = str(torch.get_num_threads())  # on the CPU they change the last digits
+    return {"python": platform.python_version(), **{name: version(name) for name in packages}, "threads": threads}
 
 
 def quieten() -> None:

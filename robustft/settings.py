@@ -53,6 +53,7 @@ CORE: dict[str, Description] = {
     "prepare": FLAG,
     "overwrite": FLAG,
     "resume": TEXT,
+    "threads": {**COUNT, "or_null": True},
     "save_minutes": {"from": 0, "when": [{**TRAINS, "trainer.enable_checkpointing": {"of": [True]}}]},
     "optimizer.lr": {"above": 0, "when": [TRAINS]},
     "optimizer.weight_decay": {"from": 0, "when": [TRAINS]},

@@ -10,6 +10,8 @@ import sys
 # How often a thread looks whether the others are done before it sleeps. libgomp's own default, 100 times more, lets
 # threads burn the time of those that they wait for as soon as another process shares the cores.
 SPINS = "10000"
+# As the user has it, before `use` sets it for a run: others of a sweep may have another model.
+ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
 
 
 def usable_cores() -> int:
@@ -29,9 +31,8 @@ def choose(most: int | None, processes: int = 1) -> int:
         >>> choose(most=1)
         1
     """
-    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    if asked.isdigit() and int(asked) > 0:
-        return int(asked)
+    if ASKED.isdigit() and int(ASKED) > 0:
+        return int(ASKED)
     cores = max(1, usable_cores() // processes)
     return cores if most is None else min(most, cores)
 

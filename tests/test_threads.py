@@ -1,0 +1,64 @@
+"""The number of threads: measured for the model, recorded, and taken again by whoever goes on with the run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from robustft import config, experiment, threads
+from robustft.cli import run_in
+from robustft.errors import UserError
+from tests.small import ROOT, command, composed, do, work  # noqa: F401
+
+
+@pytest.fixture
+def four_cores(monkeypatch):
+    monkeypatch.setattr(threads, "ASKED", "")
+    monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+
+
+def test_as_many_as_pay_off_and_there_are_cores(four_cores, monkeypatch):
+    assert [threads.choose(most) for most in (1, 2, 8, None)] == [1, 2, 4, 4]
+    assert [threads.choose(None, processes) for processes in (2, 8)] == [2, 1]
+    monkeypatch.setattr(threads, "ASKED", "3")
+    assert threads.choose(1) == 3
+
+
+def test_they_are_chosen_before_torch_is_imported():
+    """OpenMP reads how long its threads wait for each other when it is loaded."""
+    code = (
+        "import os, sys; from robustft import threads; threads.use(threads.choose(1)); assert 'torch' not in sys.modules;"
+        "import torch; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
+    )
+    environment = {key: value for key, value in os.environ.items() if "OMP" not in key}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.stdout.split() == ["1", threads.SPINS], said.stderr
+
+
+def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F811
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "ASKED", "")
+    try:
+        record = do(work / "two", "method=finetune", "trainer.max_steps=1", "threads=2")
+        assert record["config"]["threads"] == 2 and record["versions"]["threads"] == "2"
+        assert torch.load(work / "two" / "last.ckpt", weights_only=True)["threads"] == 2
+        (work / "two" / "results.json").unlink()  # as if interrupted before its end
+        taken = []
+        monkeypatch.setattr(experiment, "run", lambda cfg: taken.append((cfg.threads, torch.get_num_threads())))
+        threads.use(1)
+        run_in(composed("method=finetune", "trainer.max_steps=1", "resume=auto"), work / "two", [])
+        assert taken == [(2, 2)]
+    finally:
+        threads.use(before)
+
+
+def test_another_number_does_not_go_on():
+    cfg = composed("threads=1")
+    with pytest.raises(UserError, match="threads=1: the run was started with 2"):
+        config.take_recorded(cfg, {"threads": 2})
+    config.take_recorded(cfg, {"threads": 1})
+    config.take_recorded(cfg := composed(), {"threads": 3})
+    assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None
