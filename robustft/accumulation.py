@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from torch.utils.data import DataLoader
 
 from robustft.clip.classifier import Classifier
 from robustft.data.datamodule import RobustnessData
@@ -91,4 +92,5 @@ def _two_steps(
     }
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        make_trainer(dict(options) | limits, folder).fit(finetuner, [batch] * 2 * accumulate)
+        loader = DataLoader([batch] * 2 * accumulate, batch_size=None, collate_fn=lambda batch: batch)
+        make_trainer(dict(options) | limits, folder).fit(finetuner, loader)

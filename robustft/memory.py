@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def release() -> None:
     """Gives back what nobody holds any more, so that it can be had for something else."""
     gc.collect()
     if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+        with suppress(RuntimeError):  # what is no caching allocator has nothing to give back
+            torch.accelerator.empty_cache()
 
 
 def _called(error: BaseException, function: str) -> bool:

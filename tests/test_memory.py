@@ -31,8 +31,8 @@ def test_is_known(said):
 
 
 def test_a_real_one_is_known():
-    said = "out of memory while trying.*allocate.*Less is taken with a smaller number."
-    with pytest.raises(UserError, match=said), enough_memory("trying", "a smaller number"):
+    message = "out of memory while trying.*allocate.*Less is taken with a smaller number."
+    with pytest.raises(UserError, match=message), enough_memory("trying", "a smaller number"):
         torch.empty(2**60, dtype=torch.uint8)
 
 
@@ -54,8 +54,8 @@ def fails(error: Exception):
 
 def test_in_training(work, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Finetuner, "objective", fails(SAID["cpu"]))
-    helps = "accumulate_grad_batches=2: 16 images at a time now, or model.grad_checkpointing=true, or trainer.precision=bf16"
-    with pytest.raises(UserError, match=f"while training .*{helps}.*, or a smaller data.batch_size") as caught:
+    helps = "accumulate_grad_batches=2: 16 images at a time now, or model.grad_checkpointing=true, or trainer.precision"
+    with pytest.raises(UserError, match=f"while training .*{helps}=bf16.*, or a smaller data.batch_size") as caught:
         do(work / "training", "method=finetune")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
     done = ("trainer.precision=bf16-mixed", "model.grad_checkpointing=true", "trainer.accumulate_grad_batches=16")
@@ -109,8 +109,9 @@ def test_auto_is_one_micro_batch_on_a_cpu(work):  # noqa: F811
     assert record["config"]["trainer"]["accumulate_grad_batches"] == 1
     assert one in runs.saved_overrides(work / "auto") and auto not in runs.saved_overrides(work / "auto")
     assert runs.saved_config(work / "auto")["trainer"]["accumulate_grad_batches"] == 1
-    ours = config.plain(composed("method=finetune", auto, "trainer.max_epochs=1"))
-    assert not config.differences(ours, runs.saved_config(work / "auto"))
+    cfg = composed("method=finetune", auto, "trainer.max_epochs=1")
+    config.resolve(cfg)
+    assert not config.differences(config.plain(cfg), runs.saved_config(work / "auto"))
 
 
 def test_auto_is_for_one_device(work):  # noqa: F811
@@ -135,7 +136,7 @@ def test_tries_leave_everything_as_it_is(work, monkeypatch):  # noqa: F811
     monkeypatch.setattr(Finetuner, "optimizer_step", lambda self, *rest: (seen.append(self.student), step(self, *rest)))
     options = config.plain(run.cfg)["trainer"] | {"precision": "bf16-mixed"}
     accumulation._two_steps(student, distillation, 4, 2, options, run.folder)
-    assert len(seen) == 4 and seen[0] is not student
+    assert len(seen) == 2 and seen[0] is not student
     assert any(not torch.equal(value, before[0][key]) for key, value in seen[0].state_dict().items())
     for model, values in zip((student, distillation.teacher), before, strict=True):
         assert all(

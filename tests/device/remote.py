@@ -93,6 +93,8 @@ class RemoteTensor(torch.Tensor):
         kwargs = dict(kwargs or {})
         if func.overloadpacket in PARTS:
             return func.decompose(*args, **kwargs)
+        if func is aten._has_compatible_shallow_copy_type.default:
+            return False
         if func is aten.copy_.default:
             return _copy(*args, **kwargs)
         if func is aten._to_copy.default:
