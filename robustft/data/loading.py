@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from robustft.data.sets import Batch, ImageSet
 from robustft.errors import UserError
+from robustft.signals import start_loader_worker
 
 
 class Loader(DataLoader):
@@ -65,6 +66,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=start_loader_worker,
     )
 
 
