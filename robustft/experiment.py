@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
@@ -32,6 +33,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.disagreement import Disagreement
 from robustft.distillation import Distillation, make_distillation
+from robustft.errors import UserError
 from robustft.evaluation.evaluator import Evaluator, as_scores, prediction_rows, summary
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
 from robustft.files import atomic
@@ -93,7 +95,13 @@ class Run:
     def data(self) -> RobustnessData:
         model = self.cfg.model
         preprocess = preprocess_of(model.architecture, model.pretrained)
-        return instantiate(self.cfg.data, _partial_=True, _convert_="all")(preprocess=preprocess, seed=self.cfg.seed)
+        try:
+            make = instantiate(self.cfg.data, _partial_=True, _convert_="all")
+        except InstantiationException as error:
+            hint = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
+            why = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"data._target_={self.cfg.data._target_}: cannot be imported ({why}). {hint}") from error
+        return make(preprocess=preprocess, seed=self.cfg.seed)
 
     @cached_property
     def zeroshot(self) -> Classifier:

@@ -15,6 +15,7 @@ from robustft import cli, commands, configs, overrides, paths
 from robustft.cache import cache_folder
 from robustft.errors import UserError
 from robustft.report.runs import find_files
+from tests.small import prepared
 from tests.test_cli import STAND_IN
 
 ROOT = overrides.CONF.parent
@@ -156,6 +157,11 @@ def test_a_run_with_own_configs_goes_on_with_them(command, own, tmp_path):
     assert gone.stderr.count("\n") == 1
     moved = command(f"resume={tmp_path / 'mine'}", "--config-dir", str(own.with_name("moved")))
     assert moved.returncode == 0, moved.stderr
+
+
+def test_a_module_that_is_not_found_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="data._target_=nothing.Data: cannot be imported .*--config-dir"):
+        prepared(tmp_path, "data._target_=nothing.Data").data  # noqa: B018
 
 
 @pytest.mark.slow
