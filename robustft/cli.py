@@ -445,9 +445,7 @@ def _check_jobs(hydra_config: DictConfig) -> None:
     for name in ("launcher.n_jobs", "sweeper.n_jobs"):
         jobs = OmegaConf.select(hydra_config, name)
         if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs == 0):
-            raise UserError(
-                f"hydra.{name}={jobs}: expected how many runs go side by side, 1 or more; -1: one per CPU, -2: one fewer"
-            )
+            raise UserError(f"hydra.{name}={jobs}: expected how many runs go side by side, 1 or more (-1: one per CPU)")
 
 
 def _report_failed(folder: Path, started: float) -> int:

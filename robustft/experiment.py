@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
@@ -109,7 +110,13 @@ class Run:
         model = self.cfg.model
         preprocess = preprocess_of(model.architecture, model.pretrained)
         options = {key: value for key, value in self.cfg.data.items() if key != "takes"}
-        return instantiate(options, _partial_=True, _convert_="all")(preprocess=preprocess, seed=self.cfg.seed)
+        try:
+            make = instantiate(options, _partial_=True, _convert_="all")
+        except InstantiationException as error:
+            hint = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
+            why = " ".join(str(error.__cause__ or error).split())
+            raise UserError(f"data._target_={self.cfg.data._target_}: cannot be imported ({why}). {hint}") from error
+        return make(preprocess=preprocess, seed=self.cfg.seed)
 
     @cached_property
     def zeroshot(self) -> Classifier:

@@ -42,6 +42,17 @@ def leave_to_parent() -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
+def start_loader_worker(_number: int) -> None:
+    """Leave the end of a loader's process to the run: it needs images to the end of its step.
+
+    Whoever stops a run often signals all its processes (a terminal, ``timeout``, SLURM), and a worker that dies takes
+    the run with it. SIGTERM is also how a worker is ended that does not end by itself: it works in the end.
+    """
+    leave_to_parent()
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+
+
 def say(text: str) -> None:
     """Write to standard error from within a signal handler, where log and print are not safe."""
     with suppress(OSError):  # whoever read it may have got the signal too

@@ -188,7 +188,8 @@ def test_bad_input_gets_one_message(command, tmp_path):
         "mask=objekt": "Did you mean mask=object? Options: context, none, object, random",
         "+foo=1": "unknown setting 'foo'",
         "~beta": "cannot be removed",
-        "foo": "'foo' is no setting",
+        "foo": "'foo' is no command",
+        "seed=1 foo": "'foo' is no setting",
         "checkpoint=a=b": "cannot read 'checkpoint=a=b'",
         "mask.threshold=1.5": "mask.threshold=1.5: expected a number between 0 and 1, both excluded",
         "mask=random mask.rate=0": "mask.rate=0",
@@ -203,7 +204,7 @@ def test_bad_input_gets_one_message(command, tmp_path):
         "-m seed=1,2 sweep=a/b": "sweep=a/b",
         "resume=nowhere": "resume=nowhere: no such folder",
         "hydra.run.dir='a,b'": "hydra.run.dir=a,b",
-        "hydra/launcher=foo": "hydra/launcher/foo",
+        "hydra/launcher=foo": "hydra/launcher=foo: no such option",
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = pool.map(lambda line: command(*line.split()), cases)

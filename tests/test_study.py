@@ -185,3 +185,18 @@ def test_two_at_the_same_study(tmp_path, monkeypatch):
     study = Study([Entry("run", ())], tmp_path, [])
     with locked(study.work / "study"), pytest.raises(UserError, match="another process is at work on this study"):
         study.finish(1, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("--steps 5", "--steps=5 does nothing without --cost"),
+        ("--cost --limit 5", "--limit=5.0 does nothing with --cost"),
+        ("--cost --jobs 2", "--jobs=2 does nothing with --cost"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(tmp_path, monkeypatch, typed, expected):
+    monkeypatch.setattr("sys.argv", ["study.py", *typed.split()])
+    with pytest.raises(SystemExit, match=expected):
+        main(str(tmp_path / "study.py"), lambda cfg: [], lambda folder, results: None)
+    assert not list(tmp_path.iterdir())

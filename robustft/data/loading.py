@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from robustft.data.sets import Batch, ImageSet
 from robustft.errors import UserError
+from robustft.signals import start_loader_worker
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ def make_loader(
         num_workers=num_workers,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
+        worker_init_fn=start_loader_worker,
     )
 
 
