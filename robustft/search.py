@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustft import overrides, runs
 from robustft.errors import UserError, install
+from robustft.locks import locked
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -70,8 +71,16 @@ class HoldoutSearch(Sweeper):
         if not space:
             raise UserError("nothing to search: give at least one setting as interval(a, b) or as a list of values")
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")
-        study = open_study(folder, space, self.seed)
+        try:
+            # Another one would take the trials that are under way for those of a search that was killed.
+            with locked(folder / "search", wait=False):
+                OmegaConf.save(self.config, folder / "multirun.yaml")
+                return self._search(open_study(folder, space, self.seed), space, constants)
+        except BlockingIOError:
+            raise UserError(f"another process is at work on this search, in {folder}") from None
+
+    def _search(self, study: "Study", space: "dict[str, BaseDistribution]", constants: list[str]) -> float:
+        assert self.launcher is not None
         done, begun = len(_complete(study)), len(study.trials)
         if done:
             print(f"search by hold-out accuracy: {done} of {self.trials} trials done before")

@@ -85,10 +85,18 @@ def test_what_cannot_be_kept_is_computed_anew(tmp_path, monkeypatch, said, numbe
 def test_a_library_gets_a_folder_where_its_own_cannot_be_written(tmp_path, monkeypatch):
     for name in homes.FOLDERS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(homes, "FOLDERS", {"MPLCONFIGDIR": "/proc/x", "WANDB_DATA_DIR": str(tmp_path / "new" / "one")})
+
+    def homeless() -> str:
+        raise RuntimeError("could not determine the home directory")
+
+    writable = str(tmp_path / "new" / "one")
+    folders = {"MPLCONFIGDIR": lambda: "/proc/x", "WANDB_CACHE_DIR": homeless, "WANDB_DATA_DIR": lambda: writable}
+    monkeypatch.setattr(homes, "FOLDERS", folders)
     homes.stand_in()
     folder = Path(os.environ["MPLCONFIGDIR"])
-    monkeypatch.delenv("MPLCONFIGDIR")
+    assert os.environ["WANDB_CACHE_DIR"] == str(folder)
+    for name in ("MPLCONFIGDIR", "WANDB_CACHE_DIR"):
+        monkeypatch.delenv(name)
     assert folder.is_dir() and "WANDB_DATA_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,7 @@ from robustft.config import BEST
 from robustft.errors import FolderTaken, UserError
 from robustft.state import LAST, KeepState
 from tests.small import ROOT, SMALL, assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
+from tests.test_cli import STAND_IN
 
 # Python imports sitecustomize at its start: the command waits in the second step of its optimiser.
 WAITS = """
@@ -224,18 +225,20 @@ def test_one_sweep_in_two_terminals(work):  # noqa: F811
 
 
 def test_a_refused_sweep_leaves_finished_folders_as_they_were(tmp_path):
-    environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
+    def sweep(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return command(tmp_path, *arguments, stand_in=STAND_IN)
+
     line = ("-m", "seed=1,2", "method=finetune", "trainer.max_steps=1", "sweep=mine")
-    assert command(tmp_path, *line, **environment).returncode == 0
+    assert sweep(*line).returncode == 0
     before = snapshot(tmp_path / "runs")
-    refused = command(tmp_path, *line, "optimizer.lr=1e-4", **environment)
+    refused = sweep(*line, "optimizer.lr=1e-4")
     assert_refused(refused, "optimizer.lr=0.0001 (there: 0.0005)", "sweep=")
     assert snapshot(tmp_path / "runs") == before
-    again = command(tmp_path, *line, **environment)
+    again = sweep(*line)
     assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 2
     # A run that is refused in the middle of a sweep, and one whose settings cannot work any more.
-    other = command(tmp_path, "-m", "seed=3,1", *line[2:], "optimizer.lr=1e-4", **environment)
-    broken = command(tmp_path, *line, "trainer.limit_val_batches=-1", **environment)
+    other = sweep("-m", "seed=3,1", *line[2:], "optimizer.lr=1e-4")
+    broken = sweep(*line, "trainer.limit_val_batches=-1")
     assert other.returncode == broken.returncode == 1
     assert "1 of the runs" in other.stderr and "seed-1: the finished run in" in other.stderr
     assert "limit_val_batches=-1: expected" in broken.stderr

@@ -13,6 +13,7 @@ import pytest
 
 from robustft import overrides
 from robustft.errors import UserError
+from robustft.locks import locked
 from robustft.search import distribution, open_study, typed
 
 ROOT = overrides.CONF.parent
@@ -144,3 +145,11 @@ def test_a_killed_sweep_runs_nothing_twice(tmp_path):
     assert answer.stdout.count("finished before, skipped") == len(done)
     assert answer.stdout.count("training:") == 4 - len(done)
     assert len(list(folder.glob("*/*/results.json"))) == 4
+
+
+def test_one_search_at_a_time(tmp_path):
+    line = ["-m", "hydra/sweeper=optuna", "beta=tag(log, interval(0.01, 100))", "sweep=mine"]
+    with locked(tmp_path / "runs/sweeps/mine/search"):
+        answer = command(tmp_path, *line, stand_in=True)
+    assert answer.returncode == 1 and answer.stderr.count("\n") == 1
+    assert "another process is at work on this search" in answer.stderr
