@@ -27,7 +27,7 @@ RUN_KEYS = ("run_dir", "run_name")
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|overwrite|disagreement|save_minutes|sweep|check|prepare|logger\..*"
+    r"(run_dir|run_name|resume|overwrite|disagreement|save_minutes|sweep|check|prepare|logger(\..*)?"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|min_epochs|min_steps|log_every_n_steps|profiler"
@@ -132,6 +132,8 @@ def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: 
             raise UserError(f"{name}: what a component takes is described in its file, and no setting")
         if reason := REFUSED.get(name) or CHOSEN.get(name):
             raise UserError(f"{name}: {reason}")
+        if typed[name].startswith("{") and not name.startswith("logger."):
+            raise UserError(f"{name}={typed[name]}: settings are given one by one, as {name}.NAME=VALUE")
     left = [name for name in names if name not in ("experiment", *WHERE)]
     first: Settings | None = None
     unread: list[DictConfig] = []
@@ -169,7 +171,7 @@ def _means_something(settings: Settings, name: str, value: str) -> bool:
     if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
         return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
-    if node and "." not in name and name not in ("mask", "fill") and not value.startswith("{"):
+    if node and "." not in name and name not in ("mask", "fill"):
         return True  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
@@ -340,6 +342,8 @@ def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) ->
     names = [name for name in {**there, **here} if not INCIDENTAL.fullmatch(name)]
     if settings:  # where these are the same, what means nothing here means nothing there
         names = [name for name in names if name not in here or settings.matters(name)]
+    # What is off here, an earlier version may not have had.
+    names = [name for name in names if name in there or here[name] not in (None, False)]
     return [
         f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
         for name in names
