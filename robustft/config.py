@@ -135,6 +135,8 @@ def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: 
             raise UserError(f"{name}: what a component takes is described in its file, and no setting")
         if reason := REFUSED.get(name) or CHOSEN.get(name):
             raise UserError(f"{name}: {reason}")
+        if typed[name].startswith("{") and not name.startswith("logger."):
+            raise UserError(f"{name}={typed[name]}: settings are given one by one, as {name}.NAME=VALUE")
     left = [name for name in names if name not in ("experiment", *WHERE)]
     first: Settings | None = None
     unread: list[DictConfig] = []
@@ -172,7 +174,7 @@ def _means_something(settings: Settings, name: str, value: str) -> bool:
     if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
         return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
-    if node and "." not in name and name not in ("mask", "fill") and not value.startswith("{"):
+    if node and "." not in name and name not in ("mask", "fill"):
         return True  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
@@ -366,6 +368,8 @@ def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) ->
         names = [name for name in names if name not in here or settings.matters(name)]
     if here.get(ACCUMULATE) == "auto":  # it stands for whatever was found then
         names = [name for name in names if name != ACCUMULATE]
+    # What is off here, an earlier version may not have had.
+    names = [name for name in names if name in there or here[name] not in (None, False)]
     return [
         f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
         for name in names

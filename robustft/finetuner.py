@@ -155,7 +155,7 @@ class Finetuner(Evaluator):
         optimizer = torch.optim.AdamW(
             self.student.parameters(),
             lr=schedule.lr,
-            betas=(schedule.max_momentum, schedule.beta2),
+            betas=(float(schedule.max_momentum), float(schedule.beta2)),
             weight_decay=schedule.weight_decay,
             fused=self.trainer.precision != "16-mixed",  # fused, its scaled gradients would be clipped
         )

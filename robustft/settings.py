@@ -61,7 +61,10 @@ CORE: dict[str, Description] = {
     "optimizer.max_momentum": {"from": 0, "below": 1, "when": [TRAINS]},
     "optimizer.base_momentum": {"from": 0, "below": 1, "when": [TRAINS]},
     "optimizer.warmup": {"above": 0, "below": 1, "when": [TRAINS]},
+    "model.name": {"kind": "text"},
+    "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
+    "data._target_": {"kind": "text"},
     "model.grad_checkpointing": {**FLAG, "when": []},  # for methods to take
     "model.recipe.*": {"kind": "anything", "when": []},  # matters where another setting takes its value from it
     "data.root": TEXT,
