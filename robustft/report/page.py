@@ -29,7 +29,7 @@ WIDTHS = (1600, 1100, 800, 560, 400, 280)  # of the pictures; the first that fit
 def write_page(path: Path, panels: Sequence[Sequence[Group]]) -> Path:
     """Write the page about the groups of each panel to `path` and return it."""
     data = payload(panels)
-    count = sum(run["method"] != "zeroshot" for run in data["runs"])  # it is what the runs are compared with
+    count = sum(not run["reference"] for run in data["runs"])
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = (ASSETS / "page.html").read_text("utf-8")
     parts = {
@@ -110,7 +110,7 @@ def _entry(run: Run, group: Group) -> dict[str, Any]:
         "fill": record["fill"] if kind else None,
         "threshold": mask.get("threshold") if kind in ("object", "context") else None,
         "rate": mask.get("rate") if kind == "random" else None,
-        "reference": record["seed"] is None and record["method"] == "zeroshot",
+        "reference": record["method"] == "zeroshot",  # no run, but what runs are compared with
         "single": group.published,
         **{metric: run.top1(metric) for metric in ("id", "ood_avg", "holdout")},
         "ood": {name: score["top1"] for name, score in record["ood"].items()},

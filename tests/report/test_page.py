@@ -40,7 +40,8 @@ addEventListener("load", () => {
   const seen = { ready: performance.now(), runs: count("path.run"), averages: count("path.average"),
     references: count("path.reference"), curves: count("polyline.curve"), cells: count("#maps td button"),
     bars: count("#bars rect"), rows: count("#table tbody tr"), pictures: count("#gallery img"),
-    diff: document.getElementById("diff").textContent };
+    diff: document.getElementById("diff").textContent,
+    table: [...document.querySelectorAll("#table tr")].map((row) => [...row.children].map((c) => c.textContent)) };
   const enlarge = document.querySelector("#gallery button");
   if (enlarge) {
     const width = () => enlarge.firstChild.getBoundingClientRect().width;
@@ -185,6 +186,32 @@ def test_galleries_fit_their_budget(sweep: Path, monkeypatch: pytest.MonkeyPatch
     assert sum(bool(gallery) for gallery in galleries) == len(few)
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["evaluated as a run", "told of by runs"])
+def test_the_zero_shot_model_is_no_run(make_run, tmp_path: Path, own: bool):
+    for seed in range(2):
+        make_run("finetune", seed)
+    if own:
+        make_run("zeroshot", 0, 0.65, 0.66)
+    text = write(tmp_path / "runs", tmp_path / "out.html")
+    assert "<title>Robust fine-tuning: 2 runs</title>" in text
+    data = page.payload(panels_of(read_runs([tmp_path / "runs"])))
+    assert [run["method"] for run in data["runs"] if run["reference"]] == ["zeroshot"]
+
+
+def repeated(make_run) -> None:
+    for number, top1 in enumerate((0.70, 0.71, 0.75)):
+        make_run("kd", 1, top1, top1 - 0.2, name=f"kd-1-{number}")
+    make_run("kd", 2, 0.80, 0.60, name="kd-2")
+    make_run("zeroshot", 1, 0.65, 0.66)
+
+
+def test_the_page_says_where_seeds_have_several_runs(make_run, tmp_path: Path):
+    repeated(make_run)
+    assert "Runs of one seed count once, by their mean (KD, seed 1: 3 runs)." in write(
+        tmp_path / "runs", tmp_path / "out.html"
+    )
+
+
 def many(make_run, count: int) -> None:
     draw = random.Random(0)
     for k in range(count):
@@ -239,6 +266,16 @@ if BROWSER:
         assert "vanilla fine-tuning" in seen["selected"]
         assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
         assert "method" in seen["diff"] or "beta" in seen["diff"]
+
+    def test_seeds_weigh_alike_in_a_browser(make_run, tmp_path: Path):
+        repeated(make_run)
+        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+        head, *rows = seen["table"]
+        table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+        assert table["KD"]["ID Scenes"] == "76.0 ± 5.7"  # of 72.0 and 80.0; all runs alike would give 74.0
+        assert table["KD"]["OOD avg"] == "56.0 ± 5.7"
+        assert (table["KD"]["runs"], table["zero-shot"]["runs"]) == ("4", "–")
+        assert seen["faults"] == []
 
     def test_focus_survives_a_selection(sweep: Path, tmp_path: Path):
         seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
