@@ -30,7 +30,8 @@ def test_as_many_as_pay_off_and_there_are_cores(four_cores, monkeypatch):
 def test_they_are_chosen_before_torch_is_imported():
     """OpenMP reads how long its threads wait for each other when it is loaded."""
     code = (
-        "import os, sys; from robustft import threads; threads.use(threads.choose(1)); assert 'torch' not in sys.modules;"
+        "import os, sys; from robustft import threads; threads.use(threads.choose(1));"
+        "assert 'torch' not in sys.modules;"
         "import torch; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
     )
     environment = {key: value for key, value in os.environ.items() if "OMP" not in key}

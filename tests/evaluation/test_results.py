@@ -19,8 +19,9 @@ from robustft.evaluation.results import (
     set_label,
     write_results,
 )
+from tests.needs import SHARED, shared
 
-CONTRACT = Path(__file__).parents[3] / "shared" / "checks" / "results_contract.py"
+CONTRACT = SHARED / "checks" / "results_contract.py"
 ROOT_KEYS = (
     "schema name method model mask fill beta alpha temperature seed partial id ood ood_avg holdout zeroshot"
     " checkpoint wall_s train_images_per_s config versions"
@@ -89,12 +90,11 @@ def contract() -> ModuleType:
     return module
 
 
-if CONTRACT.exists():
-
-    def test_outside_check_accepts_the_files(tmp_path: Path):
-        write_results(tmp_path / "full.json", record())
-        write_results(tmp_path / "plain.json", record(mask=None, fill=None, zeroshot=None, beta=None))
-        assert [contract().faults(path) for path in sorted(tmp_path.iterdir())] == [[], []]
+@shared("checks/results_contract.py")
+def test_outside_check_accepts_the_files(tmp_path: Path):
+    write_results(tmp_path / "full.json", record())
+    write_results(tmp_path / "plain.json", record(mask=None, fill=None, zeroshot=None, beta=None))
+    assert [contract().faults(path) for path in sorted(tmp_path.iterdir())] == [[], []]
 
 
 def test_written_file_reads_back_and_leaves_nothing_else(tmp_path: Path):

@@ -3,7 +3,6 @@
 import json
 import random
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -14,8 +13,7 @@ from PIL import Image
 from robustft.report import page
 from robustft.report.__main__ import main, panels_of
 from robustft.report.runs import read_runs
-
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+from tests.needs import BROWSER, browser
 
 # Runs inside the page: collects errors and requests, sorts, hovers, selects and filters; leaves a JSON in the DOM.
 PROBE_HEAD = """<script>
@@ -230,99 +228,109 @@ def test_500_runs_stay_small(make_run, tmp_path: Path):
     assert len(write(tmp_path / "runs", tmp_path / "out.html")) < 10e6
 
 
-if BROWSER:
+def visit(text: str, folder: Path, size: str = "1280,900") -> dict:
+    """Open the page in a headless Chromium with the probe in it; return what the probe saw."""
+    probed = folder / "probed.html"
+    probed.write_text(text.replace("<title>", PROBE_HEAD + "<title>", 1).replace("</body>", PROBE + "</body>"), "utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
+    flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
+    command = [BROWSER, *flags, f"--window-size={size}", "--dump-dom", probed.as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert (found := re.search(r"<body>SEEN(.*)SEEN", dom, re.DOTALL)), dom[:2000]
+    return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
-    def visit(text: str, folder: Path, size: str = "1280,900") -> dict:
-        """Open the page in a headless Chromium with the probe in it; return what the probe saw."""
-        probed = folder / "probed.html"
-        probed.write_text(
-            text.replace("<title>", PROBE_HEAD + "<title>", 1).replace("</body>", PROBE + "</body>"), "utf-8"
-        )
-        flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking".split()
-        flags += ["--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}"]
-        command = [BROWSER, *flags, f"--window-size={size}", "--dump-dom", probed.as_uri()]
-        dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-        assert (found := re.search(r"<body>SEEN(.*)SEEN", dom, re.DOTALL)), dom[:2000]
-        return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
-    def test_page_in_a_browser(sweep: Path, tmp_path: Path):
-        for number, folder in enumerate(sorted(sweep.iterdir())[:3]):
-            picture(folder / "gallery" / "scenes.png", seed=number)
-        count = len(list(sweep.iterdir()))
-        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
-        assert seen["faults"] == [] and seen["requests"] == []
-        assert seen["runs"] == count and seen["averages"] == count / 3 and seen["references"] == 1
-        assert seen["curves"] == 3 and seen["cells"] == 2 * 4 and seen["bars"] == 7 * 3
-        assert seen["rows"] == count / 3 + 1 and seen["pictures"] == 1
-        assert seen["enlarged"] == ["true", True, "false", True]
-        assert (seen["highest"], seen["lowest"], seen["sort"]) == (
-            "vanilla fine-tuning",
-            "zero-shot",
-            "ascending",
-        )
-        assert re.search(r"seed \d.*ID Scenes \d\d\.\d · OOD avg \d\d\.\d", seen["hover"])
-        assert seen["tapped"] == seen["hover"] and not seen["stays"]
-        assert "zero-shot" in seen["leftmost"] or "α 0" in seen["leftmost"]
-        assert "vanilla fine-tuning" in seen["selected"]
-        assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
-        assert "method" in seen["diff"] or "beta" in seen["diff"]
+@browser
+def test_page_in_a_browser(sweep: Path, tmp_path: Path):
+    for number, folder in enumerate(sorted(sweep.iterdir())[:3]):
+        picture(folder / "gallery" / "scenes.png", seed=number)
+    count = len(list(sweep.iterdir()))
+    seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+    assert seen["faults"] == [] and seen["requests"] == []
+    assert seen["runs"] == count and seen["averages"] == count / 3 and seen["references"] == 1
+    assert seen["curves"] == 3 and seen["cells"] == 2 * 4 and seen["bars"] == 7 * 3
+    assert seen["rows"] == count / 3 + 1 and seen["pictures"] == 1
+    assert seen["enlarged"] == ["true", True, "false", True]
+    assert (seen["highest"], seen["lowest"], seen["sort"]) == (
+        "vanilla fine-tuning",
+        "zero-shot",
+        "ascending",
+    )
+    assert re.search(r"seed \d.*ID Scenes \d\d\.\d · OOD avg \d\d\.\d", seen["hover"])
+    assert seen["tapped"] == seen["hover"] and not seen["stays"]
+    assert "zero-shot" in seen["leftmost"] or "α 0" in seen["leftmost"]
+    assert "vanilla fine-tuning" in seen["selected"]
+    assert seen["single"] == [count, 0, count + 1] and seen["filtered"] == 3
+    assert "method" in seen["diff"] or "beta" in seen["diff"]
 
-    def test_seeds_weigh_alike_in_a_browser(make_run, tmp_path: Path):
-        repeated(make_run)
-        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
-        head, *rows = seen["table"]
-        table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-        assert table["KD"]["ID Scenes"] == "76.0 ± 5.7"  # of 72.0 and 80.0; all runs alike would give 74.0
-        assert table["KD"]["OOD avg"] == "56.0 ± 5.7"
-        assert (table["KD"]["runs"], table["zero-shot"]["runs"]) == ("4", "–")
-        assert seen["faults"] == []
 
-    def test_focus_survives_a_selection(sweep: Path, tmp_path: Path):
-        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
-        second, third, back, after_enter = seen["walk"]
-        assert len({seen["leftmost"], second, third}) == 3
-        assert back == second and after_enter == third
-        assert seen["rowAfter"] == [seen["row"][0], True, True, "selected"]
-        assert seen["headingAfter"] == ["hold-out", True]
+@browser
+def test_seeds_weigh_alike_in_a_browser(make_run, tmp_path: Path):
+    repeated(make_run)
+    seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+    head, *rows = seen["table"]
+    table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert table["KD"]["ID Scenes"] == "76.0 ± 5.7"  # of 72.0 and 80.0; all runs alike would give 74.0
+    assert table["KD"]["OOD avg"] == "56.0 ± 5.7"
+    assert (table["KD"]["runs"], table["zero-shot"]["runs"]) == ("4", "–")
+    assert seen["faults"] == []
 
-    def test_gallery_of_the_panel_and_diff_between_panels(sweep: Path, make_run, tmp_path: Path):
-        picture(sweep / "object-0.3-1-0" / "gallery" / "scenes.png", seed=1)
-        others = [make_run("finetune", seed, model="large", name=f"large-{seed}") for seed in range(2)]
-        picture(others[1] / "gallery" / "scenes.png", seed=2)
-        make_run("finetune", 0, model="plain", name="plain")
-        seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
-        assert seen["faults"] == []
-        panels = {panel["title"].split(" on ")[0]: panel for panel in seen["panels"]}
-        assert panels["tiny"]["pictures"] == ["object-0.3-1-0"] and panels["large"]["pictures"] == ["large-1"]
-        assert panels["plain"]["hidden"]
-        assert panels["large"]["menus"] == panels["plain"]["menus"] == ["kind", "fillkind"]  # the others do not vary
-        for panel in panels.values():
-            assert len(panel["all"]) == len(set(panel["all"])) == len(list(sweep.iterdir()))
-            assert "large-1 · large on Scenes" in panel["all"]
-            assert panel["heads"] == ["setting", panel["all"][0], panel["all"][-1]]
 
-    def test_namesakes_are_told_apart_by_their_settings(make_run, tmp_path: Path):
-        for seed in range(2):
-            path = make_run("finetune", seed) / "results.json"
-            path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "name": "finetune_tiny"}), "utf-8")
-        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
-        assert seen["panels"][0]["all"] == ["finetune_tiny · seed 0", "finetune_tiny · seed 1"]
+@browser
+def test_focus_survives_a_selection(sweep: Path, tmp_path: Path):
+    seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+    second, third, back, after_enter = seen["walk"]
+    assert len({seen["leftmost"], second, third}) == 3
+    assert back == second and after_enter == third
+    assert seen["rowAfter"] == [seen["row"][0], True, True, "selected"]
+    assert seen["headingAfter"] == ["hold-out", True]
 
-    def test_page_on_a_phone_does_not_scroll_sideways(sweep: Path, tmp_path: Path):
-        assert visit(write(sweep, tmp_path / "out.html"), tmp_path, "390,844")["wide"] <= 0
 
-    def test_500_runs_open_within_3_seconds(make_run, tmp_path: Path):
-        many(make_run, 500)
-        text = write(tmp_path / "runs", tmp_path / "out.html")
-        start = time.monotonic()
-        seen = visit(text, tmp_path)
-        assert seen["runs"] == 500 and seen["faults"] == []
-        assert seen["cells"] == 32 and seen["contrast"] >= 4.5
-        assert seen["ready"] < 3000, (
-            f"{seen['ready']:.0f} ms, {time.monotonic() - start:.1f} s with the browser's start"
-        )
+@browser
+def test_gallery_of_the_panel_and_diff_between_panels(sweep: Path, make_run, tmp_path: Path):
+    picture(sweep / "object-0.3-1-0" / "gallery" / "scenes.png", seed=1)
+    others = [make_run("finetune", seed, model="large", name=f"large-{seed}") for seed in range(2)]
+    picture(others[1] / "gallery" / "scenes.png", seed=2)
+    make_run("finetune", 0, model="plain", name="plain")
+    seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
+    assert seen["faults"] == []
+    panels = {panel["title"].split(" on ")[0]: panel for panel in seen["panels"]}
+    assert panels["tiny"]["pictures"] == ["object-0.3-1-0"] and panels["large"]["pictures"] == ["large-1"]
+    assert panels["plain"]["hidden"]
+    assert panels["large"]["menus"] == panels["plain"]["menus"] == ["kind", "fillkind"]  # the others do not vary
+    for panel in panels.values():
+        assert len(panel["all"]) == len(set(panel["all"])) == len(list(sweep.iterdir()))
+        assert "large-1 · large on Scenes" in panel["all"]
+        assert panel["heads"] == ["setting", panel["all"][0], panel["all"][-1]]
 
-    def test_one_run(make_run, tmp_path: Path):
-        make_run("finetune", 0)
-        seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
-        assert seen["faults"] == [] and seen["runs"] == 1
+
+@browser
+def test_namesakes_are_told_apart_by_their_settings(make_run, tmp_path: Path):
+    for seed in range(2):
+        path = make_run("finetune", seed) / "results.json"
+        path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "name": "finetune_tiny"}), "utf-8")
+    seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+    assert seen["panels"][0]["all"] == ["finetune_tiny · seed 0", "finetune_tiny · seed 1"]
+
+
+@browser
+def test_page_on_a_phone_does_not_scroll_sideways(sweep: Path, tmp_path: Path):
+    assert visit(write(sweep, tmp_path / "out.html"), tmp_path, "390,844")["wide"] <= 0
+
+
+@browser
+def test_500_runs_open_within_3_seconds(make_run, tmp_path: Path):
+    many(make_run, 500)
+    text = write(tmp_path / "runs", tmp_path / "out.html")
+    start = time.monotonic()
+    seen = visit(text, tmp_path)
+    assert seen["runs"] == 500 and seen["faults"] == []
+    assert seen["cells"] == 32 and seen["contrast"] >= 4.5
+    assert seen["ready"] < 3000, f"{seen['ready']:.0f} ms, {time.monotonic() - start:.1f} s with the browser's start"
+
+
+@browser
+def test_one_run(make_run, tmp_path: Path):
+    make_run("finetune", 0)
+    seen = visit(write(tmp_path / "runs", tmp_path / "out.html"), tmp_path)
+    assert seen["faults"] == [] and seen["runs"] == 1
