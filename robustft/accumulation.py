@@ -93,5 +93,5 @@ def _two_steps(
     with isolate_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batches: Any = [batch] * 2 * accumulate
-        loader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
+        loader: DataLoader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
         make_trainer(dict(options) | limits, folder).fit(finetuner, loader)
