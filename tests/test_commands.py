@@ -314,6 +314,12 @@ def test_what_means_nothing_is_refused(monkeypatch, capsys, tmp_path, line, expe
     assert status == 1 and said.startswith("error: ") and expected in said and said.count("\n") == 1, said
 
 
+def test_a_sweep_of_one_that_has_a_name_runs(command, tmp_path):
+    answer = command("-m", "seed=1", "sweep=mine")
+    assert answer.returncode == 0 and "nothing is swept: one run, in runs/sweeps/mine" in answer.stdout
+    assert (tmp_path / "runs" / "sweeps" / "mine" / "run" / "results.json").exists()
+
+
 def test_extras_that_are_missing_say_how_to_get_them(monkeypatch):
     loader = "hydra._internal.config_loader_impl.ConfigLoaderImpl.get_group_options"
     monkeypatch.setattr(loader, lambda *_: ["basic", "local", "slurm"])
