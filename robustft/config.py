@@ -313,7 +313,7 @@ def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
     """A config as nested dictionaries; unless resolved, references stay as they are written."""
     values = OmegaConf.to_container(cfg, resolve=resolve)
     assert isinstance(values, dict)
-    return without_takes(values)
+    return without_takes({str(key): value for key, value in values.items()})
 
 
 def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:

@@ -281,7 +281,9 @@ class Study:
                 continue
             for ours, theirs in zip(self.kept(entry), self.kept(twin), strict=True):
                 if ours.exists() and not theirs.exists():
-                    files.write(theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1))
+                    files.write(
+                        theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1)
+                    )
             if twin.keep and self.model(entry.name).exists() and not self.model(twin.name).exists():
                 self.model(twin.name).parent.mkdir(parents=True, exist_ok=True)
                 with files.atomic(self.model(twin.name)) as partial:

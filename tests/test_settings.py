@@ -337,7 +337,10 @@ def test_any_value_is_accepted_or_refused_in_one_line(name):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("trainer.devices", (["auto", 1, 4, -1, "-1", "2", [0, 1], "0,1"], [0, -2, [], [0, 0], "two", 1.5, True, None])),
+        (
+            "trainer.devices",
+            (["auto", 1, 4, -1, "-1", "2", [0, 1], "0,1"], [0, -2, [], [0, 0], "two", 1.5, True, None]),
+        ),
         ("trainer.max_time", (["00:12:00:00", "00:00:00:01", None], ["00:00:00:00", "12:00", 5, "1:99:00:00", True])),
         ("trainer.limit_train_batches", ([1, 7, 0.5, 1.0, None], [0, 0.0, 1.5, -1, True, "all", math.nan])),
         ("trainer.fast_dev_run", ([True, False, 3], [0, -1, 2.5, None, "yes"])),

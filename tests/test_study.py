@@ -195,9 +195,17 @@ def test_two_at_the_same_study(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("entries", "typed", "expected"),
     [
-        ([Entry("probe", ("method=linear_probe", "beta=3"))], [], "probe: beta=3 does nothing with method=linear_probe"),
+        (
+            [Entry("probe", ("method=linear_probe", "beta=3"))],
+            [],
+            "probe: beta=3 does nothing with method=linear_probe",
+        ),
         ([Entry("a", ("method=finetune",)), Entry("b", ("method=lpft",))], ["beta=3"], "beta=3 does nothing .* any of"),
-        ([Entry("a", ("mask=random", "mask.threshold=0.3"))], [], "a: mask.threshold=0.3 does nothing with mask=random"),
+        (
+            [Entry("a", ("mask=random", "mask.threshold=0.3"))],
+            [],
+            "a: mask.threshold=0.3 does nothing with mask=random",
+        ),
         ([Entry("a", ("method=zeroshot",))], ["optimizer.betas=[0.9,0.99]"], "optimizer.beta2"),
     ],
 )
