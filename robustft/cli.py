@@ -403,7 +403,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
 
 
 def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
-    """Checks what all jobs of a sweep make of its settings; the positions of those that are runs that it has already."""
+    """Checks what all jobs of a sweep make of its settings; the positions of those that repeat another."""
     of_preset = overrides.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
     asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
     jobs = overrides.jobs(asked)

@@ -183,7 +183,7 @@ class Study:
         return [self.result(entry), *also]
 
     def model(self, name: str) -> Path:
-        return self.work / self.twin_of.get(name, name) / "model.safetensors"
+        return self.work / name / "model.safetensors"
 
     def overrides(self, entry: Entry) -> list[str]:
         """What is typed for an entry, the models of other entries in place. Its own settings have the last word."""
@@ -291,7 +291,7 @@ class Study:
         return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
 
     def _share(self, entry: Entry) -> None:
-        """Gives an entry's results to those that are the same run, if there are any."""
+        """Gives an entry's results, and its model, to those that are the same run, if there are any."""
         for twin in self.entries:
             if twin is entry or self.twin_of[twin.name] != entry.name:
                 continue
@@ -300,6 +300,10 @@ class Study:
                     files.write(
                         theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1)
                     )
+            if twin.keep and self.model(entry.name).exists() and not self.model(twin.name).exists():
+                self.model(twin.name).parent.mkdir(parents=True, exist_ok=True)
+                with files.atomic(self.model(twin.name)) as partial:
+                    shutil.copyfile(self.model(entry.name), partial)
 
     def _check(self) -> None:
         varied = {setting.partition("=")[0] for entry in self.entries for setting in entry.settings}
@@ -326,9 +330,9 @@ class Study:
             files.write(self.kept(entry)[-1], (folder / entry.also).read_text())
         files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
         (folder / "last.ckpt").unlink(missing_ok=True)
-        if not keep:
-            self.model(entry.name).unlink(missing_ok=True)
         self._share(entry)
+        if not entry.keep:
+            self.model(entry.name).unlink(missing_ok=True)
 
 
 def outcome(future: Future[str | None], name: str) -> str | None:

@@ -144,7 +144,7 @@ def make_trainer(
 
 
 def _profiler(kind: str | None, folder: Path) -> Profiler | None:
-    """A profiler that writes ``fit-profile.txt`` and ``validate-profile.txt``; Lightning's own way is a line of the log."""
+    """A profiler that writes ``fit-profile.txt`` and ``validate-profile.txt``; Lightning's own way is a log line."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     return None if kind is None else kinds[kind](dirpath=folder, filename="profile")
 
@@ -204,11 +204,13 @@ def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
         raise UserError("give trainer.max_epochs or trainer.max_steps: the learning-rate schedule needs an end.")
     if min(limits) < 1:
         batches = data.train_images // data.batch_size * trainer.accumulate_grad_batches
+        if batches:
+            raise UserError(
+                f"trainer.limit_train_batches={limit} of {batches} batches: there would be no step. Raise it"
+            )
         raise UserError(
-            f"trainer.limit_train_batches={limit} of {batches} batches an epoch is none: there would be no step. Raise it"
-            if batches
-            else f"data.batch_size={data.batch_size} is more than the {data.train_images} training images: there would be"
-            " no step. Give a smaller data.batch_size"
+            f"data.batch_size={data.batch_size} is more than the {data.train_images} training images: there would be no"
+            " step. Give a smaller data.batch_size"
         )
     return min(limits)
 
@@ -241,8 +243,8 @@ def check_limits(data: RobustnessData, trainer: Trainer, training: bool) -> None
     scored = data.validate == "all" or data.holdout != 0
     if scored and isinstance(interval, int) and not isinstance(interval, bool) and interval > batches:
         raise UserError(
-            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: give at most so many,"
-            " or a fraction, or trainer.check_val_every_n_epoch"
+            f"trainer.val_check_interval={interval} is more than the {batches} batches of an epoch: give at most so"
+            " many, or a fraction, or trainer.check_val_every_n_epoch"
         )
 
 

@@ -310,6 +310,37 @@ def test_presets_sweep_without_a_flag_and_groups_name_runs(command, tmp_path):
     }
 
 
+def test_jobs_that_are_the_same_run_are_made_once(command, tmp_path):
+    answer = command("-m", "mask=random,object", "mask.threshold=0.3,0.4")
+    folder = tmp_path / "runs" / "sweeps" / "mask_threshold"
+    assert answer.returncode == 0, answer.stderr
+    same = "mask-random_threshold-0.4: the same run as mask-random_threshold-0.3, which is made once"
+    assert answer.stdout.count("the same run as") == 1 and same in answer.stdout
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "mask-random_threshold-0.3", "mask-object_threshold-0.3", "mask-object_threshold-0.4"
+    }  # fmt: skip
+    again = command("-m", "mask=random,object", "mask.threshold=0.3,0.4")
+    assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 3
+
+
+def test_a_mistake_is_found_in_half_a_second():
+    """Beyond the start of Python and Hydra, in processor time: nothing heavy is in the way of an answer."""
+    code = """
+import sys, time
+import hydra, omegaconf, hydra.core.plugins
+from robustft import cli
+sys.argv = ["run.py", "beta=-1"]
+started = time.process_time()
+assert cli.main() == 1
+print(time.process_time() - started)
+"""
+    times = [
+        float(subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    ]
+    assert min(times) < 0.5
+
+
 @pytest.mark.slow
 def test_runs_in_other_processes_agree_on_names(command, tmp_path):
     answer = command("-m", "mask=object,random", "beta=1,3", "hydra/launcher=local")

@@ -1,7 +1,9 @@
 """A study runs what has no result, keeps results, hands models on, and goes on where it stopped."""
 
+import contextlib
 import json
 import math
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from robustft.errors import UserError
 from robustft.study import Entry, Results, Study, main
 from tests.small import SMALL, work  # noqa: F401 (a fixture)
 
+OF_TRAINING = ("data.batch_size", "trainer.max_epochs", "trainer.log_every_n_steps")
+UNTRAINED = [setting for setting in SMALL if not setting.startswith(OF_TRAINING)]
 ENTRIES = [
     Entry("vanilla_seed-1", (*SMALL, "method=finetune", "seed=1", "disagreement=1"), keep=True, also=FILE),
-    Entry("average_seed-1", (*SMALL, "method=wiseft", "checkpoint={vanilla_seed-1}", "seed=1")),
+    Entry("average_seed-1", (*UNTRAINED, "method=wiseft", "checkpoint={vanilla_seed-1}", "seed=1")),
 ]
 
 
@@ -84,7 +88,7 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     given(tmp_path, first={"best": "b"})
 
     def then(cfg, done):
-        yield Entry(done["first"]["config"]["best"], ())
+        yield Entry(done["first"]["config"]["best"], ("beta=3",))
 
     seen: list[Results] = []
 
@@ -96,7 +100,7 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"1 of 2 runs to go \(b …\)"):
         study()
     assert seen == []
-    given(tmp_path, b={})
+    given(tmp_path, b={"beta": 3})
     study()
     assert [list(results) for results in seen] == [["first", "b"]]
 
@@ -108,22 +112,23 @@ def test_results_of_other_settings_are_refused(tmp_path):
         "method=kd",
         "beta=0.3",
         "seed=1",
-        "checkpoint={end}",
-        "checkpoints=[{end}]",
+        "teacher={end}",
     )
     made = {
         **{"mask": {"kind": "object"}, "fill": {"name": "x", "kind": "single"}, "method": {"name": "kd"}, "seed": 1},
-        **{"beta": 0.3, "checkpoint": "end/model.safetensors", "checkpoints": ["end/model.safetensors"]},
+        **{"beta": 0.3, "teacher": "end/model.safetensors"},
     }
-    given(tmp_path, run=made)
-    Study([Entry("run", settings)], tmp_path, [])
+    soup = {"method": {"name": "soup"}, "checkpoints": ["end/model.safetensors"]}
+    given(tmp_path, run=made, soup=soup)
+    Study([Entry("run", settings), Entry("soup", ("method=soup", "checkpoints=[{end}]"))], tmp_path, [])
+    with pytest.raises(UserError, match=r"soup\.json was not made with"):
+        Study([Entry("soup", ("method=soup", "checkpoints=[{a}]"))], tmp_path, [])
     for other in (
         "mask=context",
         "beta=0.31",
         "seed=2",
         "mask.threshold=0.3",
-        "checkpoint={start}",
-        "checkpoints=[{a}]",
+        "teacher={start}",
     ):
         with pytest.raises(UserError, match=r"run\.json was not made with"):
             Study([Entry("run", (*settings, other))], tmp_path, [])
@@ -162,10 +167,10 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("robustft.study.execute", stand_in)
     entries = [
-        Entry("bad", (), keep=True),
-        Entry("child", ("checkpoint={bad}",)),
-        Entry("good", ()),
-        Entry("worse", (), keep=True),
+        Entry("bad", ("seed=1",), keep=True),
+        Entry("child", ("teacher={bad}",)),
+        Entry("good", ("seed=2",)),
+        Entry("worse", ("seed=3",), keep=True),
     ]
     with pytest.raises(UserError, match=r"2 runs failed:\nbad failed: no .*\nworse failed: no "):
         Study(entries, tmp_path, []).finish(1, math.inf)
@@ -200,3 +205,66 @@ def test_options_that_do_nothing_are_refused(tmp_path, monkeypatch, typed, expec
     with pytest.raises(SystemExit, match=expected):
         main(str(tmp_path / "study.py"), lambda cfg: [], lambda folder, results: None)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("entries", "typed", "expected"),
+    [
+        (
+            [Entry("probe", ("method=linear_probe", "beta=3"))],
+            [],
+            "probe: beta=3 does nothing with method=linear_probe",
+        ),
+        ([Entry("a", ("method=finetune",)), Entry("b", ("method=lpft",))], ["beta=3"], "beta=3 does nothing .* any of"),
+        (
+            [Entry("a", ("mask=random", "mask.threshold=0.3"))],
+            [],
+            "a: mask.threshold=0.3 does nothing with mask=random",
+        ),
+        ([Entry("a", ("method=zeroshot",))], ["optimizer.betas=[0.9,0.99]"], "optimizer.beta2"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(tmp_path, entries, typed, expected):
+    with pytest.raises(UserError, match=expected):
+        Study(entries, tmp_path, typed)
+
+
+def test_entries_that_are_the_same_run_are_run_once(tmp_path, monkeypatch):
+    """With a stand-in for the runs themselves; what is said of models and files of a twin is so too."""
+    monkeypatch.chdir(tmp_path)
+    calls = []
+
+    def stand_in(folder: str, settings: list[str]) -> None:
+        calls.append(Path(folder).name)
+        Path(folder).mkdir(parents=True)
+        config = {"seed": 1, "fill": {"kind": "single"}, "method": {"name": "evaluate"}}
+        config["checkpoint"] = str(tmp_path / "runs" / "studies" / tmp_path.name / "twin" / "model.safetensors")
+        record = {"name": Path(folder).name, "config": config, "checkpoint": "model"}
+        (Path(folder) / "results.json").write_text(json.dumps(record))
+        (Path(folder) / "model.safetensors").touch()
+
+    monkeypatch.setattr("robustft.study.execute", stand_in)
+    monkeypatch.setattr("robustft.study.workers", lambda jobs: contextlib.nullcontext(Inline()))
+    first, twin = Entry("first", ("seed=1",)), Entry("twin", ("seed=1", "fill=single"), keep=True)
+    entries = [first, twin, Entry("child", ("method=evaluate", "checkpoint={twin}"))]
+    study = Study(entries, tmp_path, [])
+    assert study.twin_of == {"first": "first", "twin": "first", "child": "child"}
+    assert study.overrides(entries[2])[-1].endswith("twin/model.safetensors")
+    assert [entry.name for entry in study.to_run()] == ["first", "child"]
+    results = study.finish(1, math.inf)
+    assert calls == ["first", "child"] and {name: record["name"] for name, record in results.items()} == {
+        name: name for name in ("first", "twin", "child")
+    }
+    assert study.model("twin").is_file() and not study.model("first").exists()  # kept for the twin alone
+    study.result(twin).unlink()
+    again = Study(entries, tmp_path, [])
+    assert list(again.finish(1, math.inf)) == ["first", "twin", "child"] and calls == ["first", "child"]
+
+
+class Inline:
+    """Runs in this process what is submitted."""
+
+    def submit(self, function, *arguments) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments))
+        return future
