@@ -12,9 +12,8 @@ a method or a mask of a user's own is held to the same rules without a line of o
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
 
 A description has a `kind` (number, the default; whole, flag, text, texts: a list of it), or `of` (a list to choose
-from), or `any` (of
-several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to the range, `above`,
-`below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each of which asks of some
+from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to the
+range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each of which asks of some
 settings that they are as described. Without it a setting matters always.
 
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
@@ -139,7 +138,7 @@ REFUSED = {
     "trainer.logger": "loggers are chosen by their group: logger=csv, wandb or none",
     "trainer.callbacks": "callbacks are objects, which cannot be typed",
     "trainer.default_root_dir": "a run's folder is chosen with hydra.run.dir=DIR",
-    "trainer.limit_test_batches": "there is no test loop: every set is evaluated in validation, trainer.limit_val_batches",
+    "trainer.limit_test_batches": "there is no test loop: validation goes through all sets, trainer.limit_val_batches",
     "trainer.limit_predict_batches": "there is no prediction loop: predictions come with the evaluation",
     "trainer.overfit_batches": "it would train on the hold-out; use trainer.limit_train_batches",
     "trainer.num_sanity_val_steps": "the zero-shot evaluation goes through every set before training begins",
