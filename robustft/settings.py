@@ -12,9 +12,9 @@ a method or a mask of a user's own is held to the same rules without a line of o
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
 
 A description has a `kind` (number, the default; whole, flag, text, texts: a list of it), or `of` (a list to choose
-from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to the
-range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each of which asks of some
-settings that they are as described. Without it a setting matters always.
+from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to
+the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
+of which asks of some settings that they are as described. Without it a setting matters always.
 
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
 """
