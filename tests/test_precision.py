@@ -46,10 +46,11 @@ def test_float16_needs_a_gpu(work, precision):  # noqa: F811
     assert not (work / "float16" / "last.ckpt").exists() and not (work / "float16" / "results.json").exists()
 
 
-def test_precisions_have_one_name_each():
+def test_precisions_have_one_name_each(tmp_path):
     """They are part of what scores and features are kept by."""
     assert [resolve_precision(name, "cpu") for name in ("32", 32, "bf16")] == ["32-true", "32-true", "bf16-mixed"]
-    assert make_trainer(config.plain(composed("trainer.precision=bf16"))["trainer"], ".").precision == "bf16-mixed"
+    options = config.plain(composed("trainer.precision=bf16"))["trainer"]
+    assert make_trainer(options, tmp_path).precision == "bf16-mixed"
     assert resolve_precision("auto", "cpu") in ("32-true", "bf16-mixed")
 
 

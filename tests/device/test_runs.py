@@ -17,15 +17,20 @@ from robustft.cli import run_in
 from robustft.clip import zeroshot
 from robustft.clip.tiny import tokenizer
 from robustft.clip.weights import create_clip
+from robustft.data.loading import make_loader
+from robustft.data.sampling import EvalSampler
+from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.errors import UserError
+from robustft.evaluation.evaluator import Evaluator, prediction_rows
 from robustft.finetuner import Finetuner
 from robustft.state import BEST, SCORE, KeepBest, KeepState
+from robustft.training import make_trainer
 from tests.device import remote
 from tests.methods.micro import micro, same_bits
 from tests.small import composed
 
-SETTINGS = """data.train_images=32 data.holdout=8 data.batch_size=8 data.test_images=12 data.eval_batch_size=6
-    trainer.max_epochs=2 data.sets.scenes_v2=true data.sets.scenes_r=true""".split()  # sets of all kinds
+SETTINGS = """data.train_images=32 data.holdout=8 data.batch_size=8 data.test_images=8 data.eval_batch_size=5
+    trainer.max_epochs=2""".split()
 NAMES = ["fish", "boat", "star"]
 TEMPLATES = ["a {}.", "a photo of a {}."]
 
@@ -140,6 +145,31 @@ def test_resumed(places, monkeypatch):
             device.again("resumed", *settings, resume=hook.startswith("on_validation"))
     device.again("resumed", *settings, resume=True)
     same_results(device.folder / "resumed", cpu.do("counterfactual", *RUNS["counterfactual"]))
+
+
+SETS = {
+    "plain": torch.eye(3, dtype=torch.bool),
+    "some of the classes": torch.tensor([[True, False, False], [False, False, True]]),
+    "several right classes for a label": torch.tensor([[True, False, True], [False, True, False]]),
+}
+
+
+def test_every_kind_of_evaluation_set(tmp_path):
+    random = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (20, 3, 16, 16), generator=random, dtype=torch.uint8)
+    sets = []
+    for name, correct in SETS.items():
+        labels = torch.randint(len(correct), (20,), generator=random)
+        sets.append(EvaluationSet(name, TensorImages(pixels, labels), correct, [str(i) for i in range(20)]))
+    found = []
+    for accelerator in ("cpu", "auto"):
+        options = config.plain(composed(f"trainer.accelerator={accelerator}"))["trainer"]
+        evaluator = Evaluator(micro(3), sets, keep_predictions=True)
+        loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
+        make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
+        found.append((evaluator.scores, prediction_rows(sets, evaluator.predictions)))
+    assert found[0] == found[1] and len(found[0][1]) == 60
+    assert evaluator.predictions["plain"].device.type == remote.NAME
 
 
 @pytest.mark.parametrize("cached", [False, True])
