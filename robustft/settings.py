@@ -129,7 +129,7 @@ REFUSED = {
     "trainer.logger": "loggers are chosen by their group: logger=csv, wandb or none",
     "trainer.callbacks": "callbacks are objects, which cannot be typed",
     "trainer.default_root_dir": "a run's folder is chosen with hydra.run.dir=DIR",
-    "trainer.limit_test_batches": "there is no test loop: validation evaluates every set, see trainer.limit_val_batches",
+    "trainer.limit_test_batches": "there is no test loop: validation evaluates all sets, see trainer.limit_val_batches",
     "trainer.limit_predict_batches": "there is no prediction loop: predictions come with the evaluation",
     "trainer.overfit_batches": "it would train on the hold-out; use trainer.limit_train_batches",
     "trainer.num_sanity_val_steps": "the zero-shot evaluation goes through every set before training begins",
