@@ -179,7 +179,7 @@ def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
         cfg = overrides.compose_first(overrides.parse(typed))
         with open_dict(cfg):
             cfg.pop("hydra")
-        run_in(cfg, tmp_path / name, typed)
+        run_in(cfg, tmp_path / name, list(more))
         assert json.loads((tmp_path / name / "results.json").read_text())["schema"] == 1
         return sorted(path.name for path in (tmp_path / name).glob("gallery/*"))
 

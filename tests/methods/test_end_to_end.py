@@ -39,7 +39,7 @@ def do(work: Path, name: str, *settings: str) -> dict:
     cfg = overrides.compose_first(overrides.parse(typed))
     with open_dict(cfg):
         cfg.pop("hydra")
-    run_in(cfg, work / name, typed)
+    run_in(cfg, work / name, list(settings))  # the others are for all methods
     return json.loads((work / name / "results.json").read_text())
 
 
