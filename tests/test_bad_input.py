@@ -29,6 +29,7 @@ SCENES = (
     "data.holdout=16",
 )
 SHORT = (*SCENES, "logger=none", "trainer.enable_progress_bar=false")
+UNTRAINED = tuple(setting for setting in SHORT if "batch_size" not in setting)
 ALONE = tuple(f"data.sets.{name}=false" for name in ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet"))
 
 
@@ -86,7 +87,7 @@ def test_each_gets_one_message(tmp_path: Path, imagenet: Path, files: Path) -> N
             (official_classes().wnids[-1] + "/one.png", "Cannot read the image"),
         ),
         "a model for other classes": (
-            (*(one for one in SHORT if "batch_size" not in one), "method=evaluate", f"checkpoint={files}/other_classes.safetensors"),
+            (*UNTRAINED, "method=evaluate", f"checkpoint={files}/other_classes.safetensors"),
             ("other_classes.safetensors", "made for 2 classes", "expected 16"),
         ),
         "weights of another shape": (

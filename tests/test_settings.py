@@ -186,6 +186,8 @@ def test_what_is_said_without_harm_is_not(typed):
         ("method=finetune mask.threshold=0.3,0.4", None),
         ("mask=random mask.threshold=0.3,0.4", None),
         ("method=zeroshot,finetune beta=3", None),
+        ("mask=random mask.threshold=interval(0.2,0.4)", None),  # as a search asks
+        ("mask=random,object mask.threshold=interval(0.2,0.4)", 3),
         ("save_minutes=1 seed=1,2", None),  # sweeps keep no state
     ],
 )
