@@ -186,6 +186,8 @@ def test_what_is_said_without_harm_is_not(typed):
         ("method=finetune mask.threshold=0.3,0.4", None),
         ("mask=random mask.threshold=0.3,0.4", None),
         ("method=zeroshot,finetune beta=3", None),
+        ("mask=random mask.threshold=interval(0.2,0.4)", None),  # as a search asks
+        ("mask=random,object mask.threshold=interval(0.2,0.4)", 3),
         ("save_minutes=1 seed=1,2", None),  # sweeps keep no state
     ],
 )
@@ -377,7 +379,7 @@ CHANGES = [
     *("optimizer.base_momentum=0.5", "optimizer.max_momentum=0.99", "optimizer.warmup=0.5", "seed=1"),
     *("data.batch_size=8", "data.holdout_seed=1", "data.data_seed=1", "data.correlation=0.5", "data.image_size=32"),
     *("trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2", "trainer.precision=bf16-mixed"),
-    *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.train_images=80", "trainer.fast_dev_run=1"),
+    *("trainer.max_epochs=1", "trainer.limit_train_batches=2", "data.train_images=80"),
 ]
 
 
@@ -423,15 +425,32 @@ def test_a_profile_is_written(work):  # noqa: F811
     assert "run_training_batch" in (work / "profiled" / "fit-profile.txt").read_text()
 
 
-def test_the_schedule_cycles_momentum_between_what_is_set(tmp_path):
+def test_the_schedule_cycles_momentum_between_what_is_set():
+    from types import SimpleNamespace
+
     import torch
 
-    from robustft.finetuner import Schedule
+    from robustft.finetuner import Finetuner, Schedule
 
-    momenta = Schedule(1.0, 0.0, 0.5, 10, base_momentum=0.5, max_momentum=0.7)
-    layer = torch.nn.Linear(1, 1)
-    optimizer = torch.optim.AdamW(layer.parameters(), betas=(momenta.max_momentum, momenta.beta2))
-    assert optimizer.param_groups[0]["betas"] == (0.7, 0.999)
+    schedule = Schedule(1.0, 0.0, 0.5, 10, beta2=0.9, base_momentum=0.5, max_momentum=0.7)
+    trainer = SimpleNamespace(precision="32-true")
+    made = Finetuner.configure_optimizers(
+        SimpleNamespace(schedule=schedule, student=torch.nn.Linear(1, 1), trainer=trainer)
+    )
+    optimizer, cycle = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    seen = []
+    for _ in range(9):
+        seen.append(optimizer.param_groups[0]["betas"])
+        optimizer.step()
+        cycle.step()
+    momenta, second = zip(*seen, strict=True)
+    assert set(second) == {0.9} and momenta[0] == 0.7 and min(momenta) == pytest.approx(0.5, abs=1e-6)
+
+    earlier = {"lr": 1.0, "weight_decay": 0.0, "betas": (0.9, 0.999), "warmup": 0.5, "steps": 10}
+    default = SimpleNamespace(schedule=Schedule(1.0, 0.0, 0.5, 10))
+    Finetuner.on_load_checkpoint(default, {"schedule": earlier})
+    with pytest.raises(UserError, match="beta2 was 0.99"):
+        Finetuner.on_load_checkpoint(default, {"schedule": earlier | {"betas": (0.9, 0.99)}})
 
 
 def test_composed_small_config_is_the_commands():
