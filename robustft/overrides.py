@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -188,11 +189,12 @@ def texts(overrides: Iterable[Override]) -> dict[str, str]:
 
 
 def is_group(key: str) -> bool:
-    return key in _group_names() or key.startswith("hydra/")
+    return key in _group_names(configs.added()) or key.startswith("hydra/")
 
 
 @cache
-def _group_names() -> set[str]:
+def _group_names(_own: Path | None) -> set[str]:
+    """With the user's own folder of configs: it may be added later."""
     return set(groups())
 
 
