@@ -27,7 +27,7 @@ CLASSES, BATCH = 10, 8
 # By precision: the error of a weight's gradient relative to that gradient, as vectors, of the worst weight, and the
 # relative error of the loss, against float32 on the CPU. float32: sums of at most 3,072 products in another order,
 # sqrt(3072) * 2^-24 = 3e-6 each and a hundred of them behind one another (TF32 is off). The others: gradients two to
-# three times what ViT-B/32 gives under the CPU's own autocast, 0.104 in bfloat16 and 0.003 in float16; the loss one unit
+# three times what ViT-B/32 gives under the autocast of CPUs, 0.104 in bfloat16 and 0.003 in float16; the loss one unit
 # in the last place of the format, 2^-8 and 2^-11 (found there: 2e-4 and 8e-5).
 TOLERANCES = {"32-true": (1e-3, 1e-4), "bf16-mixed": (0.2, 2**-8), "16-mixed": (0.01, 2**-11)}
 
