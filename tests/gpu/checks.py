@@ -24,11 +24,12 @@ from robustft.finetuner import AUTOCAST, Finetuner, Schedule
 ARCHITECTURES = {"vitb32": "ViT-B-32-quickgelu", "tiny": "tiny"}
 CLASSES, BATCH = 10, 8
 
-# The largest error of a gradient relative to its weight's largest gradient, against float32 on the CPU, and that of the
-# loss. float32: both round sums of at most 3,072 products in another order, about sqrt(3072) * 2^-24 = 3e-6 a product
-# and a hundred of them behind one another; TF32 is off. bfloat16 has 8 and float16 11 significant bits: units in the
-# last place of 2^-8 = 4e-3 and 2^-11 = 5e-4, over 12 blocks forward and back.
-TOLERANCES = {"32-true": (2e-3, 1e-4), "bf16-mixed": (0.3, 0.03), "16-mixed": (0.06, 0.005)}
+# By precision: the error of a weight's gradient relative to that gradient, as vectors, of the worst weight, and the
+# relative error of the loss, against float32 on the CPU. float32: sums of at most 3,072 products in another order,
+# sqrt(3072) * 2^-24 = 3e-6 each and a hundred of them behind one another (TF32 is off). The others: gradients two to
+# three times what ViT-B/32 gives under the autocast of CPUs, 0.104 in bfloat16 and 0.003 in float16; the loss one unit
+# in the last place of the format, 2^-8 and 2^-11 (found there: 2e-4 and 8e-5).
+TOLERANCES = {"32-true": (1e-3, 1e-4), "bf16-mixed": (0.2, 2**-8), "16-mixed": (0.01, 2**-11)}
 
 
 def models(name: str) -> tuple[Classifier, Classifier]:
@@ -104,12 +105,12 @@ def step(
 
 
 def compare(name: str, device: str, precision: str) -> tuple[float, float]:
-    """The largest relative error of a gradient, and that of the loss, against float32 on the CPU."""
+    """The errors that TOLERANCES limits."""
     expected_loss, expected = step(name, "cpu", "32-true")
     loss, gradients = step(name, device, precision)
     assert all(value.isfinite().all() for value in gradients.values())
     worst = max(
-        float((value - expected[key]).abs().max() / expected[key].abs().max())
+        float((value - expected[key]).norm() / expected[key].norm())
         for key, value in gradients.items()
         if not key.endswith("attn.in_proj_bias")  # that of keys changes nothing: its gradient is rounding
     )
