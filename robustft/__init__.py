@@ -1,10 +1,9 @@
 """Robust fine-tuning of CLIP with masked images as counterfactual samples."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from robustft.clip.classifier import Classifier
 
 __version__ = "0.1.0"

@@ -35,8 +35,8 @@ def cache_folder() -> Path:
 
     A variable that is empty counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification says.
     """
-    own, shared = (os.environ.get(name, "").strip() for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
-    if own:
+    own, shared = (os.environ.get(name, "") for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
+    if own.strip():
         return expand(own)
     if not os.path.isabs(shared):
         shared = os.path.expanduser("~/.cache")

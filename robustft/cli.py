@@ -372,7 +372,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     swept += [key for key, override in typed.items() if override.is_sweep_override()]
     choices = hydra_config.runtime.choices
     named = _value(parsed, "sweep") not in (None, "null") or "hydra.sweep.dir" in typed
-    if not swept and not named and choices.get("hydra/launcher") == choices.get("hydra/sweeper") == "basic":
+    plain = choices.get("hydra/launcher") == "basic" and choices.get("hydra/sweeper") in ("basic", "combinations")
+    if plain and not swept and not named:
         raise UserError("-m: nothing is swept. Give a setting several values, as in seed=1,2, or leave out -m")
     own = [key for key in typed if key not in swept and not key.startswith("hydra")]
     constants = [

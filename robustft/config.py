@@ -325,9 +325,10 @@ def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
 def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
     """A plain config as it was saved, by this or an earlier version, in today's names."""
     config = {**saved}
-    optimizer = dict(config.get("optimizer") or {})
-    if betas := optimizer.pop("betas", None):  # its first value never had an effect
-        config["optimizer"] = optimizer | {"beta2": betas[1], "max_momentum": 0.95, "base_momentum": 0.85}
+    if isinstance(config.get("optimizer"), dict) and isinstance(config["optimizer"].get("betas"), list):
+        optimizer = dict(config["optimizer"])
+        *_, beta2 = optimizer.pop("betas") or [None]  # the first never had an effect
+        config["optimizer"] = optimizer | {"beta2": beta2, "max_momentum": 0.95, "base_momentum": 0.85}
     if isinstance(config.get("method"), dict):
         traits = ("trains", "masks", "needs", "uses")  # of the code
         config["method"] = {key: value for key, value in config["method"].items() if key not in traits}

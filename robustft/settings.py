@@ -66,6 +66,7 @@ CORE: dict[str, Description] = {
     "model.pretrained": TEXT,
     "data._target_": {"kind": "text"},
     "model.grad_checkpointing": {**FLAG, "when": []},  # for methods to take
+    "model.recipe.threads": {**COUNT, "or_null": True},
     "model.recipe.*": {"kind": "anything", "when": []},  # matters where another setting takes its value from it
     "data.root": TEXT,
     "data.batch_size": {**COUNT, "when": [TRAINS]},

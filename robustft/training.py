@@ -127,7 +127,7 @@ def make_trainer(
         UserError: Lightning does not take the options, or not on this machine.
     """
     bar = [progress()] if options["enable_progress_bar"] else []
-    accumulate = options["accumulate_grad_batches"]
+    accumulate = options.get("accumulate_grad_batches", 1)
     chosen = dict(options) | {
         "precision": resolve_precision(options["precision"], options["accelerator"]),
         "accumulate_grad_batches": 1 if accumulate == AUTO else accumulate,  # not known yet: robustft/accumulation.py

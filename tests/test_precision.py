@@ -19,7 +19,7 @@ def test_what_is_offered_works_in_a_whole_run(work, precision):  # noqa: F811
     record = do(work / precision, *settings, "disagreement=1")
     assert record["holdout"] and len(list((work / precision / "gallery").glob("*.png"))) == 3
     again = do(
-        work / f"{precision}-again", *settings, "method=evaluate", f"checkpoint={work / precision}/model.safetensors"
+        work / f"{precision}-again", settings[0], "method=evaluate", f"checkpoint={work / precision}/model.safetensors"
     )
     assert again["id"] == record["id"] and again["ood"] == record["ood"]
 

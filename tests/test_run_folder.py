@@ -19,7 +19,7 @@ from robustft import cli, files
 from robustft.config import BEST
 from robustft.errors import FolderTaken, UserError
 from robustft.state import LAST, KeepState
-from tests.small import ROOT, SMALL, assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
+from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
 from tests.test_cli import STAND_IN
 
 # Python imports sitecustomize at its start: the command waits in the second step of its optimiser.
@@ -51,7 +51,7 @@ def start(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
     (folder / "stand_in").mkdir(parents=True, exist_ok=True)
     (folder / "stand_in" / "sitecustomize.py").write_text(WAITS)
     paths = os.pathsep.join([str(folder / "stand_in"), str(ROOT)])
-    line = [sys.executable, str(ROOT / "run.py"), *SMALL, *arguments]
+    line = [sys.executable, str(ROOT / "run.py"), *small(*arguments)]
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(line, cwd=folder, env=environment, **pipes)  # type: ignore[call-overload]
@@ -67,7 +67,7 @@ def refused(monkeypatch, capsys):
     """What the command says that is refused before Hydra starts, in this process."""
 
     def refuse(*arguments: str) -> str:
-        monkeypatch.setattr("sys.argv", ["run.py", *SMALL, *arguments])
+        monkeypatch.setattr("sys.argv", ["run.py", *small(*arguments)])
         assert cli.main() == 1
         said = capsys.readouterr()
         assert said.err.startswith("error: ") and said.err.count("\n") == 1 and len(said.err) < 500, said

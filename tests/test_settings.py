@@ -46,7 +46,7 @@ MATTERS = {
     "model.recipe.beta": ["counterfactual"],
     "model.recipe.kd_beta": ["kd"],
     "model.recipe.probe.lr model.recipe.probe.epochs": ["linear_probe", "lpft"],
-    "model.recipe.precision": ALL,
+    "model.recipe.precision model.recipe.threads threads overwrite": ALL,
     "data._target_ data.root data.sets.scenes data.sets.scenes_v2 data.sets.scenes_r data.sets.scenes_sketch": ALL,
     "data.sets.scenes_objectnet data.sets.scenes_a data.train_images data.test_images data.image_size": ALL,
     "data.data_seed data.correlation data.eval_batch_size data.holdout data.holdout_seed data.eval_images": ALL,
@@ -410,7 +410,7 @@ def test_limits_that_leave_nothing_are_refused_once_the_data_is_known(work):  # 
         "trainer.val_check_interval=1000": "trainer.val_check_interval=1000 is more than the 3 batches",
         "data.holdout=64": "leaves nothing to train on",
         "data.holdout=60": "only|more than the 4 training images",
-        "trainer.strategy=deepspeed": "trainer: ",
+        "trainer.strategy=deepspeed": "others do not work with two backward passes",
         "trainer.accelerator=mps": "trainer: ",
     }.items():
         with pytest.MonkeyPatch.context() as patch:

@@ -13,10 +13,8 @@ from robustft.cache import locked
 from robustft.disagreement import FILE
 from robustft.errors import UserError
 from robustft.study import Entry, Results, Study, main
-from tests.small import SMALL, work  # noqa: F401 (a fixture)
+from tests.small import SMALL, UNTRAINED, work  # noqa: F401 (a fixture)
 
-OF_TRAINING = ("data.batch_size", "trainer.max_epochs", "trainer.log_every_n_steps")
-UNTRAINED = [setting for setting in SMALL if not setting.startswith(OF_TRAINING)]
 ENTRIES = [
     Entry("vanilla_seed-1", (*SMALL, "method=finetune", "seed=1", "disagreement=1"), keep=True, also=FILE),
     Entry("average_seed-1", (*UNTRAINED, "method=wiseft", "checkpoint={vanilla_seed-1}", "seed=1")),

@@ -19,7 +19,7 @@ from robustft.data.check import check
 from robustft.evaluation.results import print_table
 from robustft.report.__main__ import main as report
 from tests.data.conftest import make_data, root  # noqa: F401 (a fixture)
-from tests.small import ROOT, SMALL
+from tests.small import ROOT, SMALL, UNTRAINED
 
 STUDY = ROOT / "experiments" / "comparison"
 WIDTHS = [60, 80, 120, None]
@@ -98,7 +98,7 @@ def test_wide_letters_and_long_names_fit(width: int):
 
 COMMANDS = {
     "report": ["-m", "robustft.report", "results", "--baseline", "vanilla"],
-    "run": [str(ROOT / "run.py"), *SMALL, "method=zeroshot"],
+    "run": [str(ROOT / "run.py"), *UNTRAINED, "method=zeroshot"],
     "data": [str(ROOT / "run.py"), *SMALL, "check=data"],
     "study": ["study.py"],
     "mistake": [str(ROOT / "run.py"), "beta=β"],

@@ -9,6 +9,7 @@ import pytest
 import wandb
 
 from robustft import network, tracking, wandb_connection
+from robustft.cli import run_in
 from robustft.errors import UserError
 from robustft.wandb_files import read_logged
 from tests.small import assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
@@ -194,9 +195,11 @@ def test_a_run_of_a_sweep_that_is_started_again_keeps_its_id(monkeypatch, tmp_pa
     monkeypatch.setenv("WANDB_MODE", "offline")
     ids = []
     for _ in range(2):
-        do(tmp_path / "job", *RUN, "sweep=mine")
+        run_in(composed(*RUN, "sweep=mine"), tmp_path / "job", [], sweep=True)
         ids.append((tmp_path / "job" / "wandb_id.txt").read_text())
-        (tmp_path / "job" / "results.json").unlink()  # as if it had been killed at the end
+        for left in ("results.json", "last.ckpt", "best.safetensors", "model.safetensors"):  # as if it had been killed
+            (tmp_path / "job" / left).unlink(missing_ok=True)
     assert ids[0] == ids[1]
-    do(tmp_path / "job", *RUN)  # another run in that folder, not of a sweep
+    (tmp_path / "job" / "predictions.csv.gz").unlink()
+    do(tmp_path / "job", *RUN, "overwrite=true")  # another run in that folder, not of a sweep
     assert (tmp_path / "job" / "wandb_id.txt").read_text() != ids[0]

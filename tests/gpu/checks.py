@@ -81,7 +81,7 @@ def step(
         )
 
     distillation = replace(distillation, mask=given, fill=fill)
-    finetuner = Finetuner(student, [], Schedule(0.0, 0.0, (0.9, 0.999), 0.1, 1), distillation)
+    finetuner = Finetuner(student, [], Schedule(0.0, 0.0, 0.1, 1), distillation)
     # Of a loss in float16 gradients would be too small for their number format: Lightning's scaler does this.
     scale = 2.0**12 if precision == "16-mixed" else 1.0
     random = generator(5, device=device)
