@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from glob import glob
@@ -150,8 +150,10 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
     files.remove_partial(folder)
 
 
-def start_over(folder: Path) -> None:
+def start_over(folder: Path, keep: Collection[str] = ()) -> None:
     """Takes away the run that lies in ``folder`` and puts the new one's settings in place; see ``ASIDE``.
+
+    What is named in ``keep`` is the new run's already.
 
     Without settings that were put aside there is nothing to do.
     """
@@ -160,7 +162,7 @@ def start_over(folder: Path) -> None:
         return
     for name in (*RESULTS, *STATE, *LOGS):
         path = folder / name
-        if name == "run.log":  # is open: this run's lines follow
+        if name == "run.log" or name in keep:  # the log is open: this run's lines follow
             continue
         if path.is_dir():
             for picture in path.glob("*.png"):

@@ -28,7 +28,7 @@ UNTRAINED = [setting for setting in SMALL if not setting.startswith(OF_TRAINING)
 
 def small(*arguments: str) -> list[str]:
     """The arguments behind those of SMALL that mean something to their method."""
-    trains = not {"method=zeroshot", "method=evaluate"} & set(arguments)
+    trains = not {"method=zeroshot", "method=evaluate", "method=soup", "method=wiseft"} & set(arguments)
     return [*(SMALL if trains else UNTRAINED), *arguments]
 
 

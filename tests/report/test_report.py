@@ -357,7 +357,7 @@ def test_a_place_that_cannot_be_written_is_one_line(make_run, tmp_path: Path, ca
     for place in ("file/below", "file" if option == "--out" else "runs"):
         assert main([str(tmp_path / "runs"), option, str(tmp_path / place)]) == 1
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: {option}={tmp_path / place}: cannot write")
+        assert line.startswith(f"error: {option}={tmp_path / place}: ")
 
 
 def test_a_study_s_results_are_a_folder_of_runs(make_run, tmp_path: Path):
