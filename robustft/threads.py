@@ -7,9 +7,9 @@ off for a model was measured (experiments/speed) and stands in its recipe.
 import os
 import sys
 
-# How often a thread looks whether the others are done before it sleeps. libgomp's own default, 100 times more, lets
+# How often a thread looks whether the others are done before it sleeps. libgomp's own default, 150 times more, lets
 # threads burn the time of those that they wait for as soon as another process shares the cores.
-SPINS = "10000"
+SPINS = "2000"
 # As the user has it, before `use` sets it for a run: others of a sweep may have another model.
 ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
 
