@@ -36,10 +36,11 @@ test-slow: $(STAMP) ## run the tests that take minutes
 test-gpu: $(STAMP) ## run the tests that need a CUDA device; they are skipped without one
 	@$(BIN)/python -m pytest -m gpu -rs tests/gpu $(ARGS)
 
-lint: $(STAMP) ## check style, format and types
+lint: $(STAMP) ## check style, format, types, and who imports whom
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports
 
 demo: $(STAMP) ## set up, then the main job on the embedded benchmark: minutes on a CPU
 	@$(BIN)/python run.py $(ARGS)
@@ -50,4 +51,4 @@ bench: $(STAMP) ## time the training step of ViT-B/32
 	@$(BIN)/python -m robustft.bench --model vitb32 --batch 16 --json runs/bench.json $(ARGS)
 
 clean: ## remove .venv and caches; runs stay
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache *.egg-info

@@ -20,9 +20,9 @@ from typing import Any
 
 from rich.console import Console
 
-from robustft import terminal
+from robustft.common import terminal
+from robustft.common.files import write
 from robustft.evaluation.results import percent, print_table
-from robustft.files import write
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import Difference, paired_difference

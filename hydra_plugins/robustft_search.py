@@ -1,11 +1,11 @@
-"""Where Hydra looks for sweepers: hydra/sweeper=optuna is `robustft.search`, the usual one is here."""
+"""Where Hydra looks for sweepers: hydra/sweeper=optuna is `robustft.cli.search`, the usual one is here."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-from robustft import search
+from robustft.cli import search
 
 
 class HoldoutSearch(search.HoldoutSearch):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustft.clip.classifier import Classifier
+    from robustft.models.classifier import Classifier
 
 __version__ = "0.1.0"
 
@@ -15,8 +15,8 @@ def load(path: "str | Path") -> "Classifier":
     Of a run that was interrupted it is the best one so far; a warning says so.
 
     Raises:
-        robustft.errors.UserError: the file is missing or is no model of this project.
+        robustft.common.errors.UserError: the file is missing or is no model of this project.
     """
-    from robustft.clip.weights import load_classifier  # torch and open_clip only when asked for
+    from robustft.models.weights import load_classifier  # torch and open_clip only when asked for
 
     return load_classifier(Path(path))

@@ -2,7 +2,7 @@
 
 import sys
 
-from robustft.cli import main
+from robustft.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

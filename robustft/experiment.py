@@ -21,35 +21,40 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from robustft import config, runs, tracking
-from robustft.cache import ScoreCache, cache_folder, fingerprint, is_first_process, one_at_a_time
-from robustft.clip.classifier import Classifier
-from robustft.clip.weights import load_classifier, save_classifier
-from robustft.clip.zeroshot import preprocess_of, zeroshot_classifier
+from robustft.cli import resuming
+from robustft.cli.run_folder import start_over
+from robustft.common import configs
+from robustft.common.cache import cache_folder, fingerprint, one_at_a_time
+from robustft.common.errors import UserError
+from robustft.common.files import disk_error
+from robustft.common.memory import EVALUATION, enough_memory, is_out_of_memory
+from robustft.common.paths import expand
+from robustft.common.processes import is_first_process
+from robustft.counterfactual.distillation import Distillation, make_distillation
+from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
-from robustft.disagreement import Disagreement
-from robustft.distillation import Distillation, make_distillation
-from robustft.errors import UserError
+from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluator import Evaluator, as_scores, summary
+from robustft.evaluation.gallery import write_gallery
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.files import disk_error
-from robustft.gallery import write_gallery
-from robustft.maps import teacher_maps
-from robustft.memory import EVALUATION, enough_memory, is_out_of_memory
-from robustft.paths import expand
-from robustft.run_folder import start_over
-from robustft.state import BEST, check_best, read_position
-from robustft.tracking import log_results, make_loggers
-from robustft.training import AUTO, Trained, check_limits, make_trainer, resolve_precision, train
+from robustft.evaluation.score_cache import ScoreCache
+from robustft.models.classifier import Classifier
+from robustft.models.files import BEST, MODEL
+from robustft.models.weights import load_classifier, save_classifier
+from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
+from robustft.training import tracking
+from robustft.training.checkpoints import check_best, read_position
+from robustft.training.loop import AUTO, Trained, check_limits, make_trainer, resolve_precision, train
+from robustft.training.tracking import log_results, make_loggers
 
 log = logging.getLogger(__name__)
 
 
 def run(cfg: DictConfig) -> dict[str, Any] | None:
-    """Do what a checked config asks for (robustft/cli.py composes it); the content of results.json.
+    """Do what a checked config asks for (robustft/cli/main.py composes it); the content of results.json.
 
     Raises:
         UserError: the user can put it right. Nothing is left that looks finished.
@@ -68,7 +73,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.resume:
         check_best(read_position(this.folder))  # refused before time is spent, if at all
     tracking.check(cfg)
-    this.data.trainer = make_trainer(config.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
+    this.data.trainer = make_trainer(configs.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
     if cfg.trainer.accumulate_grad_batches == AUTO and this.together:
         raise UserError(
             f"trainer.accumulate_grad_batches=auto tries one device, and this run has {this.data.trainer.world_size}:"
@@ -138,7 +143,7 @@ class Run:
     @cached_property
     def device(self) -> torch.device:
         """This process's device, of training and evaluation; what is no part of these is computed there too."""
-        return make_trainer(config.plain(self.cfg)["trainer"], self.folder).strategy.root_device
+        return make_trainer(configs.plain(self.cfg)["trainer"], self.folder).strategy.root_device
 
     @cached_property
     def loggers(self) -> list[Logger]:
@@ -164,7 +169,7 @@ class Run:
         cfg, distillation = self.cfg, self._distillation(temperature)
         if distillation is None or cfg.mask.source != "teacher":
             return distillation
-        cams = teacher_maps(distillation.teacher, self.data, cfg.mask, config.plain(cfg)["trainer"], self.folder)
+        cams = teacher_maps(distillation.teacher, self.data, cfg.mask, configs.plain(cfg)["trainer"], self.folder)
         return distillation if cams is None else distillation.with_maps(cams)
 
     def _distillation(self, temperature: float | None) -> Distillation | None:
@@ -182,7 +187,7 @@ class Run:
         Args:
             head_alone: the head is trained on features, which takes next to no memory.
         """
-        from robustft.accumulation import micro_batches_that_fit
+        from robustft.training.accumulation import micro_batches_that_fit
 
         cfg, count = self.cfg, 1
         if not head_alone:
@@ -190,17 +195,17 @@ class Run:
                 self.student(),
                 self._distillation(cfg.temperature),
                 self.data,
-                config.plain(cfg)["trainer"],
+                configs.plain(cfg)["trainer"],
                 self.folder,
                 least=2 if cfg.fill.kind != "none" or cfg.disagreement else 1,
             )
         cfg.trainer.accumulate_grad_batches = count
-        runs.record(self.folder, cfg, f"{config.ACCUMULATE}={count}")
-        self.data.trainer = make_trainer(config.plain(cfg)["trainer"], self.folder)
+        resuming.record(self.folder, cfg, f"{configs.ACCUMULATE}={count}")
+        self.data.trainer = make_trainer(configs.plain(cfg)["trainer"], self.folder)
 
     def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
         """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
-        cfg = config.plain(self.cfg)
+        cfg = configs.plain(self.cfg)
         arguments: dict[str, Any] = {
             "data": self.data,
             "folder": self.folder,
@@ -225,7 +230,7 @@ class Run:
         self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False
     ) -> Evaluator:
         """``model`` on ``sets`` (default: all); see ``scores`` and ``predictions`` of what is returned."""
-        options = config.plain(self.cfg)["trainer"]
+        options = configs.plain(self.cfg)["trainer"]
         self.data.setup("validate")
         sets = self.data.sets if sets is None else list(sets)
         evaluator = Evaluator(model, sets, keep_predictions)
@@ -274,14 +279,14 @@ class Run:
         keep = bool(cfg.trainer.enable_checkpointing)
         if is_first_process():
             if keep:
-                save_classifier(self.folder / config.MODEL, made.model, self.data.class_names)
+                save_classifier(self.folder / MODEL, made.model, self.data.class_names)
             names = self.data.class_names
             write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions, names)
         gallery: list[Path] = []
         if is_first_process():
             with keeps_going("the gallery"):
                 gallery = self.gallery(made.model, evaluator)
-        plain = config.plain(cfg)
+        plain = configs.plain(cfg)
         masked = bool(cfg.method.takes.masks)
         record = results_record(
             scores,
@@ -299,7 +304,7 @@ class Run:
             beta=cfg.beta,
             alpha=cfg.alpha,
             temperature=cfg.temperature,
-            checkpoint=config.MODEL if keep else None,
+            checkpoint=MODEL if keep else None,
             train_images_per_s=made.images_per_s,
         )
         if is_first_process():
@@ -308,13 +313,13 @@ class Run:
             write_results(self.folder / "results.json", record)
             (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
-            left = ["results.json", PREDICTIONS, *([config.MODEL] if keep else []), *(["gallery/"] if gallery else [])]
+            left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if gallery else [])]
             log.info("in %s: %s", os.path.relpath(self.folder), ", ".join(left))
         return record
 
     def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
         """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
-        cfg = config.plain(self.cfg)
+        cfg = configs.plain(self.cfg)
         distils = bool(self.cfg.method.takes.masks) and bool(cfg["beta"])
         if cfg["method"]["name"] == "zeroshot":
             models = {"zero-shot model": student}

@@ -11,11 +11,12 @@ import pytest
 import torch
 from omegaconf import open_dict
 
-from robustft import config, overrides
-from robustft.cli import run_in
+from robustft.cli import checks, compose, identity
+from robustft.cli.main import run_in
+from robustft.cli.sources import CONF
 from robustft.experiment import Run
 
-ROOT = overrides.CONF.parent
+ROOT = CONF.parent
 SMALL = """model=tiny model.pretrained=null data=scenes data.train_images=64 data.holdout=16 data.test_images=16
     data.batch_size=16 data.eval_batch_size=8 trainer=cpu trainer.max_epochs=2 trainer.log_every_n_steps=1
     data.sets.scenes_v2=false data.sets.scenes_r=false data.sets.scenes_sketch=false
@@ -43,7 +44,7 @@ def work(tmp_path_factory: pytest.TempPathFactory):
 
 
 def composed(*settings: str):
-    cfg = overrides.compose_first(overrides.parse([*SMALL, *settings]))
+    cfg = compose.compose_first(compose.parse([*SMALL, *settings]))
     with open_dict(cfg):
         cfg.pop("hydra")
     return cfg
@@ -52,8 +53,8 @@ def composed(*settings: str):
 def prepared(folder: Path, *settings: str) -> Run:
     """A run as it stands before its method begins."""
     cfg = composed(*settings)
-    config.check(cfg)
-    config.resolve(cfg)
+    checks.check(cfg)
+    identity.resolve(cfg)
     with open_dict(cfg):
         cfg.run_dir, cfg.run_name, cfg.resume = str(folder), folder.name, None
     torch.manual_seed(0)

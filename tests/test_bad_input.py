@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from robustft.clip import tiny
-from robustft.clip.weights import create_clip, save_classifier
-from robustft.clip.zeroshot import zeroshot_classifier
 from robustft.data.imagenet import official_classes
+from robustft.models import tiny
+from robustft.models.weights import create_clip, save_classifier
+from robustft.models.zeroshot import zeroshot_classifier
 
 ROOT = Path(__file__).parents[1]
 SCENES = (

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustft import cache, homes
-from robustft.cache import ScoreCache, cache_folder, one_at_a_time, remembered
+from robustft.common import cache, homes
+from robustft.common.cache import cache_folder, one_at_a_time, remembered
 from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation.results import Score
+from robustft.evaluation.score_cache import ScoreCache
 from tests.small import ROOT, SMALL, command
 
 

@@ -15,9 +15,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from robustft import cli, config, processes, runs, settings
-from robustft.errors import UserError, user_error
-from robustft.overrides import CONF, groups, parse, texts
+from robustft.cli import checks, identity, naming, settings
+from robustft.cli import main as cli
+from robustft.cli.compose import parse, texts
+from robustft.cli.sources import CONF, groups
+from robustft.common import configs, processes, terminal
+from robustft.common.errors import UserError, user_error
 
 ROOT = CONF.parent
 NAMES = """mask.threshold mask.rate mask.cam mask.source mask.layers beta temperature alpha
@@ -32,7 +35,7 @@ STAND_IN = """
 import json, pathlib, sys, types
 
 def run(cfg):
-    from robustft import config, errors
+    from robustft.common import configs, errors
     folder = pathlib.Path(cfg.run_dir)
     with open(folder / "calls", "a") as calls:
         calls.write(f"{cfg.run_name} {cfg.resume}\\n")
@@ -43,7 +46,7 @@ def run(cfg):
     if cfg.beta == 7 and cfg.resume is None:
         (folder / "last.ckpt").touch()
         raise KeyboardInterrupt
-    results = {"schema": 1, "config": config.plain(cfg)}
+    results = {"schema": 1, "config": configs.plain(cfg)}
     (folder / "results.json").write_text(json.dumps(results))
     return results
 
@@ -75,13 +78,13 @@ def composed(*overrides: str):
 
 def accept(*typed: str):
     """The checks of a single run."""
-    config.check(composed(*typed), texts(parse(typed)))
+    checks.check(composed(*typed), texts(parse(typed)))
 
 
 def test_every_promised_name_is_in_the_config():
     for arguments in ([], ["model=vitb32"], ["method=wiseft"]):
         cfg = composed(*arguments)
-        missing = [name for name in NAMES if name not in dict(settings.flatten(config.plain(cfg)))]
+        missing = [name for name in NAMES if name not in dict(configs.flatten(configs.plain(cfg)))]
         assert not missing
     assert list(composed("model=vitb16").data.sets) == SHIFTS
     assert "correlation" in composed().data
@@ -113,19 +116,19 @@ def test_every_method_and_mask_is_sound_as_it_comes():
         cfg = composed(f"method={method}")
         for need in cfg.method.takes.needs:
             cfg[need] = str(ROOT / "run.py")
-        config.check(cfg)
-        config.resolve(cfg)
+        checks.check(cfg)
+        identity.resolve(cfg)
         assert (cfg.mask.kind == "object") == (method == "counterfactual")
         assert (cfg.beta is None) == (method not in ("counterfactual", "kd"))
     for mask in groups()["mask"]:
         cfg = composed(f"mask={mask}")
-        config.check(cfg)
-        config.resolve(cfg)
+        checks.check(cfg)
+        identity.resolve(cfg)
         assert (cfg.fill.kind == "none") == (mask == "none")
         assert (cfg.mask.threshold is None) == (mask in ("none", "random"))
         assert (cfg.mask.rate is None) == (mask != "random")
     assert composed("mask=none", "method=kd").fill.kind == "none"
-    config.check(composed("method=kd", "mask=random", "fill=multi"))
+    checks.check(composed("method=kd", "mask=random", "fill=multi"))
 
 
 @pytest.mark.parametrize(
@@ -166,18 +169,18 @@ def test_what_cannot_work_is_refused(arguments, expected):
 def test_a_runs_folder_stands_for_its_model(tmp_path):
     (tmp_path / "model.safetensors").touch()
     cfg = composed("method=wiseft", f"checkpoint={tmp_path}")
-    config.check(cfg)
+    checks.check(cfg)
     assert cfg.checkpoint == str(tmp_path / "model.safetensors")
 
 
 def test_scenes_are_not_rendered_among_other_things(tmp_path):
     cfg = composed(f"data.root={tmp_path}")
-    config.check(cfg)
+    checks.check(cfg)
     (tmp_path / "scenes_v2-0.safetensors").touch()
-    config.check(cfg)
+    checks.check(cfg)
     (tmp_path / "scenes_v2-0.safetensors").rename(tmp_path / "ILSVRC2012")
     with pytest.raises(UserError, match="choose model=vitb32"):
-        config.check(cfg)
+        checks.check(cfg)
 
 
 def test_bad_input_gets_one_message(command, tmp_path):
@@ -243,7 +246,7 @@ def test_help_and_errors_come_at_once(command):
         started = time.monotonic()
         answer = command(*arguments)
         assert time.monotonic() - started < 6 and expected in answer.stdout
-    heavy = "import sys, robustft.cli; sys.exit(any(name in sys.modules for name in ('torch', 'lightning')))"
+    heavy = "import sys, robustft.cli.main; sys.exit(any(name in sys.modules for name in ('torch', 'lightning')))"
     assert subprocess.run([sys.executable, "-c", heavy], cwd=ROOT).returncode == 0
 
 
@@ -328,7 +331,7 @@ def test_a_mistake_is_found_in_half_a_second():
     code = """
 import sys, time
 import hydra, omegaconf, hydra.core.plugins
-from robustft import cli
+from robustft.cli import main as cli
 sys.argv = ["run.py", "beta=-1"]
 started = time.process_time()
 assert cli.main() == 1
@@ -352,9 +355,9 @@ def test_runs_in_other_processes_agree_on_names(command, tmp_path):
 
 def test_names_of_folders_can_be_typed_back():
     for value in ("a/b=c,d e", "x" * 200, None, [1, 2], -1, 1e-5):
-        assert re.fullmatch(r"[\w.-]{1,60}", runs.slug(value))
-    assert runs.slug("x" * 200) != runs.slug("x" * 201)
-    assert runs.short_names(["mask.kind", "fill.kind", "beta"]) == ["mask.kind", "fill.kind", "beta"]
+        assert re.fullmatch(r"[\w.-]{1,60}", naming.slug(value))
+    assert naming.slug("x" * 200) != naming.slug("x" * 201)
+    assert naming.short_names(["mask.kind", "fill.kind", "beta"]) == ["mask.kind", "fill.kind", "beta"]
 
 
 def test_a_mistake_is_found_inside_of_other_errors():
@@ -362,7 +365,7 @@ def test_a_mistake_is_found_inside_of_other_errors():
     wrapped.__cause__ = UserError("inner")
     from_worker = UserError(
         "Caught UserError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        '  File "x.py", line 1\nrobustft.errors.UserError: an image\n'
+        '  File "x.py", line 1\nrobustft.common.errors.UserError: an image\n'
     )
     assert str(user_error(wrapped)) == "inner" and str(user_error(from_worker)) == "an image"
     assert user_error(RuntimeError()) is None
@@ -373,7 +376,7 @@ def test_runs_side_by_side_sign_their_lines(capsys):
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().addHandler(handler)
     try:
-        with cli._signed("beta-1"):
+        with terminal.signed("beta-1"):
             logger.warning("evaluating")
             logger.warning("beta-1: finished before, skipped\nbeta-10 is another")
         logger.warning("evaluating")

@@ -11,20 +11,23 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import robustft
-from robustft import cli, commands, configs, overrides, paths
-from robustft.cache import cache_folder
-from robustft.errors import UserError
+from robustft.cli import commands, compose, sources
+from robustft.cli import main as cli
+from robustft.cli.sources import CONF
+from robustft.common import entry, paths
+from robustft.common.cache import cache_folder
+from robustft.common.errors import UserError
 from robustft.report.runs import find_files
 from tests.small import prepared
 from tests.test_cli import STAND_IN
 
-ROOT = overrides.CONF.parent
+ROOT = CONF.parent
 
 
 @pytest.fixture(autouse=True)
 def own_state(monkeypatch, tmp_path):
     """What a command leaves behind in the process it runs in."""
-    monkeypatch.setattr(configs, "_added", [])
+    monkeypatch.setattr(sources, "_added", [])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.chdir(tmp_path)
@@ -91,12 +94,18 @@ def test_commands_are_reached_and_listed(monkeypatch, capsys):
 )
 def test_a_command_says_how_it_was_called(monkeypatch, called, expected):
     monkeypatch.setattr(sys, "argv", [called])
-    assert commands.program("bench") == expected
+    assert entry.program("bench") == expected
+
+
+def test_a_command_inside_of_a_room_says_how_it_was_called(monkeypatch):
+    for place in ("/site", "/home/me/robustft"):  # a clone has the package's name
+        monkeypatch.setattr(sys, "argv", [f"{place}/robustft/report/dashboard.py"])
+        assert entry.program("dashboard") == "python -m robustft.report.dashboard"
 
 
 def test_every_command_can_be_imported_and_has_a_main():
     for command in commands.COMMANDS.values():
-        assert command.settings or (configs.PACKAGE.parent / f"{command.module.replace('.', '/')}.py").is_file()
+        assert command.settings or (sources.PACKAGE.parent / f"{command.module.replace('.', '/')}.py").is_file()
 
 
 # -- configs of the user's own
@@ -144,7 +153,7 @@ def test_own_configs_that_cannot_be_are_refused(monkeypatch, capsys, own):
 def test_a_run_with_own_configs_goes_on_with_them(command, own, tmp_path):
     first = command("--config-dir", "ours/own", "experiment=mine", "beta=7", "hydra.run.dir=mine", "+colour=blue")
     assert first.returncode == 130, first.stderr
-    assert (tmp_path / "mine" / configs.RECORD).read_text() == f"{own}\n"
+    assert (tmp_path / "mine" / sources.RECORD).read_text() == f"{own}\n"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     again = command(f"resume={tmp_path / 'mine'}", cwd=elsewhere)
@@ -211,15 +220,15 @@ def test_any_text_is_quoted_for_hydra(text):
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    (override,) = overrides.parse([argument])
+    (override,) = compose.parse([argument])
     assert override.value() == text
 
 
 @pytest.mark.parametrize("path", ["it's", "~/data", "/home/Müller/日本", "/data/a (1)", "/a[1]=b", "a&b;c"])
 def test_a_path_need_not_be_quoted(path):
-    (override,) = overrides.parse([f"data.root={path}"])
+    (override,) = compose.parse([f"data.root={path}"])
     assert override.value() == path
-    (again,) = overrides.parse([str(override.input_line)])
+    (again,) = compose.parse([str(override.input_line)])
     assert again.value() == path
 
 
@@ -229,7 +238,7 @@ def test_a_path_need_not_be_quoted(path):
 )
 def test_a_character_that_needs_quotes_is_named(argument, character):
     with pytest.raises(UserError, match=re.escape(f"it holds {character!r}. If that is text, put it in quotes")):
-        overrides.parse([argument])
+        compose.parse([argument])
 
 
 @pytest.mark.parametrize("folder", ["Müller's (old) runs", "~/x"])
@@ -326,4 +335,4 @@ def test_extras_that_are_missing_say_how_to_get_them(monkeypatch):
     monkeypatch.setattr(loader, lambda *_: ["basic", "local", "slurm"])
     for launcher, extra in {"local": "joblib", "joblib": "joblib", "slurm": "submitit"}.items():
         with pytest.raises(UserError, match=re.escape(f'pip install "robustft[{extra}]"')):
-            overrides.compose_first(overrides.parse([f"hydra/launcher={launcher}"]))
+            compose.compose_first(compose.parse([f"hydra/launcher={launcher}"]))

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from robustft import config
-from robustft.cache import locked
-from robustft.callbacks import duration
-from robustft.cost import VANILLA, Throughput, Work, count, kinds, run_trials, show, trials
-from robustft.machine import cpu_name, device_name
-from robustft.overrides import compose_first, parse
-from robustft.study import MODEL, Entry, Study, main
+from robustft.cli.compose import compose_first, parse
+from robustft.common import configs
+from robustft.common.locks import locked
+from robustft.common.machine import cpu_name, device_name
+from robustft.studies.cost import VANILLA, Throughput, Work, count, kinds, run_trials, show, trials
+from robustft.studies.main import main
+from robustft.studies.study import MODEL, Entry, Study
+from robustft.training.callbacks import duration
 from tests.small import SMALL, composed, work  # noqa: F401 (a fixture)
 
 PROBE = ("method=linear_probe",)
@@ -110,7 +111,9 @@ def test_trials(study):
 def test_what_is_said(study, monkeypatch, capsys):
     """With stand-ins for the trials, one of whose accuracies the second stage would choose by."""
     record = {"train_images_per_s": 2.0, "wall_s": 5.0, "chosen": "trial"}
-    monkeypatch.setattr("robustft.cost.run_trials", lambda *_: dict.fromkeys([VANILLA, PROBE, MASKED, None], record))
+    monkeypatch.setattr(
+        "robustft.studies.cost.run_trials", lambda *_: dict.fromkeys([VANILLA, PROBE, MASKED, None], record)
+    )
     seen, more = [], Entry("more", ("method=finetune", "trainer.max_epochs=1"))
 
     def second_stage(results):
@@ -145,7 +148,7 @@ def _made_with(entry: Entry) -> dict:
     own = [s for s in entry.settings if not MODEL.search(s)]
     models = dict(s.split("=", 1) for s in entry.settings if MODEL.search(s))
     made = {key: MODEL.sub(r"\1/model.safetensors", value) for key, value in models.items()}
-    return config.plain(composed(*own)) | made
+    return configs.plain(composed(*own)) | made
 
 
 @pytest.mark.parametrize(
@@ -183,7 +186,7 @@ def test_a_trial_that_is_killed_or_interrupted(study, monkeypatch):
         monkeypatch.setattr("sys.argv", ["study.py", "--cost"])
         main(str(study.folder / "study.py"), lambda cfg: ENTRIES[:2], lambda *_: None)
 
-    monkeypatch.setattr("robustft.cost.execute", die)
+    monkeypatch.setattr("robustft.studies.cost.execute", die)
     with pytest.raises(SystemExit, match="method=finetune: its process was killed. Was there enough memory"):
         attempt()
 
@@ -191,7 +194,7 @@ def test_a_trial_that_is_killed_or_interrupted(study, monkeypatch):
         (study.work / ".cost").mkdir(parents=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustft.cost.outcome", interrupt)
+    monkeypatch.setattr("robustft.studies.cost.outcome", interrupt)
     with pytest.raises(SystemExit, match="interrupted; nothing is kept"):
         attempt()
     assert not (study.work / ".cost").exists()

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from robustft import dashboard
-from robustft.overrides import CONF
-from robustft.wandb_files import BLOCK, HEADER, LoggedRun, _records, read_logged
+from robustft.cli.sources import CONF
+from robustft.report import dashboard
+from robustft.report.wandb_files import BLOCK, HEADER, LoggedRun, _records, read_logged
 
 SETS = ["scenes_v2", "scenes_r", "scenes_sketch", "scenes_objectnet", "scenes_a"]
 CURVES = {"loss", "ce", "distance", "disagreement_x", "disagreement_x_cf", "masked"}
@@ -123,7 +123,7 @@ def test_with_a_server_the_dashboard_is_created(sweep: Path, tmp_path):
     address = f"http://127.0.0.1:{server.server_port}"
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "WANDB_ERROR_REPORTING": "false"}
     environment |= {"HOME": str(tmp_path), "PYTHONPATH": str(CONF.parent), "WANDB_MODE": "online"}
-    line = [sys.executable, "-m", "robustft.dashboard", str(sweep)]
+    line = [sys.executable, "-m", "robustft.report.dashboard", str(sweep)]
     done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400)
     server.shutdown()
     assert done.returncode == 0, done.stderr

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file
 
 import robustft
+from robustft.common.errors import UserError
 from robustft.counterfactual.cam import relevance
 from robustft.data.sampling import draw, generator
-from robustft.disagreement import FILE, KINDS, read
-from robustft.errors import UserError
+from robustft.evaluation.disagreement import FILE, KINDS, read
 from tests.small import do, prepared, work  # noqa: F401 (a fixture)
 
 SETTINGS = ("mask=object", "fill=single", "disagreement=3", "trainer.check_val_every_n_epoch=9")  # the last weights

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustft.clip import tiny
-from robustft.clip.classifier import Classifier
-from robustft.clip.zeroshot import zeroshot_classifier
 from robustft.counterfactual.cam import gradcam, relevance
+from robustft.models import tiny
+from robustft.models.classifier import Classifier
+from robustft.models.zeroshot import zeroshot_classifier
 
 # What rounding to the type leaves of logits up to 30, and of maps up to 1.
 LOGITS = {torch.float16: 0.02, torch.bfloat16: 0.2, torch.float64: 1e-4}

@@ -13,8 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from robustft.cache import remembered
-from robustft.files import atomic, remove_partial, save_tensors, write
+from robustft.common.cache import remembered
+from robustft.common.files import atomic, remove_partial, save_tensors, write
 from tests.small import ROOT
 
 
@@ -82,9 +82,9 @@ def test_tensors_come_back_with_their_metadata(tmp_path: Path) -> None:
 
 SAVE = """
 from pathlib import Path
-from robustft.clip import tiny
-from robustft.clip.weights import save_classifier
-from robustft.clip.zeroshot import zeroshot_classifier
+from robustft.models import tiny
+from robustft.models.weights import save_classifier
+from robustft.models.zeroshot import zeroshot_classifier
 model = zeroshot_classifier("tiny", None, ["a", "b"], ["{}"], seed=1, tokenizer=tiny.tokenizer())
 for k in range(3):
     save_classifier(Path(f"{k}.safetensors"), model, ["a", "b"])

@@ -10,11 +10,11 @@ import torch
 from omegaconf import open_dict
 from PIL import Image
 
-from robustft import overrides
-from robustft.cli import run_in
+from robustft.cli import compose
+from robustft.cli.main import run_in
 from robustft.data.sets import EvaluationSet, TensorImages
-from robustft.gallery import write_gallery
-from robustft.pictures import GREY, Column, Tile, blanked, hatched, heat, outlined, picture, sheet
+from robustft.evaluation.gallery import write_gallery
+from robustft.evaluation.pictures import GREY, Column, Tile, blanked, hatched, heat, outlined, picture, sheet
 from tests.methods.micro import CLASSES, micro, same_bits
 
 BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
@@ -90,7 +90,7 @@ def drawn(monkeypatch):
         calls.append(content)
         return sheet(*content)
 
-    monkeypatch.setattr("robustft.gallery.sheet", watched)
+    monkeypatch.setattr("robustft.evaluation.gallery.sheet", watched)
     return calls
 
 
@@ -176,7 +176,7 @@ def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
 
     def run(name: str, *more: str) -> list[str]:
         typed = [*settings, *more]
-        cfg = overrides.compose_first(overrides.parse(typed))
+        cfg = compose.compose_first(compose.parse(typed))
         with open_dict(cfg):
             cfg.pop("hydra")
         run_in(cfg, tmp_path / name, list(more))

@@ -6,15 +6,15 @@ import sys
 
 import pytest
 
-from robustft.overrides import CONF
+from robustft.cli.sources import CONF
 
 ROOT = CONF.parent
 STAND_IN = """
 import json, os, pathlib, sys, types
 
 def run(cfg):
-    from robustft import config
-    results = {"schema": 1, "config": config.plain(cfg), "process": os.getpid()}
+    from robustft.common import configs
+    results = {"schema": 1, "config": configs.plain(cfg), "process": os.getpid()}
     (pathlib.Path(cfg.run_dir) / "results.json").write_text(json.dumps(results))
     return results
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from robustft import locks
+from robustft.common import locks
 from tests.small import ROOT
 
 HOLD = """
@@ -23,7 +23,7 @@ if sys.argv[2] != "0":
     def flock(*_):
         raise OSError(int(sys.argv[2]), "no locks here")
     fcntl.flock = flock
-from robustft import locks
+from robustft.common import locks
 with locks.owned(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)

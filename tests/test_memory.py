@@ -4,13 +4,14 @@ import open_clip
 import pytest
 import torch
 
-from robustft import config, runs
-from robustft.clip.tiny import tokenizer
-from robustft.clip.weights import create_clip
-from robustft.clip.zeroshot import text_rows
-from robustft.errors import UserError
-from robustft.finetuner import Finetuner
-from robustft.memory import enough_memory, is_out_of_memory, largest_that_fits
+from robustft.cli import checks, identity, resuming
+from robustft.common import configs
+from robustft.common.errors import UserError
+from robustft.common.memory import enough_memory, is_out_of_memory, largest_that_fits
+from robustft.models.tiny import tokenizer
+from robustft.models.weights import create_clip
+from robustft.models.zeroshot import text_rows
+from robustft.training.finetuner import Finetuner
 from tests.small import composed, do, prepared, work  # noqa: F401 (a fixture)
 
 SAID = {
@@ -82,7 +83,7 @@ def test_of_class_names(monkeypatch):
 
 
 def test_the_gallery_leaves_no_traceback(work, monkeypatch, caplog):  # noqa: F811
-    monkeypatch.setattr("robustft.gallery._look", fails(SAID["cuda"]))
+    monkeypatch.setattr("robustft.evaluation.gallery._look", fails(SAID["cuda"]))
     do(work / "gallery", "method=zeroshot")
     (said,) = [record for record in caplog.records if "the gallery failed" in record.getMessage()]
     assert said.getMessage() == "the gallery failed (out of memory); the results are complete without"
@@ -107,24 +108,24 @@ def test_auto_is_one_micro_batch_on_a_cpu(work):  # noqa: F811
     auto, one = "trainer.accumulate_grad_batches=auto", "trainer.accumulate_grad_batches=1"
     record = do(work / "auto", "method=finetune", auto, "trainer.max_epochs=1")
     assert record["config"]["trainer"]["accumulate_grad_batches"] == 1
-    assert one in runs.saved_overrides(work / "auto") and auto not in runs.saved_overrides(work / "auto")
-    assert runs.saved_config(work / "auto")["trainer"]["accumulate_grad_batches"] == 1
+    assert one in resuming.saved_overrides(work / "auto") and auto not in resuming.saved_overrides(work / "auto")
+    assert resuming.saved_config(work / "auto")["trainer"]["accumulate_grad_batches"] == 1
     cfg = composed("method=finetune", auto, "trainer.max_epochs=1")
-    config.resolve(cfg)
-    assert not config.differences(config.plain(cfg), runs.saved_config(work / "auto"))
+    identity.resolve(cfg)
+    assert not identity.differences(configs.plain(cfg), resuming.saved_config(work / "auto"))
 
 
 def test_auto_is_for_one_device(work):  # noqa: F811
     auto = "trainer.accumulate_grad_batches=auto"
     with pytest.raises(UserError, match="auto tries one device, not 2: give a number"):
-        config.check(composed(auto, "trainer.devices=2"))
+        checks.check(composed(auto, "trainer.devices=2"))
     with pytest.raises(UserError, match="auto tries one device, and this run has 2"):
         do(work / "several", auto, "trainer.devices='2'", "trainer.strategy=ddp")
 
 
 def test_tries_leave_everything_as_it_is(work, monkeypatch):  # noqa: F811
     """Weights, the teacher's too, and random streams; the steps are real ones."""
-    from robustft import accumulation
+    from robustft.training import accumulation
 
     run = prepared(work / "tries")
     run.data.setup()
@@ -134,7 +135,7 @@ def test_tries_leave_everything_as_it_is(work, monkeypatch):  # noqa: F811
     seen = []
     step = Finetuner.optimizer_step
     monkeypatch.setattr(Finetuner, "optimizer_step", lambda self, *rest: (seen.append(self.student), step(self, *rest)))
-    options = config.plain(run.cfg)["trainer"] | {"precision": "bf16-mixed"}
+    options = configs.plain(run.cfg)["trainer"] | {"precision": "bf16-mixed"}
     accumulation._two_steps(student, distillation, 4, 2, options, run.folder)
     assert len(seen) == 2 and seen[0] is not student
     assert any(not torch.equal(value, before[0][key]) for key, value in seen[0].state_dict().items())

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from robustft import config
-from robustft.errors import UserError
-from robustft.training import make_trainer, resolve_precision
+from robustft.cli import checks
+from robustft.common import configs
+from robustft.common.errors import UserError
+from robustft.training.loop import make_trainer, resolve_precision
 from tests.small import assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
 from tests.test_resume import go_on_until_done, same_results, stops  # noqa: F401 (a fixture)
 
@@ -36,7 +37,7 @@ def test_resumed_in_bfloat16(work, stops):  # noqa: F811
 @pytest.mark.parametrize("precision", NOT_OFFERED)
 def test_others_are_refused(precision):
     with pytest.raises(UserError, match=f"trainer.precision={precision}: expected one of"):
-        config.check(composed(f"trainer.precision={precision}"))
+        checks.check(composed(f"trainer.precision={precision}"))
 
 
 @pytest.mark.parametrize("precision", ["16-mixed", "16"])
@@ -49,7 +50,7 @@ def test_float16_needs_a_gpu(work, precision):  # noqa: F811
 def test_precisions_have_one_name_each(tmp_path):
     """They are part of what scores and features are kept by."""
     assert [resolve_precision(name, "cpu") for name in ("32", 32, "bf16")] == ["32-true", "32-true", "bf16-mixed"]
-    options = config.plain(composed("trainer.precision=bf16"))["trainer"]
+    options = configs.plain(composed("trainer.precision=bf16"))["trainer"]
     assert make_trainer(options, tmp_path).precision == "bf16-mixed"
     assert resolve_precision("auto", "cpu") in ("32-true", "bf16-mixed")
 
@@ -69,7 +70,7 @@ def test_auto_looks_at_the_device_that_trains(monkeypatch):
 )
 def test_strategies_that_cannot_work_are_refused(strategy):
     with pytest.raises(UserError, match=f"trainer.strategy={strategy}: expected one of auto, ddp.*two backward passes"):
-        config.check(composed(f"trainer.strategy={strategy}"))
+        checks.check(composed(f"trainer.strategy={strategy}"))
 
 
 @pytest.mark.slow

@@ -11,9 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustft.callbacks import Speed
-from robustft.errors import UserError
-from robustft.state import BEST, LAST, KeepState, read_position
+from robustft.common.errors import UserError
+from robustft.models.files import BEST
+from robustft.training.callbacks import Speed
+from robustft.training.checkpoints import LAST, KeepState, read_position
 from tests.small import ROOT, command, do, work  # noqa: F401 (a fixture)
 
 Point = tuple[str, int, int]  # where a run may be asked to stop: hook, micro-batches so far, evaluation batch
@@ -199,7 +200,7 @@ def test_speed_is_that_of_all_sessions():
 
 def test_a_run_took_as_long_as_all_its_sessions(monkeypatch):
     clock = iter([30.0, 70.0, 75.0])
-    monkeypatch.setattr("robustft.callbacks.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("robustft.training.callbacks.time.perf_counter", lambda: next(clock))
     first, second, third = (Speed(lambda: "", images_per_step=1, steps=9, started=s) for s in (10.0, 50.0, 0.0))
     second.load_state_dict(first.state_dict())  # saved after 20 s
     third.load_state_dict(second.state_dict())  # saved 20 s later

@@ -15,10 +15,11 @@ import torch
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 import robustft
-from robustft import cli, files
-from robustft.config import BEST
-from robustft.errors import FolderTaken, UserError
-from robustft.state import LAST, KeepState
+from robustft.cli import main as cli
+from robustft.common import files
+from robustft.common.errors import FolderTaken, UserError
+from robustft.models.files import BEST
+from robustft.training.checkpoints import LAST, KeepState
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
 from tests.test_cli import STAND_IN
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from robustft import overrides
-from robustft.errors import UserError
-from robustft.locks import locked
-from robustft.search import distribution, open_study, typed
+from robustft.cli import compose
+from robustft.cli.search import distribution, open_study, typed
+from robustft.cli.sources import CONF
+from robustft.common.errors import UserError
+from robustft.common.locks import locked
 
-ROOT = overrides.CONF.parent
+ROOT = CONF.parent
 SHORT = """data.train_images=96 data.test_images=12 data.holdout=32 trainer.max_epochs=1 logger=none
     trainer.enable_progress_bar=false data.num_workers=0""".split()
 
@@ -33,8 +34,8 @@ def run(cfg):
         failed.touch()
         raise RuntimeError("a bug")
     far = abs(math.log10(cfg.beta)) / 10
-    from robustft import config
-    results = {"schema": 1, "config": config.plain(cfg), "holdout": {"top1": 1 - far, "n": 9}, "ood_avg": far}
+    from robustft.common import configs
+    results = {"schema": 1, "config": configs.plain(cfg), "holdout": {"top1": 1 - far, "n": 9}, "ood_avg": far}
     (folder / "results.json").write_text(json.dumps(results))
     return results
 
@@ -96,9 +97,9 @@ def test_what_is_drawn_follows_what_is_typed():
         "seed=range(2)": optuna.distributions.CategoricalDistribution(["0", "1"]),
     }
     for line, expected in drawn.items():
-        assert distribution(overrides.parse([line])[0]) == expected
+        assert distribution(compose.parse([line])[0]) == expected
     with pytest.raises(UserError, match="beta"):
-        distribution(overrides.parse(["beta=tag(log, interval(0, 3))"])[0])
+        distribution(compose.parse(["beta=tag(log, interval(0, 3))"])[0])
     assert typed({"beta": 1.23456, "optimizer.lr": 1.2345e-5, "mask": "object"}) == [
         "beta=1.23", "optimizer.lr=1.23e-05", "mask=object"
     ]  # fmt: skip

@@ -9,11 +9,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from robustft import config, overrides, settings
-from robustft.errors import UserError
-from robustft.overrides import CONF, groups, texts
-from robustft.overrides import parse as parsed
-from robustft.settings import Settings
+from robustft.cli import checks, identity, settings
+from robustft.cli import compose as overrides
+from robustft.cli.compose import parse as parsed
+from robustft.cli.compose import texts
+from robustft.cli.settings import Settings
+from robustft.cli.sources import CONF, groups
+from robustft.common import configs
+from robustft.common.errors import UserError
 from tests.small import SMALL, composed, do, work  # noqa: F401 (a fixture)
 
 SAVED = Path(__file__).parent / "data" / "saved_configs"  # config.yaml of an earlier version, by what was typed
@@ -103,14 +106,14 @@ def whole(*typed: str):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_matters_or_is_refused(method):
     cfg = whole(f"method={method}", *(["mask=object", "fill=multi"] if method == "kd" else []))
-    found = config.seen(cfg, sweep=False)
+    found = identity.seen(cfg, sweep=False)
     own = {name for name in found.values if name.startswith("method.") and name not in EXPECTED}
     assert not own and set(found.values) <= set(EXPECTED)
     for name in found.values:
         assert found.matters(name) == (method in EXPECTED[name]), name
         refused = False
         try:
-            config.refuse_idle([cfg], {name: "1"})
+            checks.refuse_idle([cfg], {name: "1"})
         except UserError as error:
             refused = True
             assert "\n" not in str(error) and name in str(error)
@@ -120,7 +123,7 @@ def test_every_setting_matters_or_is_refused(method):
 @pytest.mark.parametrize(("typed", "matters", "idle"), CASES, ids=[case[0] for case in CASES])
 def test_what_other_settings_make_of_it(typed, matters, idle):
     cfg = whole(*typed.split())
-    found = config.seen(cfg, sweep=False)
+    found = identity.seen(cfg, sweep=False)
     assert {name: found.matters(name) for name in matters.split()} == dict.fromkeys(matters.split(), True)
     assert {name: found.matters(name) for name in idle.split()} == dict.fromkeys(idle.split(), False)
 
@@ -150,7 +153,7 @@ def test_what_other_settings_make_of_it(typed, matters, idle):
 def test_what_means_nothing_is_refused_when_typed(typed, expected):
     lines = typed.split() if "{" not in typed else [typed]
     with pytest.raises(UserError, match=".*") as raised:
-        config.check(whole(*lines), texts(parsed(lines)))
+        checks.check(whole(*lines), texts(parsed(lines)))
     assert expected in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -165,7 +168,7 @@ def test_what_means_nothing_is_refused_when_typed(typed, expected):
     ],
 )
 def test_what_is_said_without_harm_is_not(typed):
-    config.check(whole(*typed.split()), texts(parsed(typed.split())))
+    checks.check(whole(*typed.split()), texts(parsed(typed.split())))
 
 
 # Sweeps
@@ -199,10 +202,10 @@ def test_jobs_of_a_sweep_that_are_one_run(typed, runs):
     jobs = [job.cfg for job in overrides.jobs(asked)]
     if runs is None:
         with pytest.raises(UserError, match="in any of the runs|takes no mask"):
-            config.refuse_idle(jobs, texts(asked), sweep=True)
+            checks.refuse_idle(jobs, texts(asked), sweep=True)
     else:
-        config.refuse_idle(jobs, texts(asked), sweep=True)
-        first = config.distinct(jobs)
+        checks.refuse_idle(jobs, texts(asked), sweep=True)
+        first = identity.distinct(jobs)
         assert len(set(first)) == runs and len(first) == len(jobs)
 
 
@@ -226,13 +229,13 @@ def test_a_users_method_and_mask_are_held_to_what_they_say(tmp_path):
 
     def refused(expected: str, *typed: str) -> None:
         with pytest.raises(UserError, match=expected):
-            config.check(cfg(*typed), texts(parsed(typed)))
+            checks.check(cfg(*typed), texts(parsed(typed)))
 
-    config.check(cfg("mask=half", "mask.softness=2"), {"mask.softness": "2"})
+    checks.check(cfg("mask=half", "mask.softness=2"), {"mask.softness": "2"})
     refused("mask.softness=3: expected a number from 0 to 2", "mask=half", "mask.softness=3")
     refused("does nothing with mask.threshold=0.3", "mask=half", "mask.threshold=0.3", "mask.softness=1")
     refused("mask.rate=0.5 does nothing with mask=object", "mask=half", "mask.rate=0.5")
-    config.check(cfg("method=finetune_softly", "mask=none", "method.softness=2"), {"method.softness": "2"})
+    checks.check(cfg("method=finetune_softly", "mask=none", "method.softness=2"), {"method.softness": "2"})
     refused("method.softness=-1: expected a number, 0 or more", "method=finetune_softly", "method.softness=-1")
     refused("takes no mask", "method=finetune_softly", "mask=object")
     refused("beta=1 does nothing with method=finetune", "method=finetune_softly", "beta=1")
@@ -240,12 +243,12 @@ def test_a_users_method_and_mask_are_held_to_what_they_say(tmp_path):
 
 def test_what_components_take_is_no_setting():
     cfg = whole("method=kd", "mask=object")
-    config.resolve(cfg)
-    assert "takes" not in json.dumps(config.plain(cfg))
-    before = config.identity(cfg)
+    identity.resolve(cfg)
+    assert "takes" not in json.dumps(configs.plain(cfg))
+    before = identity.identity(cfg)
     with open_dict(cfg):
         cfg.method.takes.note = "something"
-    assert config.identity(cfg) == before and not config.differences(cfg, config.plain(cfg))
+    assert identity.identity(cfg) == before and not identity.differences(cfg, configs.plain(cfg))
 
 
 def test_descriptions_are_sound():
@@ -277,13 +280,13 @@ def test_runs_of_an_earlier_version_are_still_the_same(path):
     typed = (SAVED / f"{path.stem}.txt").read_text().split()
     sweep = "sweep" in typed
     cfg = whole(*(one.format(file=HERE) for one in typed if one != "sweep"))
-    config.resolve(cfg, sweep=sweep)
+    identity.resolve(cfg, sweep=sweep)
     if saved["checkpoint"]:
         saved["checkpoint"] = HERE
-    assert config.differences(cfg, saved) == []
+    assert identity.differences(cfg, saved) == []
     for key, value in (("seed", 7), ("optimizer", saved["optimizer"] | {"betas": [0.9, 0.99]})):
-        matters = key == "seed" or config.seen(cfg, sweep=sweep).matters("optimizer.beta2")
-        assert bool(config.differences(cfg, saved | {key: value})) == matters
+        matters = key == "seed" or identity.seen(cfg, sweep=sweep).matters("optimizer.beta2")
+        assert bool(identity.differences(cfg, saved | {key: value})) == matters
 
 
 def test_results_of_studies_are_those_of_todays_config():
@@ -295,8 +298,8 @@ def test_results_of_studies_are_those_of_todays_config():
         "comparison/results/distillation_seed-1": ("mask=none", "seed=1"),
     }.items():
         cfg = whole(*typed)
-        config.resolve(cfg)
-        assert config.differences(cfg, json.loads((root / f"{name}.json").read_text())["config"]) == [], name
+        identity.resolve(cfg)
+        assert identity.differences(cfg, json.loads((root / f"{name}.json").read_text())["config"]) == [], name
 
 
 # Values
@@ -329,8 +332,8 @@ def test_any_value_is_accepted_or_refused_in_one_line(name):
         cfg = base.copy()
         OmegaConf.update(cfg, name, value)
         try:
-            config.check(cfg, {name: str(value)})
-            config.resolve(cfg)
+            checks.check(cfg, {name: str(value)})
+            identity.resolve(cfg)
         except UserError as error:
             assert "\n" not in str(error) and name.rpartition(".")[2] in str(error), (value, error)
             assert len(str(error)) < 500
@@ -365,9 +368,9 @@ def test_several_machines_need_a_launcher(monkeypatch):
     for name in ("WORLD_SIZE", "TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "MASTER_ADDR", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=r"--ntasks-per-node=4.*torchrun --nnodes=2 --nproc-per-node=4"):
-        config.check_started(cfg)
+        checks.check_started(cfg)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "8")
-    config.check_started(cfg)
+    checks.check_started(cfg)
 
 
 # What is claimed to matter does
@@ -430,7 +433,7 @@ def test_the_schedule_cycles_momentum_between_what_is_set():
 
     import torch
 
-    from robustft.finetuner import Finetuner, Schedule
+    from robustft.training.finetuner import Finetuner, Schedule
 
     schedule = Schedule(1.0, 0.0, 0.5, 10, beta2=0.9, base_momentum=0.5, max_momentum=0.7)
     trainer = SimpleNamespace(precision="32-true")

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch.utils.data import SequentialSampler
 
-from robustft import cli, signals
+from robustft.cli import main as cli
+from robustft.common import signals
 from robustft.data.loading import make_loader
 from robustft.data.sets import Batch, TensorImages
-from robustft.state import read_position
+from robustft.training.checkpoints import read_position
 from tests.small import ROOT, SMALL
 from tests.test_cli import STAND_IN
 

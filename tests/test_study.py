@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from robustft import runs
-from robustft.cache import locked
-from robustft.disagreement import FILE
-from robustft.errors import UserError
-from robustft.study import Entry, Results, Study, main
+from robustft.cli import naming
+from robustft.common.errors import UserError
+from robustft.common.locks import locked
+from robustft.evaluation.disagreement import FILE
+from robustft.studies.main import main
+from robustft.studies.study import Entry, Results, Study
 from tests.small import SMALL, UNTRAINED, work  # noqa: F401 (a fixture)
 
 ENTRIES = [
@@ -147,8 +148,8 @@ def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
 
 def test_folders_of_settings():
     few, many = ["model=vitb32", "data.root=a/b"], [f"trainer.some_setting_{n}=1" for n in range(20)]
-    assert runs.settings_name(few) == "model-vitb32_data.root-a-b"
-    names = {runs.settings_name(settings) for settings in (many, many[:-1], many[1:])}
+    assert naming.settings_name(few) == "model-vitb32_data.root-a-b"
+    names = {naming.settings_name(settings) for settings in (many, many[:-1], many[1:])}
     assert len(names) == 3 and max(map(len, names)) < 200
 
 
@@ -163,7 +164,7 @@ def test_what_a_study_varies_cannot_be_typed(tmp_path):
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     """With a stand-in for the runs themselves."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("robustft.study.execute", stand_in)
+    monkeypatch.setattr("robustft.studies.study.execute", stand_in)
     entries = [
         Entry("bad", ("seed=1",), keep=True),
         Entry("child", ("teacher={bad}",)),
@@ -241,8 +242,8 @@ def test_entries_that_are_the_same_run_are_run_once(tmp_path, monkeypatch):
         (Path(folder) / "results.json").write_text(json.dumps(record))
         (Path(folder) / "model.safetensors").touch()
 
-    monkeypatch.setattr("robustft.study.execute", stand_in)
-    monkeypatch.setattr("robustft.study.workers", lambda jobs: contextlib.nullcontext(Inline()))
+    monkeypatch.setattr("robustft.studies.study.execute", stand_in)
+    monkeypatch.setattr("robustft.studies.study.workers", lambda jobs: contextlib.nullcontext(Inline()))
     first, twin = Entry("first", ("seed=1",)), Entry("twin", ("seed=1", "fill=single"), keep=True)
     entries = [first, twin, Entry("child", ("method=evaluate", "checkpoint={twin}"))]
     study = Study(entries, tmp_path, [])

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
-from robustft import terminal
+from robustft.common import terminal
 from robustft.data.check import check
 from robustft.evaluation.results import print_table
 from robustft.report.__main__ import main as report

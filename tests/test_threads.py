@@ -8,9 +8,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from robustft import config, experiment, threads
-from robustft.cli import run_in
-from robustft.errors import UserError
+from robustft import experiment
+from robustft.cli import identity
+from robustft.cli.main import run_in
+from robustft.common import threads
+from robustft.common.errors import UserError
 from tests.small import ROOT, command, composed, do, work  # noqa: F401
 
 
@@ -30,7 +32,7 @@ def test_as_many_as_pay_off_and_there_are_cores(four_cores, monkeypatch):
 def test_they_are_chosen_before_torch_is_imported():
     """OpenMP reads how long its threads wait for each other when it is loaded."""
     code = (
-        "import os, sys; from robustft import threads; threads.use(threads.choose(1));"
+        "import os, sys; from robustft.common import threads; threads.use(threads.choose(1));"
         "assert 'torch' not in sys.modules;"
         "import torch; print(torch.get_num_threads(), os.environ['GOMP_SPINCOUNT'])"
     )
@@ -59,7 +61,7 @@ def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F
 def test_another_number_does_not_go_on():
     cfg = composed("threads=1")
     with pytest.raises(UserError, match="threads=1: the run was started with 2"):
-        config.take_recorded(cfg, {"threads": 2})
-    config.take_recorded(cfg, {"threads": 1})
-    config.take_recorded(cfg := composed(), {"threads": 3})
+        identity.take_recorded(cfg, {"threads": 2})
+    identity.take_recorded(cfg, {"threads": 1})
+    identity.take_recorded(cfg := composed(), {"threads": 3})
     assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from robustft import disagreement
-from robustft.state import KeepBest, KeepState
+from robustft.evaluation import disagreement
+from robustft.training.checkpoints import KeepBest, KeepState
 from tests.small import do, work  # noqa: F401 (a fixture)
 
 EVERY_RUN = {"train/loss", "train/ce", "train/images_per_s", "holdout/top1", "epoch", "step"}

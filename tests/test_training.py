@@ -12,7 +12,8 @@ from robustft.counterfactual.cam import relevance
 from robustft.counterfactual.fill import single_source
 from robustft.data.sampling import generator
 from robustft.methods import counterfactual, finetune
-from robustft.state import BEST, LAST
+from robustft.models.files import BEST
+from robustft.training.checkpoints import LAST
 from tests.small import assert_refused, command, prepared, work  # noqa: F401 (a fixture)
 
 

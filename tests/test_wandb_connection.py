@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import wandb
 
-from robustft import network, tracking, wandb_connection
-from robustft.cli import run_in
-from robustft.errors import UserError
-from robustft.wandb_files import read_logged
+from robustft.cli.main import run_in
+from robustft.common import network, wandb_connection
+from robustft.common.errors import UserError
+from robustft.report.wandb_files import read_logged
+from robustft.training import tracking
 from tests.small import assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
 from tests.wandb_server import Server, silent_server
 

@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import robustft
-from robustft.clip import tiny
-from robustft.clip.weights import create_clip, load_classifier, read_state, save_classifier
-from robustft.clip.zeroshot import text_rows, zeroshot_classifier
-from robustft.errors import UserError
+from robustft.common.errors import UserError
+from robustft.models import tiny
+from robustft.models.weights import create_clip, load_classifier, read_state, save_classifier
+from robustft.models.zeroshot import text_rows, zeroshot_classifier
 from tests.small import do, work  # noqa: F401 (a fixture)
 
 CLASSES = ["fish", "boat", "tree"]
 TEMPLATES = ["a photo of a {}", "a sketch of a {} on the grass"]
 
 
-def make(pretrained: str | None, **options) -> "robustft.clip.classifier.Classifier":  # noqa: F821
+def make(pretrained: str | None, **options) -> "robustft.models.classifier.Classifier":  # noqa: F821
     options = {"tokenizer": tiny.tokenizer()} | options
     return zeroshot_classifier("tiny", pretrained, CLASSES, TEMPLATES, **options)
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import robustft
-from robustft.clip import names, torchscript, weights
-from robustft.clip.origin import twin
-from robustft.clip.weights import create_clip, load_classifier, save_classifier
-from robustft.clip.zeroshot import preprocess_of
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 from robustft.methods.soup import expand
+from robustft.models import names, torchscript, weights
+from robustft.models.origin import twin
+from robustft.models.weights import create_clip, load_classifier, save_classifier
+from robustft.models.zeroshot import preprocess_of
 from tests.small import do, work  # noqa: F401 (a fixture)
 from tests.test_weights import CLASSES, make, quick_tiny
 from tests.test_weights import torchscript as openai_archive

@@ -20,17 +20,14 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from robustft import commands, files, paths, runs, terminal
-from robustft.clip import tiny
-from robustft.clip.classifier import Classifier
-from robustft.clip.weights import load_classifier
-from robustft.clip.zeroshot import zeroshot_classifier
+from robustft.cli import naming
+from robustft.common import entry, files, paths, terminal
+from robustft.common.errors import UserError
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.mask import object_mask
 from robustft.data.sampling import draw
 from robustft.data.scenes import ScenesData
 from robustft.data.sets import EvaluationSet
-from robustft.errors import UserError
 from robustft.evaluation.localisation import (
     THRESHOLDS,
     Localisation,
@@ -40,7 +37,11 @@ from robustft.evaluation.localisation import (
     patch_coverage,
     points_at,
 )
-from robustft.pictures import BLUE, INK, ORANGE, Column, Tile, hatched, heat, outlined, picture, save, sheet
+from robustft.evaluation.pictures import BLUE, INK, ORANGE, Column, Tile, hatched, heat, outlined, picture, save, sheet
+from robustft.models import tiny
+from robustft.models.classifier import Classifier
+from robustft.models.weights import load_classifier
+from robustft.models.zeroshot import zeroshot_classifier
 
 CAMS = ("relevance", "gradcam")
 SHOWN = 0.3  # threshold of the masks in the picture: that of the recipe
@@ -67,7 +68,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="[NAME=]FILE", help="model.safetensors of runs with model=tiny")
     parser.add_argument("--images", type=int, default=1000, help="of each evaluation set")
     parser.add_argument("--data-seed", type=int, default=0, help="data.data_seed: which draw of the sets")
-    parser.add_argument("--out", type=paths.expand, default=runs.RUNS / "cam_truth", help="folder to write to")
+    parser.add_argument("--out", type=paths.expand, default=naming.RUNS / "cam_truth", help="folder to write to")
     arguments = parser.parse_args()
     paths.make_folder(arguments.out, "--out")
     models = load_models(arguments.models)
@@ -178,4 +179,4 @@ def draw_maps(models: dict[str, Classifier], sets: list[EvaluationSet], seed: in
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(main))
+    sys.exit(entry.answer(main))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from robustft.files import write
+from robustft.common.files import write
 from robustft.report.published import beside, read
-from robustft.study import Entry, Results, main, tables
+from robustft.studies.main import main, tables
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(1, 6)
 # The members of a seed's soup: factors of the recipe's learning rate, weight decay and epochs.

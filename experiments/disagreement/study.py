@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 from omegaconf import DictConfig
 
-from robustft.disagreement import FILE, KINDS, read
-from robustft.files import write
+from robustft.common.files import write
+from robustft.evaluation.disagreement import FILE, KINDS, read
 from robustft.report.plot import FILLS, MASKS
 from robustft.report.stats import mean_std, paired_difference
-from robustft.study import Entry, Results, main
+from robustft.studies.main import main
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(1, 4)
 TIMES = 10

@@ -12,8 +12,9 @@ from statistics import mean
 
 from omegaconf import DictConfig
 
-from robustft.files import write
-from robustft.study import Entry, Results, main
+from robustft.common.files import write
+from robustft.studies.main import main
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(100, 103)
 BETAS = (0.01, 0.03, 0.1, 0.3)

@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from safetensors.torch import save_file
 
-from robustft import commands, paths
-from robustft.clip import tiny
+from robustft.common import entry, paths
 from robustft.data.scenes.captions import TEMPLATES, captions
 from robustft.data.scenes.datamodule import EVALUATION_SETS
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
+from robustft.models import tiny
 
 HERE = Path(__file__).parent
 SIZE, SHIFT, EVERY = 48, 3, 50
@@ -197,4 +197,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(main))
+    sys.exit(entry.answer(main))

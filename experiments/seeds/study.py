@@ -11,10 +11,11 @@ from pathlib import Path
 from omegaconf import DictConfig
 from scipy.stats import t
 
-from robustft import terminal
-from robustft.files import write
+from robustft.common import terminal
+from robustft.common.files import write
 from robustft.report.tradeoff import markdown, match
-from robustft.study import Entry, Results, main, tables
+from robustft.studies.main import main, tables
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(1, 6)
 BETAS = (0.3, 1, 3)  # times the recipe's β, which is 1 here

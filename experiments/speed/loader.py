@@ -24,13 +24,13 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from robustft import commands, paths
+from robustft.common import entry, paths
+from robustft.common.errors import UserError
 from robustft.data.folders import ImageFolders
 from robustft.data.loading import make_loader, usable_cpus
 from robustft.data.prepare import prepare
 from robustft.data.prepared import open_copy
 from robustft.data.sets import ImageSet, Preprocess
-from robustft.errors import UserError
 
 NAME = "imagenet_train"
 
@@ -115,4 +115,4 @@ def _cpu() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(main))
+    sys.exit(entry.answer(main))

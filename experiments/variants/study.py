@@ -10,7 +10,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from robustft.study import Entry, Results, main, tables
+from robustft.studies.main import main, tables
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(1, 6)
 OURS = ("mask=object", "fill=single")

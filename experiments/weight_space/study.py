@@ -11,10 +11,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from robustft.files import write
+from robustft.common.files import write
 from robustft.report.stats import paired_difference
 from robustft.report.tradeoff import Curve, cells, markdown, match
-from robustft.study import Entry, Results, main, tables
+from robustft.studies.main import main, tables
+from robustft.studies.study import Entry, Results
 
 SEEDS = range(1, 6)
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from robustft import commands, files, paths
 from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
-from robustft.machine import cpu_name
-from robustft.training import resolve_precision
+from robustft.common import entry, files, paths
+from robustft.common.machine import cpu_name
+from robustft.training.loop import resolve_precision
 
 
 def main(arguments: list[str]) -> None:
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=commands.program("bench"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=entry.program("bench"), description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=MODELS, default="vitb32")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--precision", choices=("auto", "bf16-mixed", "32-true"), default="auto")
@@ -145,4 +145,4 @@ def table(record: dict[str, Any]) -> Table:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(lambda: main(sys.argv[1:])))
+    sys.exit(entry.answer(lambda: main(sys.argv[1:])))

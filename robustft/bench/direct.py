@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustft.clip.classifier import Classifier
-from robustft.clip.weights import create_clip
 from robustft.counterfactual.fill import Counterfactual, Fill
 from robustft.counterfactual.mask import Mask
+from robustft.models.classifier import Classifier
+from robustft.models.weights import create_clip
 
 Attentions = list[Float[Tensor, "batch heads tokens tokens"]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 
 Step = Callable[[], None]
 

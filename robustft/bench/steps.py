@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from robustft.bench import direct
-from robustft.clip.classifier import Architecture, Classifier
-from robustft.clip.weights import create_clip
-from robustft.clip.zeroshot import preprocess_of
+from robustft.common.errors import UserError
+from robustft.counterfactual.distillation import Distillation, make_distillation
 from robustft.counterfactual.fill import make_fill
 from robustft.counterfactual.mask import make_mask
-from robustft.distillation import Distillation, make_distillation
-from robustft.errors import UserError
-from robustft.finetuner import AUTOCAST, Finetuner, Schedule
+from robustft.models.classifier import Architecture, Classifier
+from robustft.models.weights import create_clip
+from robustft.models.zeroshot import preprocess_of
+from robustft.training.finetuner import AUTOCAST, Finetuner, Schedule
 
 # Name of a model -> (open_clip's name, classes).
 MODELS = {

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from robustft.clip.classifier import Classifier
+from robustft.models.classifier import Classifier
 
 Explanation = tuple[Float[Tensor, "batch features"], Float[Tensor, "batch classes"], Float[Tensor, "batch patches"]]
 Explain = Callable[[Classifier, Tensor, Tensor], Explanation]

@@ -6,12 +6,12 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from robustft import terminal
+from robustft.common import terminal
+from robustft.common.errors import UserError
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files
 from robustft.data.prepared import PreparedImages
 from robustft.data.sets import OFFICIAL_IMAGES
-from robustft.errors import UserError
 
 
 def check(datamodule: RobustnessData) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from robustft.common.errors import UserError
 from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler, TrainSampler, split_holdout
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
-from robustft.errors import UserError
 
 DEFAULT_HOLDOUT = 10_240
 

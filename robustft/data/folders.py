@@ -22,8 +22,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from robustft.common.errors import UserError
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess
-from robustft.errors import UserError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 

@@ -27,15 +27,15 @@ from typing import Any
 
 import torch
 
-from robustft import processes
+from robustft.common import processes
+from robustft.common.errors import UserError
+from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFolders, damaged_files, folder_set
 from robustft.data.loading import usable_cpus
 from robustft.data.objectnet import BORDER, read_label_sets
 from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.sets import EvaluationSet, ImageSet
-from robustft.errors import UserError
-from robustft.paths import expand
 
 log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from robustft.common.errors import UserError
+from robustft.common.signals import start_loader_worker
 from robustft.data.sets import Batch, ImageSet
-from robustft.errors import UserError
-from robustft.signals import start_loader_worker
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ frame, 2 pixels wide, that must be cut off before the transform.
 import json
 from pathlib import Path
 
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 
 BORDER = 2
 

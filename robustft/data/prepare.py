@@ -20,6 +20,9 @@ from PIL import Image
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save
 
+from robustft.common.errors import UserError
+from robustft.common.files import atomic, describe, disk_error
+from robustft.common.locks import locked
 from robustft.data.folders import ImageFolders
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import (
@@ -36,9 +39,6 @@ from robustft.data.prepared import (
     shards,
     source_digests,
 )
-from robustft.errors import UserError
-from robustft.files import atomic, describe, disk_error
-from robustft.locks import locked
 
 log = logging.getLogger(__name__)
 

@@ -34,10 +34,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from robustft.common.errors import UserError
 from robustft.data.folders import ImageFolders
 from robustft.data.loading import usable_cpus
 from robustft.data.sets import Batch
-from robustft.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -7,11 +7,11 @@ from jaxtyping import Int64
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from robustft.clip.classifier import Classifier
+from robustft.common.errors import UserError
 from robustft.data.sets import Batch, EvaluationSet
-from robustft.errors import UserError
 from robustft.evaluation.results import Score, Scores
 from robustft.evaluation.top1 import Top1, predict
+from robustft.models.classifier import Classifier
 
 UNSEEN = -1
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from jaxtyping import Int64
 from torch import Tensor
 
+from robustft.common.files import atomic
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.evaluator import UNSEEN
-from robustft.files import atomic
 
 FILE = "predictions.csv.gz"
 COLUMNS = ("set", "image", "label", "prediction", "right_classes", "predicted_class", "correct")

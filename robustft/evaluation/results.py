@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robustft import terminal
-from robustft.errors import UserError
-from robustft.files import write
+from robustft.common import terminal
+from robustft.common.errors import UserError
+from robustft.common.files import write
 
 SCHEMA = 1
 MASK_KEYS = ("kind", "threshold", "rate", "cam", "source", "layers")

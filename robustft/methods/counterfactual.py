@@ -4,7 +4,7 @@ With ``mask=none`` it is feature distillation (FD) on the images as they are.
 """
 
 from robustft.experiment import Run
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

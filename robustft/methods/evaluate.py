@@ -1,7 +1,7 @@
 """Any model left by a run, on any data."""
 
 from robustft.experiment import Run
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

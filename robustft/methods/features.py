@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustft import config
-from robustft.cache import cache_folder, digest, fingerprint, remembered
-from robustft.clip.classifier import Classifier
+from robustft.common import configs
+from robustft.common.cache import cache_folder, digest, fingerprint, remembered
+from robustft.common.memory import EVALUATION, enough_memory
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, Selection, TensorImages
 from robustft.evaluation.evaluator import Evaluator
 from robustft.experiment import Run
-from robustft.memory import EVALUATION, enough_memory
-from robustft.training import make_trainer, planned_steps, resolve_precision
+from robustft.models.classifier import Classifier
+from robustft.training.loop import make_trainer, planned_steps, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def encoded(run: Run, model: Classifier, seed: int, epochs: int | None) -> Featu
         seed: of the training order.
         epochs: of the training to come, whose other limits are the run's.
     """
-    options = config.plain(run.cfg)["trainer"] | {"max_epochs": epochs}
+    options = configs.plain(run.cfg)["trainer"] | {"max_epochs": epochs}
     data = FeatureData(run.data, model.head.in_features, seed)
     steps, epoch = (
         planned_steps(data, make_trainer(options | limits, run.folder))

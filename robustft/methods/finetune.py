@@ -1,7 +1,7 @@
 """Vanilla fine-tuning: every weight, cross-entropy alone."""
 
 from robustft.experiment import Run
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

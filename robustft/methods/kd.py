@@ -5,7 +5,7 @@ the counterfactual samples; the rest is the paper's method.
 """
 
 from robustft.experiment import Run
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from robustft.experiment import Run
 from robustft.methods.features import Probe, encoded
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 HEAD_ALONE = True  # a step takes next to no memory
 

@@ -7,12 +7,13 @@ import logging
 
 from torch import Tensor
 
-from robustft import config
-from robustft.cache import cache_folder, digest, fingerprint, remembered
-from robustft.clip.classifier import Classifier
+from robustft.cli import identity
+from robustft.common import configs
+from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.experiment import Run
 from robustft.methods.features import Probe, encoded
-from robustft.training import Trained
+from robustft.models.classifier import Classifier
+from robustft.training.loop import Trained
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +32,10 @@ def probe(run: Run, student: Classifier) -> None:
     It depends on the hold-out (its seed orders the images too) and not on the run's seed: runs of the second stage
     that share data.holdout_seed share it.
     """
-    cfg, stage = config.plain(run.cfg), run.cfg.method.probe
+    cfg, stage = configs.plain(run.cfg), run.cfg.method.probe
     optimizer = cfg["optimizer"] | {"lr": stage.lr, "weight_decay": 0.0}
     trainer = cfg["trainer"] | {"max_epochs": stage.epochs, "enable_checkpointing": False}
-    settings = {k: v for k, v in trainer.items() if not config.INCIDENTAL.fullmatch(f"trainer.{k}")}
+    settings = {k: v for k, v in trainer.items() if not identity.INCIDENTAL.fullmatch(f"trainer.{k}")}
     data = run.data
     split = (data.training_set().identity(), data.holdout, data.holdout_seed, data.batch_size)
 

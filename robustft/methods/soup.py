@@ -8,12 +8,12 @@ import logging
 from collections.abc import Callable, Sequence
 from functools import reduce
 
-from robustft.clip.classifier import Classifier
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 from robustft.experiment import Run
 from robustft.methods.weights import State, add, with_weights
-from robustft.model_files import model_files
-from robustft.training import Trained
+from robustft.models.classifier import Classifier
+from robustft.models.files import model_files
+from robustft.training.loop import Trained
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from torch import Tensor
 
-from robustft.clip.classifier import Classifier
+from robustft.models.classifier import Classifier
 
 State = dict[str, Tensor]
 

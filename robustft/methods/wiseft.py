@@ -5,7 +5,7 @@ Wortsman et al.: Robust fine-tuning of zero-shot models, CVPR 2022. The checkpoi
 
 from robustft.experiment import Run
 from robustft.methods.weights import add, with_weights
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

@@ -1,7 +1,7 @@
 """The pre-trained model as it is."""
 
 from robustft.experiment import Run
-from robustft.training import Trained
+from robustft.training.loop import Trained
 
 
 def make(run: Run) -> Trained:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from robustft import commands, paths, terminal
-from robustft.errors import UserError
-from robustft.files import write
+from robustft.common import entry, paths, terminal
+from robustft.common.errors import UserError
+from robustft.common.files import write
 from robustft.report.groups import Group, group_over_seeds, reading_order
 from robustft.report.published import SEED
 from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
@@ -32,7 +32,7 @@ PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=commands.program("report"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=entry.program("report"), description=__doc__)
     parser.add_argument(
         "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
     )
@@ -151,7 +151,7 @@ def _with_members(group: Group) -> list[Group]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message for a mistake of the user."""
-    return commands.answer(lambda: report(parse(arguments), terminal.console()))
+    return entry.answer(lambda: report(parse(arguments), terminal.console()))
 
 
 if __name__ == "__main__":

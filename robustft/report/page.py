@@ -13,8 +13,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from robustft.common.files import write
 from robustft.evaluation.results import set_label
-from robustft.files import write
 from robustft.report.groups import METHODS, Group, curves
 from robustft.report.runs import Run, flatten
 from robustft.report.table import repeated_note

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustft import homes
+from robustft.common import homes
 from robustft.evaluation.results import set_label
 from robustft.report.groups import Group, curves
 from robustft.report.runs import Record

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.config import renewed
-from robustft.errors import UserError
+from robustft.cli.identity import renewed
+from robustft.common.errors import UserError
+from robustft.common.paths import expand
 from robustft.evaluation.results import read_results
-from robustft.paths import expand
 
 Record = dict[str, Any]
 SHOWN = 3  # of the files that are passed over

@@ -10,7 +10,7 @@ from statistics import mean as exact_mean
 
 import numpy as np
 
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from robustft import terminal
-from robustft.errors import UserError
+from robustft.common import terminal
+from robustft.common.errors import UserError
 from robustft.evaluation.results import percent, set_label
 from robustft.report.groups import Group
 from robustft.report.runs import Run

@@ -7,7 +7,7 @@ import torch
 from robustft.bench import __main__ as bench
 from robustft.bench.measure import median_seconds, peak_bytes
 from robustft.bench.steps import Bench
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 
 VARIANTS = {"vanilla", "direct", "exact", "cached"}
 KEYS = {"images_per_s", "vs_direct", "vs_vanilla", "floor_share", "peak_bytes"}

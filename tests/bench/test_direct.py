@@ -6,8 +6,8 @@ from torch import Tensor
 
 from robustft.bench import direct
 from robustft.bench.steps import Bench
-from robustft.distillation import make_distillation
-from robustft.finetuner import Finetuner, Schedule
+from robustft.counterfactual.distillation import make_distillation
+from robustft.training.finetuner import Finetuner, Schedule
 
 SETTINGS = [  # mask, fill, layers
     ("object", "single", None),

@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor
 
 from robustft.bench.steps import Bench
-from robustft.clip.classifier import Classifier
+from robustft.models.classifier import Classifier
 
 
 class Scene(NamedTuple):

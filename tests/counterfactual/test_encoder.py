@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from robustft.bench import direct
-from robustft.clip.activation import QuickGELU
-from robustft.clip.attention import attend
 from robustft.counterfactual.mask import random_mask
+from robustft.models.activation import QuickGELU
+from robustft.models.attention import attend
 from tests.counterfactual.conftest import Scene
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from robustft import maps
+from robustft.counterfactual import teacher_maps
 from robustft.counterfactual.cam import relevance
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet, TensorImages
@@ -38,7 +38,7 @@ def take(scene: Scene, path: Path, **changes: Any) -> torch.Tensor | None:
     preprocess = scene.student.preprocess
     data = Noise(preprocess=preprocess, seed=0, batch_size=4, eval_batch_size=9, holdout=2, num_workers=0)
     mask = {"cam": "relevance", "layers": None}
-    return maps.teacher_maps(scene.teacher, data, mask | changes.pop("mask", {}), OPTIONS | changes, path)
+    return teacher_maps.teacher_maps(scene.teacher, data, mask | changes.pop("mask", {}), OPTIONS | changes, path)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_they_are_taken_once(scene: Scene, tmp_path: Path, cache: Path, monkeypa
     first, last_layer = take(scene, tmp_path), take(scene, tmp_path, mask={"layers": 1})
     assert len(list(cache.glob("*.safetensors"))) == 2
     assert not torch.equal(first, last_layer)
-    monkeypatch.setattr(maps, "Mapper", None)
+    monkeypatch.setattr(teacher_maps, "Mapper", None)
     assert torch.equal(first, take(scene, tmp_path))
     with torch.no_grad():
         scene.teacher.head.bias[0] += 1

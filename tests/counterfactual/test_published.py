@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustft.clip.classifier import Classifier
+from robustft.models.classifier import Classifier
 from tests.golden import compare
 
 

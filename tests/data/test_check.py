@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from robustft.common.errors import UserError
 from robustft.data.check import check, inspect
-from robustft.errors import UserError
 
 from .conftest import make_data
 

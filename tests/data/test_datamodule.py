@@ -4,9 +4,9 @@ import lightning
 import pytest
 import torch
 
+from robustft.common.errors import UserError
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch, EvaluationSet, Preprocess, TensorImages
-from robustft.errors import UserError
 
 
 class ToyData(RobustnessData):

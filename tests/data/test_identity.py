@@ -9,12 +9,12 @@ import PIL
 import pytest
 import torch
 
-from robustft.clip.zeroshot import preprocess_of
+from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data import folders
 from robustft.experiment import Run
-from robustft.maps import teacher_maps
 from robustft.methods.features import encoded
 from robustft.methods.lpft import probe
+from robustft.models.zeroshot import preprocess_of
 from tests.small import prepared, work  # noqa: F401 (a fixture)
 
 from .conftest import make_data, write_image

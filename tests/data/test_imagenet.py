@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from robustft.common.errors import UserError
 from robustft.data.imagenet import ImageNetData, official_classes
 from robustft.data.sets import Preprocess
-from robustft.errors import UserError
 from tests.needs import SHARED, shared
 
 from .conftest import CLASSES, make_data, write_image

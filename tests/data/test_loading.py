@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset, SequentialSampler
 
+from robustft.common.errors import user_error
 from robustft.data import loading
 from robustft.data.loading import handed_over, make_loader
 from robustft.data.sets import Batch
-from robustft.errors import user_error
 from tests.small import ROOT
 
 

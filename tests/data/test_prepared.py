@@ -13,6 +13,8 @@ import PIL
 import pytest
 import torch
 
+from robustft.common.errors import UserError
+from robustft.common.locks import locked
 from robustft.data import prepare as making
 from robustft.data import prepared
 from robustft.data.check import check
@@ -20,8 +22,6 @@ from robustft.data.folders import ImageFolders
 from robustft.data.prepare import prepare
 from robustft.data.prepared import PreparedImages, open_copy, shard_path
 from robustft.data.sets import ImageSet
-from robustft.errors import UserError
-from robustft.locks import locked
 
 from .conftest import PREPROCESS, make_data, write_image
 

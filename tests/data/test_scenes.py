@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustft.clip import tiny
-from robustft.clip.tokenizer import WordTokenizer
+from robustft.common.errors import UserError
 from robustft.data.scenes import ScenesData
 from robustft.data.scenes.captions import TEMPLATES, captions, vocabulary
 from robustft.data.scenes.datamodule import EVALUATION_SETS, SceneImages
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, CLUTTER, CONTEXTS, PRETRAINING, SETS, STYLES, draw, poisson
 from robustft.data.sets import Preprocess
-from robustft.errors import UserError
+from robustft.models import tiny
+from robustft.models.tokenizer import WordTokenizer
 
 PREPROCESS = Preprocess(48, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 

@@ -12,19 +12,22 @@ from omegaconf import open_dict
 from safetensors.torch import load_file, save_file
 
 import robustft
-from robustft import config, disagreement, runs
-from robustft.cli import run_in
-from robustft.clip import zeroshot
-from robustft.clip.tiny import tokenizer
-from robustft.clip.weights import create_clip
+from robustft.cli import identity, resuming
+from robustft.cli.main import run_in
+from robustft.common import configs
+from robustft.common.errors import UserError
 from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler
 from robustft.data.sets import EvaluationSet, TensorImages
-from robustft.errors import UserError
+from robustft.evaluation import disagreement
 from robustft.evaluation.evaluator import Evaluator, prediction_rows
-from robustft.finetuner import Finetuner
-from robustft.state import BEST, SCORE, KeepBest, KeepState
-from robustft.training import make_trainer
+from robustft.models import zeroshot
+from robustft.models.files import BEST
+from robustft.models.tiny import tokenizer
+from robustft.models.weights import create_clip
+from robustft.training.checkpoints import SCORE, KeepBest, KeepState
+from robustft.training.finetuner import Finetuner
+from robustft.training.loop import make_trainer
 from tests.device import remote
 from tests.methods.micro import micro, same_bits
 from tests.small import composed
@@ -44,7 +47,7 @@ class Place:
     def do(self, name: str, *settings: str, **options: Any) -> Path:
         """The folder of a run; the same one is done once."""
         folder = self.folder / name
-        if not runs.is_finished(folder):
+        if not resuming.is_finished(folder):
             self.again(name, *settings, **options)
         return folder
 
@@ -163,7 +166,7 @@ def test_every_kind_of_evaluation_set(tmp_path):
         sets.append(EvaluationSet(name, TensorImages(pixels, labels), correct, [str(i) for i in range(20)]))
     found = []
     for accelerator in ("cpu", "auto"):
-        options = config.plain(composed(f"trainer.accelerator={accelerator}"))["trainer"]
+        options = configs.plain(composed(f"trainer.accelerator={accelerator}"))["trainer"]
         evaluator = Evaluator(micro(3), sets, keep_predictions=True)
         loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
         make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
@@ -266,8 +269,8 @@ def test_micro_batches_that_fit(places, monkeypatch, caplog):
     assert "trainer.accumulate_grad_batches=3: 4 images at a time fit on remote:0" in caplog.text
     same_results(found, expected)
     assert json.loads((found / "results.json").read_text())["config"]["trainer"]["accumulate_grad_batches"] == 3
-    assert "trainer.accumulate_grad_batches=3" in runs.saved_overrides(found)
-    assert auto not in runs.saved_overrides(found)
+    assert "trainer.accumulate_grad_batches=3" in resuming.saved_overrides(found)
+    assert auto not in resuming.saved_overrides(found)
 
 
 def test_a_resumed_run_takes_the_number_of_micro_batches_that_it_began_with(places, monkeypatch):
@@ -285,10 +288,10 @@ def test_a_resumed_run_takes_the_number_of_micro_batches_that_it_began_with(plac
         device.again("auto_resumed", *settings)
     folder = device.folder / "auto_resumed"
     cfg = composed(*SETTINGS, *settings, "trainer.accelerator=auto")
-    config.resolve(cfg)
+    identity.resolve(cfg)
     with open_dict(cfg):
-        assert runs.newest_interrupted(cfg, [folder]) == folder
-    monkeypatch.setattr("robustft.accumulation.micro_batches_that_fit", None)  # nothing is tried again
+        assert resuming.newest_interrupted(cfg, [folder]) == folder
+    monkeypatch.setattr("robustft.training.accumulation.micro_batches_that_fit", None)  # nothing is tried again
     device.again("auto_resumed", *settings, resume=True)
     record = json.loads((folder / "results.json").read_text())
     assert record["config"]["trainer"]["accumulate_grad_batches"] == 4

@@ -146,13 +146,13 @@ def test_bench(precision):
 
 
 FAULTS = {
-    "random numbers of the CPU": ("robustft.finetuner.generator", lambda *keys, device: generator(*keys)),
+    "random numbers of the CPU": ("robustft.training.finetuner.generator", lambda *keys, device: generator(*keys)),
     "permutation on the CPU": ("robustft.counterfactual.fill.single_source", lambda n, random: torch.randperm(n)),
     "zeros without a device": (
         "robustft.counterfactual.fill.replace_patches",
         lambda images, mask, source, size: torch.zeros(images.shape) + images,
     ),
-    "teacher left on the CPU": ("robustft.finetuner.Finetuner.on_fit_start", lambda self: None),
+    "teacher left on the CPU": ("robustft.training.finetuner.Finetuner.on_fit_start", lambda self: None),
     "map brought to the CPU": ("robustft.counterfactual.cam._normalise", lambda cam: cam.cpu()),
 }
 

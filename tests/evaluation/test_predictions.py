@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
-from robustft.clip.classifier import Classifier
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import FILE, write_predictions
+from robustft.models.classifier import Classifier
 from tests.data.conftest import CLASSES, make_data, root  # noqa: F401 (a fixture)
 from tests.small import do, work  # noqa: F401 (a fixture)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 from robustft.evaluation.results import (
     Score,
     Scores,

@@ -17,13 +17,13 @@ from open_clip.model import CLIPVisionCfg, _build_vision_tower
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robustft.clip.classifier import Architecture, Classifier
 from robustft.counterfactual.cam import gradcam, relevance
+from robustft.counterfactual.distillation import Distillation, logit_distance, make_distillation
 from robustft.counterfactual.fill import Counterfactual, replace_patches
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sets import Preprocess
-from robustft.distillation import Distillation, logit_distance, make_distillation
-from robustft.finetuner import Finetuner, Schedule
+from robustft.models.classifier import Architecture, Classifier
+from robustft.training.finetuner import Finetuner, Schedule
 
 FIXTURE = Path(__file__).parent / "published.safetensors"
 BETA, PATCH = 30.0, 8

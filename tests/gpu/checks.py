@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robustft.bench.steps import BETA, MASK
-from robustft.clip.classifier import Architecture, Classifier
-from robustft.clip.weights import create_clip
-from robustft.clip.zeroshot import preprocess_of
 from robustft.counterfactual.cam import make_cam
+from robustft.counterfactual.distillation import make_distillation
 from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sampling import generator
-from robustft.distillation import make_distillation
-from robustft.finetuner import AUTOCAST, Finetuner, Schedule
+from robustft.models.classifier import Architecture, Classifier
+from robustft.models.weights import create_clip
+from robustft.models.zeroshot import preprocess_of
+from robustft.training.finetuner import AUTOCAST, Finetuner, Schedule
 
 ARCHITECTURES = {"vitb32": "ViT-B-32-quickgelu", "tiny": "tiny"}
 CLASSES, BATCH = 10, 8

@@ -103,8 +103,8 @@ def test_training_does_not_wait(work, precision, settings):  # noqa: F811
 
 def test_out_of_memory_is_one_line_and_a_micro_batch_is_found(work):  # noqa: F811
     """A batch for which this GPU has no memory: as much is taken away as it takes."""
-    from robustft.accumulation import micro_batches_that_fit
-    from robustft.errors import UserError
+    from robustft.common.errors import UserError
+    from robustft.training.accumulation import micro_batches_that_fit
 
     settings = ("data.train_images=1100", "data.batch_size=1024", "trainer=gpu", "trainer.max_steps=1")
     run = prepared(work / "memory", *settings)

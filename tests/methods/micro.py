@@ -9,10 +9,10 @@ from omegaconf import OmegaConf
 from open_clip.model import _build_vision_tower
 from torch import nn
 
-from robustft.clip.classifier import Architecture, Classifier
-from robustft.clip.weights import save_classifier
 from robustft.data.sets import Preprocess
 from robustft.experiment import Run
+from robustft.models.classifier import Architecture, Classifier
+from robustft.models.weights import save_classifier
 
 CLASSES = ["circle", "square", "star"]
 CONFIG = {

@@ -11,12 +11,12 @@ from omegaconf import open_dict
 from safetensors.torch import load_file
 
 import robustft
-from robustft import overrides
-from robustft.cli import run_in
-from robustft.clip.classifier import Classifier
+from robustft.cli import compose
+from robustft.cli.main import run_in
 from robustft.data.sampling import TrainSampler
 from robustft.experiment import Run
 from robustft.methods import features
+from robustft.models.classifier import Classifier
 from tests.methods.micro import same_bits
 
 SMALL = """model=tiny model.pretrained=null data=scenes data.train_images=160 data.test_images=40 data.holdout=40
@@ -36,7 +36,7 @@ def work(tmp_path_factory: pytest.TempPathFactory):
 def do(work: Path, name: str, *settings: str) -> dict:
     """One run; the content of its results.json."""
     typed = [*SMALL, *settings]
-    cfg = overrides.compose_first(overrides.parse(typed))
+    cfg = compose.compose_first(compose.parse(typed))
     with open_dict(cfg):
         cfg.pop("hydra")
     run_in(cfg, work / name, list(settings))  # the others are for all methods
@@ -95,7 +95,7 @@ def test_soups(work: Path) -> None:
 def test_linear_probe_against_plain_torch(work: Path) -> None:
     """The same order of images, AdamW, one-cycle schedule, clipping and selection, written out."""
     do(work, "probe", "method=linear_probe", "optimizer.lr=0.02")
-    cfg = overrides.compose_first(overrides.parse([*SMALL, "method=linear_probe"]))
+    cfg = compose.compose_first(compose.parse([*SMALL, "method=linear_probe"]))
     data = Run(cfg).data
     data.setup()
     first = zeroshot(work)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustft.clip.classifier import Classifier
-from robustft.clip.weights import load_classifier, save_classifier
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 from robustft.methods import soup, wiseft
+from robustft.models.classifier import Classifier
+from robustft.models.weights import load_classifier, save_classifier
 from tests.methods.micro import CLASSES, micro, run_with, same_bits, saved, zeros_signed
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from robustft.errors import UserError
+from robustft.common.errors import UserError
 from robustft.report.stats import (
     effective_robustness,
     logit_fit,

@@ -12,11 +12,11 @@ from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from robustft import commands
+from robustft.common import entry
+from robustft.common.files import atomic
+from robustft.common.paths import expand, for_file
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
-from robustft.files import atomic
-from robustft.paths import expand, for_file
 
 GAP = 2  # white pixels between images
 TITLES = {
@@ -75,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(commands.answer(main))
+    sys.exit(entry.answer(main))

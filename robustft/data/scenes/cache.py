@@ -11,10 +11,10 @@ from rich.progress import Progress
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from robustft.cache import cache_folder, optional
+from robustft.common.cache import cache_folder, optional
+from robustft.common.files import atomic
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
-from robustft.files import atomic
 
 log = logging.getLogger(__name__)
 

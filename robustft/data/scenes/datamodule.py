@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, UInt8
 from torch import Tensor
 
+from robustft.common.errors import UserError
+from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.scenes.cache import cached, default_folder
 from robustft.data.scenes.captions import TEMPLATES
 from robustft.data.scenes.generate import Rendered
 from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
 from robustft.data.sets import Batch, EvaluationSet, TensorImages
-from robustft.errors import UserError
-from robustft.paths import expand
 
 EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
 SMALLEST, LARGEST = 24, 512  # pixels

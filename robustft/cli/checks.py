@@ -1,0 +1,217 @@
+"""What a composed config must satisfy, checked before anything heavy is imported or any time is spent.
+
+`check` refuses what cannot work, `refuse_idle` what was typed and means nothing. The settings themselves, with
+comments, are in conf/; what they accept and where they matter is in robustft/cli/settings.py and in the `takes` of
+components.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustft.cli.identity import WHERE, seen
+from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
+from robustft.common import processes
+from robustft.common.configs import ACCUMULATE, container, flatten
+from robustft.common.errors import UserError
+from robustft.common.paths import expand
+from robustft.models.files import model_file, model_files, weights_file
+
+METHODS = Path(__file__).resolve().parents[1] / "methods"
+
+
+def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
+    """Refuses what cannot work.
+
+    Args:
+        typed: what was typed for this one run, by name; see `refuse_idle`.
+
+    Raises:
+        UserError: the first setting that is missing, means nothing, is out of range, or at odds with another.
+    """
+    missing(cfg)
+    for name, _ in flatten(container(cfg, resolve=False)):
+        if name in REFUSED:
+            raise UserError(f"{name}: {REFUSED[name]}")
+    if "takes" not in cfg.method or not (METHODS / f"{cfg.method.name}.py").is_file():
+        lacks = "has no `takes`" if "takes" not in cfg.method else f"needs robustft/methods/{cfg.method.name}.py"
+        raise UserError(f"method={cfg.method.name} {lacks}: see conf/method/counterfactual.yaml for what a method says")
+    if typed is not None:
+        refuse_idle([cfg], typed)
+    settings = Settings(cfg)
+    for name in settings.takes["method"].get("needs") or ():
+        if settings.values.get(name) is None:
+            raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
+    for name, value in settings.values.items():
+        for owner, described in settings.descriptions(name):
+            if value is None and owner in ("method", "mask") and not accepts(described, None):
+                if owner == "method" or settings.masks() is None:
+                    raise UserError(f"{name} has no value: {settings.chosen(owner)} needs one")
+            elif not accepts(described, value):
+                raise UserError(f"{name}={shown(value)}: expected {expected(described)}")
+    trains = bool(settings.takes["method"]["trains"])
+    if trains:
+        _check_length(cfg)
+        _check_batch(cfg)
+    _check_inputs(cfg)
+
+
+def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: bool = False) -> None:
+    """Refuses a setting that was typed and matters in none of ``jobs``: it would be lost without a word.
+
+    Args:
+        jobs: composed configs, not resolved: of one run, or of all runs of a sweep or a study.
+        typed: what was typed, by name.
+
+    Raises:
+        UserError: names the first of them.
+    """
+    names = [name for name in typed if not name.startswith(("hydra.", "hydra/"))]
+    for name in names:
+        if "takes" in name.split("."):
+            raise UserError(f"{name}: what a component takes is described in its file, and no setting")
+        if reason := REFUSED.get(name) or CHOSEN.get(name):
+            raise UserError(f"{name}: {reason}")
+        if typed[name].startswith("{") and not name.startswith("logger."):
+            raise UserError(f"{name}={typed[name]}: settings are given one by one, as {name}.NAME=VALUE")
+    left = [name for name in names if name not in ("experiment", *WHERE)]
+    first: Settings | None = None
+    unread: list[DictConfig] = []
+    for job in jobs:
+        if not left:
+            return
+        if job.check is not None or job.prepare:  # looks at the data of the run that is described, whatever it is
+            return
+        try:
+            settings = seen(job, sweep=sweep)
+        except OmegaConfBaseException:  # it will say what it lacks when it is run
+            unread.append(job)
+            continue
+        first = first or settings
+        left = [name for name in left if not _means_something(settings, name, typed[name])]
+    if left and first is not None and not unread:
+        name = left[0]
+        reason = first.why_idle(name) or first.chosen("method")
+        group = name.partition(".")[0]
+        everywhere = " in any of the runs" if len(jobs) > 1 else ""
+        what = f"{name}={typed[name]}"
+        if group in ("mask", "fill") and first.takes["method"].get("masks", False) is False:
+            raise UserError(f"{reason} takes no mask or fill: leave out {what}")
+        if group == "fill" and reason.startswith("mask="):
+            raise UserError(f"{what} has nothing to fill with {reason}: leave it out, or choose a mask")
+        raise UserError(f"{what} does nothing with {reason}{everywhere}: leave it out, or change {_part(reason)}")
+
+
+def _part(reason: str) -> str:
+    return reason.partition("=")[0]
+
+
+def _means_something(settings: Settings, name: str, value: str) -> bool:
+    """Whether a typed setting matters, or says no more than what is so."""
+    if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
+        return True
+    node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
+    if node and "." not in name and name not in ("mask", "fill"):
+        return True  # a whole component is chosen: others ask what it means
+    return settings.matters(name)
+
+
+def missing(cfg: DictConfig) -> None:
+    """Refuses a config in which something has no value.
+
+    Raises:
+        UserError: names it.
+    """
+    for name, value in flatten(container(cfg, resolve=False)):
+        if value == "???":
+            raise UserError(f"{name} has no value: pass {name}=...")
+
+
+def check_started(cfg: DictConfig) -> None:
+    """Refuses a run on several machines that was started on one: it would wait for the others for ever.
+
+    Raises:
+        UserError: says how to start it.
+    """
+    nodes = cfg.trainer.num_nodes
+    by_hand = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
+    if nodes > 1 and not by_hand and processes.launched_together() is None:
+        devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else "DEVICES"
+        raise UserError(
+            f"trainer.num_nodes={nodes}: nobody has started this run on {nodes} machines. Start it by SLURM (srun"
+            f" --nodes={nodes} --ntasks-per-node={devices} python run.py ...), or on each machine by torchrun"
+            f" --nnodes={nodes} --nproc-per-node={devices} --node-rank=0..{nodes - 1} --master-addr=FIRST run.py ..."
+        )
+
+
+def _check_length(cfg: DictConfig) -> None:
+    trainer, optimizer = cfg.trainer, cfg.optimizer
+    if trainer.max_epochs is None and trainer.max_steps == -1 and not trainer.fast_dev_run:
+        raise UserError("give trainer.max_epochs or trainer.max_steps: the learning-rate schedule needs an end")
+    if optimizer.base_momentum > optimizer.max_momentum:
+        raise UserError(
+            f"optimizer.base_momentum={optimizer.base_momentum}: expected at most"
+            f" optimizer.max_momentum={optimizer.max_momentum}"
+        )
+
+
+def _check_batch(cfg: DictConfig) -> None:
+    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    accumulate = cfg.trainer.accumulate_grad_batches
+    if accumulate == "auto" and devices > 1:
+        raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
+    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
+    if local < 1:
+        raise UserError(
+            f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
+            f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
+        )
+    if local == 1 and (cfg.fill.kind != "none" or cfg.disagreement):
+        what = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
+        raise UserError(
+            f"{what} takes patches from other images, but a device sees one image at a time:"
+            f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
+        )
+
+
+def _check_inputs(cfg: DictConfig) -> None:
+    """Files and folders named in the config are there. What is in them is for their readers to check."""
+    for name in ("init", "teacher", "checkpoint"):
+        if cfg[name] is not None:
+            cfg[name] = str(model_file(cfg[name]))  # the run's folder will do
+            if not Path(cfg[name]).is_file():
+                raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
+    if cfg.checkpoints is not None:
+        listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
+        if not listed or not all(isinstance(item, str) for item in listed):
+            raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
+        model_files(listed)
+    pretrained = cfg.model.pretrained
+    named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
+    if named and not weights_file(pretrained).is_file():
+        raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
+    root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
+    if root is not None and on_disk is False and expand(root).is_dir():
+        inside = [path.name for path in expand(root).iterdir()]
+        if inside and not any(name.startswith("scenes") for name in inside):
+            raise UserError(
+                f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
+                " another CLIP); for the scenes an empty folder, or none"
+            )
+    if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
+        raise UserError(
+            "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
+            " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
+        )
+    if root is not None and on_disk and not expand(root).is_dir():
+        raise UserError(
+            f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
+            " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
+            " objectnet-1.0, imagenet-a; docs/data.md lists all)"
+        )
+    prepared = cfg.data.get("prepared")
+    if prepared and not cfg.prepare and not expand(prepared).is_dir():
+        raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")

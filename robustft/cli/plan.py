@@ -1,0 +1,238 @@
+"""From what was typed to what Hydra is given: a run or a sweep, checked, and the folder that it goes to."""
+
+import os
+import shutil
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
+from robustft.cli.sources import groups
+from robustft.common import paths, processes
+from robustft.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is handed to Hydra."""
+
+    arguments: list[str]
+    sweep: Path | None  # folder of the sweep
+
+
+def make_plan(arguments: list[str]) -> Plan:
+    """Checks what was typed and adds to it where the run or the sweep goes."""
+    args = get_args_parser().parse_intermixed_args(arguments)
+    if args.config_name or args.config_path or args.experimental_rerun:
+        raise UserError("configs come from conf/: for configs of your own, give their folder: --config-dir DIR")
+    if args.config_dir:
+        arguments = _with_configs(arguments, args.config_dir)
+    if args.help or args.hydra_help or args.shell_completion or args.info:
+        return Plan(arguments, None)
+    flags = [argument for argument in arguments if argument not in args.overrides]
+    parsed = compose.parse(args.overrides)
+    resume = _value(parsed, "resume")
+    if resume not in (None, "null", "auto"):
+        folder = paths.expand(resume)
+        if folder.name == "last.ckpt" and folder.is_file():
+            folder = folder.parent
+        resume = str(folder)
+        resuming.check_resumable(folder)
+        own_configs = sources.recorded(folder) if not args.config_dir else None
+        if own_configs:
+            flags = [*_with_configs([], str(own_configs)), *flags]
+            parsed = compose.parse(args.overrides)
+        keys = {override.key_or_group for override in parsed}
+        before = compose.parse(resuming.saved_overrides(folder))
+        parsed = [override for override in before if override.key_or_group not in keys] + parsed
+    cfg = compose.compose_first(parsed)
+    lines = [str(override.input_line) for override in parsed]
+    if args.cfg:
+        return Plan([*flags, *lines], None)
+    with open_dict(cfg):
+        hydra_config = cfg.pop("hydra")
+    if args.multirun or hydra_config.mode == RunMode.MULTIRUN:
+        added, folder = _plan_sweep(cfg, hydra_config, parsed)
+        return Plan([*flags, *lines, *added], folder)
+    return Plan([*flags, *lines, *_plan_single(cfg, parsed, resume)], None)
+
+
+def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) -> list[str]:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(f"{override.input_line}: several values make a sweep: add -m")
+    checks.check(cfg, compose.texts(parsed))
+    checks.check_started(cfg)
+    identity.resolve(cfg)
+    given = _value(parsed, "hydra.run.dir")
+    for character in '=,"':
+        if given is not None and character in given:
+            raise UserError(f"hydra.run.dir={given}: the name holds {character!r}, with which it cannot be typed back")
+    given = None if given is None else str(paths.expand(given))
+    launcher = processes.launched_together()
+    if launcher and given is None and resume in (None, "null", "auto"):
+        raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
+    if cfg.overwrite and resume not in (None, "null", "auto"):
+        raise UserError(f"resume={resume} goes on in that folder: leave out overwrite=true")
+    if cfg.overwrite and (cfg.check is not None or cfg.prepare):
+        raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
+    if resume in (None, "null"):
+        _check_folder(cfg, given)
+        return [_placed("hydra.run.dir", given or naming.new_folder(cfg))]
+    if resume == "auto":
+        candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
+        found = run_folder.newest_resumable(cfg, [path for path in candidates if path.is_dir()])
+        if found is None:
+            _check_folder(cfg, given)
+            print("resume=auto: found no interrupted run with this config, starting a new one")
+            return ["resume=null", _placed("hydra.run.dir", given or naming.new_folder(cfg))]
+        return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
+    folder = paths.expand(str(resume))
+    if given is not None and Path(given).resolve() != folder.resolve():
+        raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
+    advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
+    resuming.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
+    if processes.is_first():
+        run_folder.refuse_in_use(folder)
+    return [_placed("hydra.run.dir", folder)]
+
+
+def _placed(key: str, folder: Path | str) -> str:
+    """The setting that puts a run or a sweep into a folder, which is made if it can be."""
+    if "${" not in str(folder):  # else Hydra puts the rest of the name in
+        paths.make_folder(Path(folder), key)
+    return f"{key}={paths.quote(folder)}"
+
+
+def _with_configs(arguments: list[str], typed: str) -> list[str]:
+    """The arguments with the user's folder of configs in one form: absolute, for all processes of a run."""
+    sources.add(typed)
+    left = iter(arguments)
+    kept = []
+    for argument in left:
+        name = argument.partition("=")[0]
+        if name == "-cd" or name.startswith("--config-d"):
+            if "=" not in argument:
+                next(left)
+        else:
+            kept.append(argument)
+    return [f"--config-dir={sources.added()}", *kept]
+
+
+def _check_folder(cfg: DictConfig, given: str | None) -> None:
+    """Refuses a typed folder that is another run's, before Hydra opens a log there."""
+    if given is None or not processes.is_first():  # the first process has made it its own already
+        return
+    run_folder.refuse_in_use(Path(given))
+    run_folder.refuse_taken(Path(given), overwrite=cfg.overwrite)
+    if cfg.overwrite:
+        run_folder.refuse_own_models(cfg, Path(given))
+
+
+def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override]) -> tuple[list[str], Path]:
+    if _value(parsed, "resume") not in (None, "null", "auto"):
+        raise UserError("resume=FOLDER is for single runs: a sweep goes on by the same command")
+    if launcher := processes.launched_together():
+        raise UserError(f"{launcher} would start the whole sweep in each of its processes: start it once, without")
+    slurm = hydra_config.launcher._target_.endswith("SlurmLauncher")
+    if slurm and shutil.which("srun") is None:
+        raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
+    _check_devices(cfg, own_process=slurm)
+    if cfg.overwrite:
+        raise UserError("overwrite=true is for single runs: name another sweep with sweep=..., or delete its folder")
+    _check_jobs(hydra_config)
+    typed = {override.key_or_group: override for override in parsed}
+    preset = hydra_config.sweeper.get("params") or {}
+    swept = [key for key in preset if key not in typed]
+    swept += [key for key, override in typed.items() if override.is_sweep_override()]
+    choices = hydra_config.runtime.choices
+    named = _value(parsed, "sweep") not in (None, "null") or "hydra.sweep.dir" in typed
+    plain = choices.get("hydra/launcher") == "basic" and choices.get("hydra/sweeper") in ("basic", "combinations")
+    if plain and not swept and not named:
+        raise UserError("-m: nothing is swept. Give a setting several values, as in seed=1,2, or leave out -m")
+    own = [key for key in typed if key not in swept and not key.startswith("hydra")]
+    constants = [
+        str(typed[key].input_line)
+        for key in own
+        if key not in ("experiment", "logger") and not identity.INCIDENTAL.fullmatch(key)
+    ]
+    name = _value(parsed, "sweep")
+    if name in (None, "null"):
+        choice = hydra_config.runtime.choices.get("experiment")
+        name = naming.sweep_name(choice if preset else None, swept, constants)
+    elif naming.slug(name) != name:
+        raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
+    folder = paths.expand(_value(parsed, "hydra.sweep.dir") or naming.SWEEPS / name)
+    added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
+    os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
+    added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
+    if "hydra.sweep.subdir" not in typed:
+        first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices[k] for k in groups()})
+        _refuse_other_sweep(cfg, first)
+        added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
+    if not swept:
+        print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
+    skip = _skipped(parsed, preset, swept)
+    if hydra_config.runtime.choices.get("hydra/sweeper") != "combinations":
+        skip = []  # a sweeper of another kind
+    return added + ([f"hydra.sweeper.skip={skip}"] if skip else []), folder
+
+
+def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
+    """Checks what all jobs of a sweep make of its settings; the positions of those that repeat another."""
+    of_preset = compose.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
+    asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
+    jobs = compose.jobs(asked)
+    cfgs = [job.cfg for job in jobs]
+    checks.refuse_idle(cfgs, compose.texts(asked), sweep=True)
+    if any(not compose.values(override) or override.is_interval_sweep() for override in asked):
+        return []  # values are drawn as the sweep goes on
+    first = identity.distinct(cfgs)
+    skip = [number for number, same in enumerate(first) if same != number]
+    for number in skip:
+        one, other = (naming.readable_name(jobs[n].choices, swept) for n in (number, first[number]))
+        print(f"{one}: the same run as {other}, which is made once")
+    return skip
+
+
+def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
+    """Refuses a sweep whose first run has been made with other settings, before anything in its folder changes."""
+    cfg = deepcopy(cfg)
+    try:
+        checks.check(cfg)
+        identity.resolve(cfg, sweep=True)
+    except UserError:  # a run that cannot work is refused when its turn comes: others may
+        return
+    run_folder.refuse_other_run(cfg, first)
+
+
+def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
+    """Refuses several devices where the other processes of a run would start the whole sweep again."""
+    devices = cfg.trainer.devices
+    several = devices not in ("auto", 1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1)
+    if (several or cfg.trainer.num_nodes > 1) and not own_process:
+        raise UserError(
+            f"trainer.devices={devices}: a run of a sweep takes one device here."
+            " Use hydra/launcher=slurm, or start the runs one by one"
+        )
+
+
+def _check_jobs(hydra_config: DictConfig) -> None:
+    """Refuses numbers of runs at a time that are none; below 0 they count from the number of CPUs, as joblib's do."""
+    for name in ("launcher.n_jobs", "sweeper.n_jobs"):
+        jobs = OmegaConf.select(hydra_config, name)
+        if jobs is not None and (not isinstance(jobs, int) or isinstance(jobs, bool) or jobs == 0):
+            raise UserError(f"hydra.{name}={jobs}: expected how many runs go side by side, 1 or more (-1: one per CPU)")
+
+
+def _value(parsed: list[Override], key: str) -> str | None:
+    """The last value typed for a setting, as text."""
+    single = [override for override in parsed if not override.is_sweep_override()]
+    found = [override.value() for override in single if override.key_or_group == key]
+    return str(found[-1]) if found and found[-1] is not None else None

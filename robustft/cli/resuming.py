@@ -1,0 +1,90 @@
+"""What a run's folder tells of its run: its settings, whether it is finished, and whether one can go on from there."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from robustft.cli import identity
+from robustft.common import configs
+from robustft.common.errors import FolderTaken, UserError
+from robustft.common.files import write
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a complete evaluation lies in a run folder."""
+    try:
+        return json.loads((folder / "results.json").read_text())["schema"] == 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def is_interrupted(folder: Path) -> bool:
+    """Whether a run folder has a state to go on from, and no results yet."""
+    return (folder / "last.ckpt").exists() and not (folder / "results.json").exists()
+
+
+def saved_config(folder: Path) -> dict[str, Any] | None:
+    """The config a run folder was made with; None where there is none to read."""
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # noqa: BLE001 -- half a file, another tool's file: either way not one of ours
+        return None
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else None
+
+
+def saved_overrides(folder: Path) -> list[str]:
+    """What was typed to start the run in a folder."""
+    path = folder / "overrides.yaml"
+    return [str(line) for line in OmegaConf.load(path)] if path.exists() else []
+
+
+def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Writes config.yaml (all settings, resolved) and overrides.yaml (what was typed)."""
+    for filename, content in (("config.yaml", configs.plain(cfg)), ("overrides.yaml", list(overrides))):
+        write(folder / filename, OmegaConf.to_yaml(OmegaConf.create(content)))
+
+
+def record(folder: Path, cfg: DictConfig, setting: str) -> None:
+    """Writes what a setting came to, for those who go on with the run: ``setting`` stands as if it had been typed."""
+    key = setting.partition("=")[0]
+    save(folder, cfg, [*(line for line in saved_overrides(folder) if not line.startswith(f"{key}=")), setting])
+
+
+def newest_interrupted(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
+    """Of some run folders, the newest that was interrupted and has this very config."""
+    for folder in sorted(folders, key=lambda path: path.stat().st_mtime, reverse=True):
+        saved = saved_config(folder) if is_interrupted(folder) else None
+        if saved is not None and not identity.differences(cfg, saved):
+            return folder
+    return None
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuses a folder with nothing to go on from.
+
+    Raises:
+        UserError: it is no folder, is finished, or has no training state or config.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"resume={folder}: that is a file. Expected auto, or the folder of an interrupted run")
+    if not folder.is_dir():
+        raise UserError(f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run")
+    if is_finished(folder):
+        raise UserError(f"resume={folder}: that run is finished. Leave out resume= to start another")
+    if not (folder / "last.ckpt").exists() or saved_config(folder) is None:
+        raise UserError(f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from")
+
+
+def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -> None:
+    """Refuses to go on in a folder whose run was another one.
+
+    Raises:
+        FolderTaken: names up to three settings that differ.
+    """
+    found = identity.differences(cfg, saved_config(folder) or {})
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise FolderTaken(f"{what} has other settings: {', '.join(found[:3])}{more}. {advice}")

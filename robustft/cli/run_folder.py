@@ -1,0 +1,288 @@
+"""Whose a run folder is: free, a run's that must not be lost, or a living process's.
+
+A run holds its folder while it works there (`held`). What lies in a folder is replaced only where the user says so
+(overwrite=true), and then as late as can be: `run_in` (robustft/cli/main.py) puts the new run's settings aside, and
+`start_over` exchanges old for new when nothing but the work itself can fail.
+"""
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
+from glob import glob
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from robustft.cli import identity, naming, resuming, sources
+from robustft.common import configs, files, locks
+from robustft.common.errors import FolderTaken, UserError
+from robustft.common.paths import expand
+from robustft.models.files import model_file
+
+RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
+STATE = ("last.ckpt", "best.safetensors")
+SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
+LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log", *SETTINGS)
+ASIDE = ".new"  # settings of the run that is to replace what lies in its folder
+NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """The folder is this process's until the end, and known as such to others, on other machines too.
+
+    Raises:
+        FolderTaken: another living process works there.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locks.owned(folder / ".run"))
+        except BlockingIOError as error:
+            raise FolderTaken(in_use(folder, str(error))) from None
+        except OSError as error:
+            number = files.disk_error(error)
+            if number is None:
+                raise
+            raise files.WriteError(f"cannot write into {folder}: {files.describe(number, folder.parent)}") from error
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder / ASIDE, ignore_errors=True)
+
+
+def in_use(folder: Path, owner: str) -> str:
+    return f"{readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
+
+
+def refuse_in_use(folder: Path) -> None:
+    """Refuses a folder that a living process works in.
+
+    Raises:
+        FolderTaken: names the process.
+    """
+    if (owner := locks.owner(folder / ".run")) is not None:
+        raise FolderTaken(in_use(folder, owner))
+
+
+def refuse_taken(folder: Path, *, overwrite: bool) -> None:
+    """Refuses a folder for a new single run where work of another would be lost.
+
+    What a failed run leaves (its settings, log and error) is no such work. Files of something else are.
+
+    Raises:
+        FolderTaken: says what lies there and which ways there are.
+    """
+    found = what_lies_in(folder)
+    if not found or overwrite:
+        return
+    if (folder / "results.json").exists():
+        what, ways = f"a finished run{_known(folder)}", "choose another folder, or replace that run with overwrite=true"
+    elif resuming.is_interrupted(folder):
+        what = f"an interrupted run{_known(folder)}"
+        ways = f"go on with it (resume={folder}), choose another folder, or replace that run with overwrite=true"
+    else:
+        what, ways = ", ".join(found), "choose another folder, or replace what is there with overwrite=true"
+    raise FolderTaken(f"hydra.run.dir={folder} holds {what}: {ways}")
+
+
+def newest_resumable(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
+    """Of some run folders, the newest that was interrupted, has this very config, and is nobody's now.
+
+    Raises:
+        FolderTaken: there is only one that a living process works in.
+    """
+    owners = {folder: locks.owner(folder / ".run") for folder in folders}
+    found = resuming.newest_interrupted(cfg, [folder for folder, owner in owners.items() if owner is None])
+    for folder, owner in owners.items() if found is None else ():
+        saved = resuming.saved_config(folder)
+        if owner is not None and saved is not None and not identity.differences(configs.plain(cfg), saved):
+            raise FolderTaken(in_use(folder, owner))
+    return found
+
+
+def what_lies_in(folder: Path) -> list[str]:
+    """Names of what a new run would replace and that is worth keeping."""
+    names = (*RESULTS, *STATE) if _is_ours(folder) else (*RESULTS, *STATE, *LOGS)
+    return [name for name in names if (folder / name).exists()]
+
+
+def refuse_own_models(cfg: DictConfig, folder: Path) -> None:
+    """Refuses to replace the very models that the run is to read.
+
+    Raises:
+        FolderTaken: names the setting.
+    """
+    for name, path in _models(cfg):
+        place = expand(path).resolve()
+        if place.parent == folder.resolve() and place.name in (*RESULTS, *STATE):
+            raise FolderTaken(
+                f"{name}={path} lies in {folder}, which overwrite=true would clear before it is read. "
+                "Choose another folder for the new run"
+            )
+
+
+def refuse_other_run(cfg: DictConfig, folder: Path) -> None:
+    """Refuses a folder for a run of a sweep where a run with other settings has left what is worth keeping.
+
+    Raises:
+        FolderTaken: names the first settings that differ.
+    """
+    if not any((folder / name).exists() for name in (*RESULTS, *STATE)):
+        return
+    state = "finished" if resuming.is_finished(folder) else "unfinished"
+    advice = "Name another sweep with sweep=..., or delete the folder"
+    resuming.refuse_other_config(cfg, folder, f"the {state} run in {folder}", advice)
+
+
+def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
+    """Clears away what a failed run has left and writes the settings of this one, or puts them aside; see ``ASIDE``."""
+    typed = [line for line in typed if not line.startswith(("resume=", "sweep=", "overwrite="))]
+    if not cfg.resume and cfg.overwrite and what_lies_in(folder):
+        resuming.save(folder / ASIDE, cfg, typed)
+        sources.record(folder / ASIDE)
+        return
+    resuming.save(folder, cfg, typed)
+    sources.record(folder)
+    for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt"):
+        (folder / name).unlink(missing_ok=True)
+    files.remove_partial(folder)
+
+
+def start_over(folder: Path, keep: Collection[str] = ()) -> None:
+    """Takes away the run that lies in ``folder`` and puts the new one's settings in place; see ``ASIDE``.
+
+    What is named in ``keep`` is the new run's already.
+
+    Without settings that were put aside there is nothing to do.
+    """
+    aside = folder / ASIDE
+    if not aside.is_dir():
+        return
+    for name in (*RESULTS, *STATE, *LOGS):
+        path = folder / name
+        if name == "run.log" or name in keep:  # the log is open: this run's lines follow
+            continue
+        if path.is_dir():
+            for picture in path.glob("*.png"):
+                picture.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
+    for path in sorted(aside.iterdir()):
+        os.replace(path, folder / path.name)
+    aside.rmdir()
+
+
+def settings_stamp(folder: Path) -> int | None:
+    """When the settings in a folder were written; None: there are none. A run that has begun has written its own."""
+    try:
+        return (folder / "config.yaml").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def leave_error(folder: Path, text: str, *, untouched: bool) -> None:
+    """Keeps an error in the folder of its run; where that is to stay as it is, with the notes of the sweep.
+
+    A disk that is full takes neither.
+    """
+    notes = os.environ.get(NOTES)
+    with suppress(OSError):
+        if not untouched:
+            files.write(folder / "error.txt", text.rstrip() + "\n")
+        elif notes:
+            note = {"folder": str(folder.absolute()), "error": text, "in_use": locks.owner(folder / ".run") is not None}
+            files.write(Path(notes) / f"{naming.digest(str(folder))}.json", json.dumps(note))
+
+
+def notes_folder(sweep: Path) -> Path:
+    """Where the runs of one call of a sweep leave their notes."""
+    return sweep / f".notes-{locks.here()}"
+
+
+def read_notes(sweep: Path) -> dict[Path, str]:
+    """What runs of this call of a sweep have left instead of an error in their folder. The notes are removed.
+
+    Who left a run to another process that has finished it meanwhile has nothing to say.
+    """
+    place = notes_folder(sweep)
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(place.glob("*.json"))]
+    shutil.rmtree(place, ignore_errors=True)
+    notes = {Path(note["folder"]): note for note in found}
+    return {
+        folder: note["error"] for folder, note in notes.items() if not (note["in_use"] and resuming.is_finished(folder))
+    }
+
+
+def readable(folder: Path) -> str:
+    return os.path.relpath(folder) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else str(folder)
+
+
+@contextmanager
+def log_to_screen_alone() -> Iterator[None]:
+    """The log in a folder that is to stay as it is does not grow."""
+    root = logging.getLogger()
+    handlers = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    for handler in handlers:
+        root.removeHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.addHandler(handler)
+
+
+@contextmanager
+def disk_errors(folder: Path, *, sweep: bool) -> Iterator[None]:
+    """What cannot be written is one line that says how to go on, wherever in a run it happens.
+
+    Raises:
+        UserError: in place of an error of the disk.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = files.disk_error(error)
+        if number is None:
+            raise
+        text = str(error)
+        if not isinstance(error, files.WriteError):
+            place = getattr(error, "filename", None) or folder
+            text = f"cannot write {place}: {files.describe(number, folder)}"
+        if sweep:
+            how = "Make room, then go on with the sweep by the same command"
+        elif resuming.is_interrupted(folder):
+            how = f"What was kept before is whole: make room, then go on with python run.py resume={readable(folder)}"
+        else:
+            how = "Make room, then start the run again: nothing was kept yet to go on from"
+        raise UserError(f"{text}. {how}") from error
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether the settings in a folder, if there are any, are a run's, and not another program's."""
+    names = {path.name for path in folder.glob("*")}
+    if "config.yaml" not in names:  # a run that failed before it wrote them leaves its log and its error
+        return not names & {*LOGS} - {"run.log", "error.txt"}
+    saved = resuming.saved_config(folder)
+    return saved is not None and {"method", "model", "data", "seed"} <= saved.keys()
+
+
+def _known(folder: Path) -> str:
+    """The method of a run and the time of its last result or state."""
+    method = (resuming.saved_config(folder) or {}).get("method")
+    what = f"{method['name']}, " if isinstance(method, dict) and "name" in method else ""
+    times = [(folder / name).stat().st_mtime for name in ("results.json", "last.ckpt") if (folder / name).exists()]
+    return f" ({what}{datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M})"
+
+
+def _models(cfg: DictConfig) -> Iterable[tuple[str, str]]:
+    for name in ("checkpoint", "init", "teacher", "model.pretrained"):
+        if isinstance(value := OmegaConf.select(cfg, name), str):
+            yield name, str(model_file(value))
+    listed = cfg.checkpoints if cfg.checkpoints is not None else []
+    for pattern in [listed] if isinstance(listed, str) else list(listed):
+        for path in glob(str(expand(pattern)), recursive=True):
+            yield "checkpoints", str(model_file(path))

@@ -1,0 +1,105 @@
+"""What is computed once and kept in the user's cache: scores of models that do not change, features, probes.
+
+A cache that cannot be read, written or locked costs time, never the run.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robustft.common.files import describe, disk_error, save_tensors
+from robustft.common.locks import locked
+from robustft.common.paths import expand
+from robustft.common.processes import is_first_process
+
+log = logging.getLogger(__name__)
+
+_said: list[Path] = []  # the folder that this process has complained of
+
+
+def cache_folder() -> Path:
+    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    A variable that is empty counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification says.
+    """
+    own, shared = (os.environ.get(name, "") for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
+    if own.strip():
+        return expand(own)
+    if not os.path.isabs(shared):
+        shared = os.path.expanduser("~/.cache")
+    if not os.path.isabs(shared):  # a user without a home, in a container
+        return Path(tempfile.gettempdir()) / f"robustft-{getattr(os, 'getuid', str)()}"
+    return Path(shared) / "robustft"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model: its modules (activations and heads are in no weight) and its weights."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def digest(*parts: Any) -> str:
+    """A name for what was computed from ``parts`` (numbers, text, lists, dictionaries) with this torch."""
+    text = json.dumps([*parts, torch.__version__], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool = False) -> dict[str, Tensor]:
+    """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable.
+
+    Args:
+        together: the processes of a run make them together, each its share, and the first one keeps them. Otherwise
+            one process makes them while others, of this run and of other runs, wait for it.
+    """
+    with nullcontext() if together else one_at_a_time(path):
+        with suppress(SafetensorError, OSError):
+            return load_file(path)
+        tensors = make()
+        if not together or is_first_process():
+            with optional(path.parent):
+                save_tensors(path, tensors)
+    return tensors
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Others wait, so that nothing is computed twice; where that cannot be arranged, nobody waits."""
+    with ExitStack() as stack:
+        with optional(path.parent):
+            stack.enter_context(locked(path))
+        yield
+
+
+@contextmanager
+def optional(folder: Path) -> Iterator[None]:
+    """What is done here with a cache ``folder`` may fail: a line says so, once in a process."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = disk_error(error)
+        _say_once(folder, describe(number, folder) if number else getattr(error, "strerror", None) or str(error))
+
+
+def _say_once(folder: Path, reason: str) -> None:
+    if not _said:
+        _said.append(folder)
+        log.warning(
+            "cannot keep results in the cache %s (%s): they are computed anew each time. ROBUSTFT_CACHE=DIR names "
+            "another folder for it",
+            folder,
+            reason,
+        )

@@ -1,0 +1,41 @@
+"""A composed config as plain Python values, without what its components say of themselves."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+# Set for each run, see `run_in` in robustft/cli/main.py.
+RUN_KEYS = ("run_dir", "run_name")
+ACCUMULATE = "trainer.accumulate_grad_batches"
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain, resolved Python values, as results.json and config.yaml keep it."""
+    return {key: value for key, value in container(cfg, resolve=True).items() if key not in RUN_KEYS}
+
+
+def container(cfg: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    """A config as nested dictionaries; unless resolved, references stay as they are written."""
+    values = OmegaConf.to_container(cfg, resolve=resolve)
+    assert isinstance(values, dict)
+    return without_takes({str(key): value for key, value in values.items()})
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every leaf; lists and empty dictionaries are leaves."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def without_takes(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what its components say of themselves: those are no settings."""
+    return {
+        str(key): {part: inner for part, inner in value.items() if part != "takes"}
+        if isinstance(value, dict)
+        else value
+        for key, value in values.items()
+    }

@@ -1,0 +1,42 @@
+"""What all commands have in common: how they were called, and how they answer."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from robustft.common import streams, terminal
+from robustft.common.errors import system_error, user_error
+
+
+def answer(main: Callable[[], int | None]) -> int:
+    """Call a command's ``main``; the exit status. A user's mistake and a disk's are one line each."""
+    streams.guard()
+    terminal.use_plain_letters()
+    try:
+        return main() or 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        mistake = user_error(error) or (system_error(error) if isinstance(error, OSError) else None)
+        if mistake is None:
+            raise
+        print(f"error: {mistake}", file=sys.stderr)
+        return 1
+
+
+def program(command: str | None = None) -> str:
+    """How this program was called, and with it how to call it again: ``robustft report``, ``python run.py``."""
+    called = Path(sys.argv[0])
+    package = next((folder for folder in called.parents if folder.name == "robustft"), None)
+    if called.stem == "robustft":
+        name = "robustft"
+    elif called.name == "__main__.py" and called.parent.name == "robustft":
+        name = "python -m robustft"
+    elif command and package and command in (called.stem, called.parent.name):
+        # python -m robustft.report, python -m robustft.report.dashboard
+        inside = called.parent if called.name == "__main__.py" else called.with_suffix("")
+        return f"python -m {'.'.join(inside.relative_to(package.parent).parts)}"
+    else:
+        name = "python run.py"
+    return f"{name} {command}" if command else name

@@ -1,0 +1,124 @@
+"""Files that are either whole or not there."""
+
+import errno
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+from robustft.common.errors import UserError
+
+PARTIAL = ("*.partial", ".tmp??????")  # what a killed process leaves; the second is safetensors'
+
+# What a disk says that is full, broken, read-only or another's. Anything else is a fault of the program.
+DISK = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EROFS,
+    errno.ESTALE,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+}
+
+
+class WriteError(UserError, OSError):
+    """A file cannot be written: the disk is full or fails, or the place is not the user's."""
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Where to write the content of ``path``, whose folder is made: it takes its place when the block ends well.
+
+    Processes on several machines may write the same file at once: each has a place of its own, the last one stays.
+
+    Raises:
+        WriteError: the disk is full, read-only or broken. What was there before is still there, and nothing else.
+    """
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # as any other file: safetensors' are their owner's alone
+        os.replace(partial, path)
+    except BaseException as error:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        if (reason := disk_error(error)) is not None:
+            raise WriteError(f"cannot write {path}: {describe(reason, path.parent)}") from error
+        raise
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as partial:
+        partial.write_text(text, "utf-8")
+
+
+def save_tensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically; the same content gives the same bytes, on every machine and every time.
+
+    Args:
+        tensors: on any device; copied to the CPU.
+        metadata: text by name, kept in the file's header.
+    """
+    from safetensors.torch import save_file  # torch only when asked for
+
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    with atomic(path) as partial:
+        save_file(on_cpu, partial, dict(metadata) if metadata else None)
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file into alphabetical order: the library's is another one each time."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        metadata = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items()))}
+        header = {**(metadata if metadata["__metadata__"] else {}), **header}
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) > size:  # the library writes the same text in another order
+            raise ValueError(f"{path}: the header has become longer by sorting it")
+        file.seek(8)
+        file.write(text.ljust(size))
+
+
+def remove_partial(folder: Path) -> None:
+    """Clear away what a killed process was writing into ``folder``. Nobody else may be writing there."""
+    for left in [path for pattern in PARTIAL for path in folder.glob(pattern)]:
+        left.unlink(missing_ok=True)
+
+
+def disk_error(error: BaseException) -> int | None:
+    """The error number where an exception is the disk's; libraries wrap it, or only cite it; else None."""
+    if isinstance(error, WriteError) and error.__cause__ is not None:
+        return disk_error(error.__cause__)
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (cited := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors
+        number = int(cited[1])
+    if number is None and isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # torch.save
+        number = error.__context__.errno
+    return number if number in DISK else None
+
+
+def describe(number: int, folder: Path) -> str:
+    """A disk's error in words, with the room that is left where that is the reason."""
+    text = os.strerror(number)
+    if number == errno.ENOSPC:
+        with suppress(OSError):
+            text += f" ({shutil.disk_usage(folder).free / 1e6:,.1f} MB are free)"
+    return text

@@ -1,0 +1,27 @@
+"""Which process of a run this is, told from the environment, before torch is imported."""
+
+import os
+
+# Set by torchrun, by SLURM, and by Lightning for the processes that it starts itself.
+RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
+
+
+def is_first() -> bool:
+    """False in the further processes of a run on several devices: the first one writes and speaks for all."""
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
+
+
+def launched_together() -> str | None:
+    """Who started several processes with the same command (torchrun, srun); None: this one was started alone."""
+    for launcher, count in (("torchrun", "WORLD_SIZE"), ("srun", "SLURM_STEP_NUM_TASKS")):
+        own = launcher != "torchrun" or "TORCHELASTIC_RUN_ID" in os.environ
+        if own and os.environ.get(count, "1").isdigit() and int(os.environ.get(count, "1")) > 1:
+            return launcher
+    return None
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a run that writes files, as Lightning knows it once devices are set up."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes seconds to import
+
+    return not getattr(rank_zero_only, "rank", 0)

@@ -1,0 +1,168 @@
+"""The gallery of a run: where the models look, what the masks take out, what the fills put in."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from robustft.counterfactual.cam import make_cam
+from robustft.counterfactual.fill import multi_source, replace_patches
+from robustft.counterfactual.mask import context_mask, object_mask, random_mask
+from robustft.data.sampling import draw, generator
+from robustft.data.sets import EvaluationSet
+from robustft.evaluation.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
+from robustft.evaluation.top1 import predict
+from robustft.models.classifier import Classifier
+
+IMAGES = 4  # of each evaluation set
+RECIPE = {"cam": "relevance", "threshold": 0.3}  # of the maps and masks shown to a run that has none
+
+
+class Shown(NamedTuple):
+    """The images of one evaluation set that are shown."""
+
+    pixels: UInt8[Tensor, "images 3 height width"]
+    right: Bool[Tensor, "images classes"]  # the classes that are right for each image
+    allowed: Bool[Tensor, " classes"]  # the classes that can be predicted
+
+    @property
+    def target(self) -> Int64[Tensor, " images"]:
+        """The class that is explained: the first of the right ones."""
+        return self.right.int().argmax(1)
+
+
+class View(NamedTuple):
+    """What a model makes of the images."""
+
+    cam: Float[Tensor, "images rows columns"]
+    predicted: Int64[Tensor, " images"]
+
+
+Labelled = tuple[Column, list[Tile]]
+
+
+def write_gallery(
+    folder: Path,
+    sets: Sequence[EvaluationSet],
+    models: Mapping[str, Classifier],
+    class_names: Sequence[str],
+    *,
+    mask: Mapping[str, Any],
+    fill: str,
+    source: str,
+    images: int = IMAGES,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[Path]:
+    """One picture per evaluation set, ``folder/<name of the set>.png``: a row per image, a column per step.
+
+    Columns: the image, the map of every model with its prediction, the masks, and the three fills of the run's mask,
+    or of the object mask where the run has none: the title then says that it is an illustration. What is filled in
+    comes from the other images of the picture. The images depend on the set and on ``seed`` alone, so that pictures of
+    different runs can be compared.
+
+    Args:
+        models: by the title of their column, in its order. They are left as they are.
+        mask: kind (none, random, object or context), threshold or rate, cam, layers. ``RECIPE`` stands in for what it
+            does not need.
+        fill: none, single or multi; marked as that of the run.
+        source: title of the model whose map makes the masks.
+    """
+    mask = {**mask, **{key: value for key, value in RECIPE.items() if mask[key] is None}}
+    models = {title: deepcopy(model).to(device).eval() for title, model in models.items()}
+    pictures = []
+    for evaluation_set in sets:
+        chosen = draw(len(evaluation_set.dataset), images, seed).tolist()
+        if not chosen:
+            continue
+        shown = _images(evaluation_set, chosen)
+        views = {title: _look(model, shown, mask) for title, model in models.items()}
+        columns = [_image_column(shown, class_names)]
+        columns += [_map_column(title, view, shown, class_names) for title, view in views.items()]
+        columns += _mask_columns(shown, views[source].cam, mask, fill, models[source].patch_size, seed)
+        titles, tiles = zip(*columns, strict=True)
+        image = sheet(_title(evaluation_set, mask, source, len(models)), titles, list(zip(*tiles, strict=True)))
+        pictures.append(save(folder / f"{evaluation_set.name}.png", image))
+    return pictures
+
+
+def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str, models: int) -> str:
+    title = f"{evaluation_set.name}: {mask['cam']} of the true class"
+    if mask["kind"] == "none":
+        whose = f" ({source})" if models > 1 else ""
+        return f"{title}. Masks{whose} and fills for illustration: this run uses none"
+    masks = "object and context mask" if mask["kind"] == "random" else "masks"
+    return f"{title}, {masks} from the map of the {source}. Orange: what this run uses"
+
+
+def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
+    pixels, labels, _ = zip(*(evaluation_set.dataset[index] for index in chosen), strict=True)
+    return Shown(torch.stack(pixels), evaluation_set.correct[list(labels)], evaluation_set.allowed)
+
+
+def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any]) -> View:
+    device = model.head.weight.device
+    explain = make_cam(mask["cam"], mask["layers"])
+    _, logits, cam = explain(model, model.preprocess.normalise(shown.pixels.to(device)), shown.target.to(device))
+    return View(cam.cpu().unflatten(1, model.visual.grid_size), predict(logits.detach().cpu(), shown.allowed))
+
+
+def _image_column(shown: Shown, class_names: Sequence[str]) -> Labelled:
+    named = zip(shown.pixels, shown.target.tolist(), strict=True)
+    return Column("image", "true class"), [Tile(picture(image), class_names[k], INK) for image, k in named]
+
+
+def _map_column(title: str, view: View, shown: Shown, class_names: Sequence[str]) -> Labelled:
+    tiles = []
+    for image, right, cam, guess in zip(shown.pixels, shown.right, view.cam, view.predicted.tolist(), strict=True):
+        verdict, colour = ("right", BLUE) if right[guess] else ("wrong", ORANGE)
+        tiles.append(Tile(heat(picture(image), cam), f"{verdict}: {class_names[guess]}", colour))
+    return Column("map", title), tiles
+
+
+def _mask_columns(
+    shown: Shown,
+    cam: Float[Tensor, "images rows columns"],
+    mask: Mapping[str, Any],
+    fill: str,
+    patch_size: int,
+    seed: int,
+) -> list[Labelled]:
+    """The masks there are, and what each fill makes of that of the run."""
+    count, grid, random = len(cam), cam.shape[1:], generator(seed)
+    kind, threshold, rate = mask["kind"], mask["threshold"], mask["rate"]
+    cam = cam.flatten(1)
+    masks = {
+        "object": (object_mask(cam, threshold), f"map above {threshold}"),
+        "context": (context_mask(cam, threshold), "all the others"),
+    }
+    if kind == "random":
+        by_chance = random_mask(count, grid.numel(), rate, random, exact=fill == "none")
+        masks = {"random": (by_chance, f"rate {rate}"), **masks}
+    filled = "object" if kind == "none" else kind
+    own, _ = masks[filled]
+    used = None if kind == "none" else fill
+    columns: list[Labelled] = []
+    for name, (chosen, note) in masks.items():
+        tiles = [
+            Tile(hatched(picture(image), patches.unflatten(0, grid)), f"{patches.float().mean():.0%} masked")
+            for image, patches in zip(shown.pixels, chosen, strict=True)
+        ]
+        columns.append((Column(f"{name} mask", note, name == kind), tiles))
+    next_one = ((torch.arange(count) + 1) % count)[:, None].expand_as(own)
+    others = multi_source(count, own.shape[1], random) if count > 1 else next_one
+    images = shown.pixels.float()
+    single, multi = (replace_patches(images, own, origin, patch_size).byte() for origin in (next_one, others))
+    removed = [
+        blanked(picture(image), patches.unflatten(0, grid)) for image, patches in zip(shown.pixels, own, strict=True)
+    ]
+    return [
+        *columns,
+        (Column("no fill", f"of the {filled} mask", used == "none"), [Tile(image) for image in removed]),
+        (Column("single fill", "from the next image", used == "single"), [Tile(picture(x_cf)) for x_cf in single]),
+        (Column("multi fill", "from all the others", used == "multi"), [Tile(picture(x_cf)) for x_cf in multi]),
+    ]

@@ -1,0 +1,102 @@
+"""Names of CLIP's weights: those of others, turned into open_clip's."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustft.common.errors import UserError
+
+State = dict[str, Tensor]
+
+_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DDP, of torch.compile, of Lightning modules
+_TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
+
+# Hugging Face's names (transformers.CLIPModel), part by part.
+_TOWERS = {"vision_model.": "visual.", "text_model.": ""}
+_PARTS = {
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding.": "conv1.",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.token_embedding.": "token_embedding.",
+    "pre_layrnorm.": "ln_pre.",
+    "post_layernorm.": "ln_post.",
+    "final_layer_norm.": "ln_final.",
+    "encoder.layers.": "transformer.resblocks.",
+    ".layer_norm1.": ".ln_1.",
+    ".layer_norm2.": ".ln_2.",
+    ".self_attn.out_proj.": ".attn.out_proj.",
+    ".mlp.fc1.": ".mlp.c_fc.",
+    ".mlp.fc2.": ".mlp.c_proj.",
+}
+_QUERY = re.compile(r"(?P<block>.*)\.self_attn\.q_proj\.(?P<kind>weight|bias)")
+
+
+def unwrapped(name: str) -> str:
+    """Take from a name what wrappers of a model have put before it."""
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def to_open_clip(state: State, path: Path) -> State:
+    """Return weights under open_clip's names.
+
+    Raises:
+        UserError: they are those of something else that is known: a timm tower, an image tower alone.
+    """
+    if any(name.startswith(tuple(_TOWERS)) for name in state):
+        state = _from_hugging_face(state, path)
+    if any(name.startswith("visual.trunk.") for name in state):
+        raise UserError(
+            f"{path} holds an image tower of timm (visual.trunk.…), of which maps and masks cannot be made. Choose a"
+            " plain CLIP vision transformer, such as ViT-B-32, ViT-B-16 or ViT-L-14."
+        )
+    bare = "class_embedding" in state and "conv1.weight" in state
+    text = [name for name in state if "token_embedding" in name]
+    if bare or (not text and any(name.startswith("visual.") for name in state)):
+        raise UserError(
+            f"{path} holds an image tower alone; the zero-shot head is made by the text tower. Give the weights of the"
+            " whole CLIP."
+        )
+    return state
+
+
+def with_text_of(state: State, own: Iterable[str]) -> State:
+    """Return weights with the text tower where a model has it: open_clip keeps it below ``text.`` in some of them."""
+    apart = any(name.startswith("text.") for name in own)
+    if apart and "text_projection" in state:
+        return {f"text.{name}" if name.startswith(_TEXT) else name: value for name, value in state.items()}
+    return state if apart else {name.removeprefix("text."): value for name, value in state.items()}
+
+
+def _from_hugging_face(state: State, path: Path) -> State:
+    """Return the weights of a ``transformers.CLIPModel``: queries, keys and values become one matrix."""
+    made: State = {}
+    for name, value in state.items():
+        if name.endswith("position_ids") or ".k_proj." in name or ".v_proj." in name:
+            continue
+        if query := _QUERY.fullmatch(name):
+            kinds = [f"{query['block']}.self_attn.{part}_proj.{query['kind']}" for part in "qkv"]
+            missing = [kind for kind in kinds if kind not in state]
+            if missing:
+                raise UserError(f"{path} is not whole: {missing[0]} is missing.")
+            made[_renamed(f"{query['block']}.attn.in_proj_{query['kind']}")] = torch.cat([state[k] for k in kinds])
+        elif name == "visual_projection.weight":
+            made["visual.proj"] = value.T.contiguous()
+        elif name == "text_projection.weight":
+            made["text_projection"] = value.T.contiguous()
+        else:
+            made[_renamed(name)] = value
+    return made
+
+
+def _renamed(name: str) -> str:
+    for tower, ours in _TOWERS.items():
+        if name.startswith(tower):
+            name = ours + name.removeprefix(tower)
+    for theirs, ours in _PARTS.items():
+        name = name.replace(theirs, ours)
+    return name

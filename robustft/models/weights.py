@@ -1,0 +1,293 @@
+"""Weights in and out: open_clip's and OpenAI's files, and the classifiers that runs leave."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import _build_vision_tower
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from robustft.common.errors import UserError
+from robustft.common.files import save_tensors
+from robustft.common.network import reachable
+from robustft.data.sets import Preprocess
+from robustft.models.classifier import Architecture, Classifier
+from robustft.models.files import BEST, model_file, weights_file
+from robustft.models.names import State, with_text_of
+from robustft.models.origin import Origin, twin, uses_quick_gelu
+from robustft.models.reading import read_clip, read_state
+
+log = logging.getLogger(__name__)
+
+FORMAT = "robustft-classifier"
+SHIPPED = Path(__file__).parent / "tiny"  # a model config and weights that come with the package
+
+open_clip.add_model_config(SHIPPED)
+
+
+def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Module:
+    """An open_clip CLIP in float32 on the CPU, both towers.
+
+    Args:
+        architecture: one of ``open_clip.list_models()``, e.g. ViT-B-32-quickgelu.
+        pretrained: an open_clip tag, a weights file, "embedded" for weights that come with the package, or None
+            for random weights drawn with ``seed``.
+
+    Raises:
+        UserError: unknown architecture or tag, weights that cannot be fetched or do not fit.
+    """
+    model_config(architecture)
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if pretrained in tags:
+        return _fetch(architecture, str(pretrained))
+    with torch.random.fork_rng(devices=[]), _quiet():
+        torch.manual_seed(seed)
+        clip = open_clip.create_model(architecture, load_weights=False)
+    if pretrained is None:
+        return clip.eval()
+    path = SHIPPED / f"{architecture}.safetensors" if pretrained == "embedded" else weights_file(pretrained)
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained={pretrained!r} is neither a file nor a tag of {architecture}. "
+            f"Its tags: {', '.join(tags) or 'none'}."
+        )
+    state, origin = read_clip(path)
+    if pretrained != "embedded":
+        _check_activation(architecture, path, origin)
+    fit(clip, with_text_of(state, clip.state_dict()), path, architecture)
+    return clip.eval()
+
+
+def _check_activation(architecture: str, path: Path, origin: Origin) -> None:
+    """Refuse weights that were trained with another activation than the model has; tell of those that do not say it."""
+    quick, other = uses_quick_gelu(architecture), twin(architecture)
+    names = ("GELU", "quick-GELU")
+    if origin.quick_gelu is None:
+        choice = f"; for weights trained with {names[not quick]}"
+        choice += " (OpenAI's, DFN's, MetaCLIP's)" if not quick else " (most of LAION's and DataComp's)"
+        choice = f"{choice} choose model.architecture={other}" if other else ""
+        log.info("%s: nothing in it tells the activation; %s uses %s%s", path, architecture, names[quick], choice)
+    elif origin.quick_gelu != quick:
+        raise UserError(
+            f"{path} was trained with {names[origin.quick_gelu]} ({origin.said_by} says so), and {architecture} uses "
+            f"{names[quick]}, which costs points of accuracy. "
+            + (f"Choose model.architecture={other}." if other else "Choose another model.architecture.")
+        )
+
+
+def _check_tag(architecture: str, tag: str) -> None:
+    quick, other = uses_quick_gelu(architecture), twin(architecture)
+    trained = bool((open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu"))
+    if trained != quick and other:
+        raise UserError(
+            f"the weights {tag!r} were trained with {'quick-GELU' if trained else 'GELU'}, which {architecture} does "
+            f"not use; that costs points of accuracy. Choose model.architecture={other}."
+        )
+
+
+def model_config(architecture: str) -> dict[str, Any]:
+    """open_clip's config of a model.
+
+    Raises:
+        UserError: unknown; names the nearest.
+    """
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        near = get_close_matches(architecture, open_clip.list_models(), n=4, cutoff=0.4)
+        raise UserError(f"model.architecture={architecture} is unknown to open_clip. Nearest: {', '.join(near)}.")
+    return config
+
+
+def _fetch(architecture: str, tag: str) -> nn.Module:
+    _check_tag(architecture, tag)
+    import huggingface_hub.constants as hub
+
+    if not reachable(hub.ENDPOINT, seconds=5):
+        hub.HF_HUB_OFFLINE = True  # a cached copy still loads; a missing one fails now, not after a minute of retries
+    try:
+        with _quiet():
+            return open_clip.create_model(architecture, pretrained=tag).eval()
+    except Exception as error:  # whatever the hub, the network or the disk says
+        raise UserError(
+            f"the weights {tag!r} of {architecture} could not be fetched ({str(error).splitlines()[0][:160]}). "
+            "Download them on a connected machine and pass the file: model.pretrained=FILE "
+            "(OpenAI's .pt, open_clip's .pt or .safetensors)."
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip tells the root logger of every step of building a model."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+
+
+def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
+    """Load ``state`` into ``module``, strictly.
+
+    Raises:
+        UserError: keys or shapes differ; the message names the first of them.
+    """
+    own = module.state_dict()
+    wrong = [
+        f"{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    wrong += [f"{key} is missing" for key in own if key not in state]
+    wrong += [f"{key} is not part of it" for key in state if key not in own]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{path} does not fit {what}: {wrong[0]}{more}. {_advice(state)}")
+    module.load_state_dict(state)
+
+
+def _advice(state: State) -> str:
+    """Names of open_clip's models that have the shapes of ``state``."""
+    try:
+        proj, conv = state["visual.proj"], state["visual.conv1.weight"]
+        side = math.isqrt(len(state["visual.positional_embedding"]) - 1)
+    except (KeyError, ValueError, TypeError):
+        return "Choose the model these weights belong to."
+    blocks = {name.split(".")[3] for name in state if name.startswith("visual.transformer.resblocks.")}
+    patch = conv.shape[-1]
+    found = {"image_size": side * patch, "patch_size": patch, "width": conv.shape[0], "layers": len(blocks)}
+    usual = {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12}
+    fitting = []
+    for name in open_clip.list_models():
+        config = open_clip.get_model_config(name)
+        vision = config["vision_cfg"]
+        same = all(vision.get(key, usual[key]) == value for key, value in found.items())
+        if same and config["embed_dim"] == proj.shape[-1] and "timm_model_name" not in vision:
+            fitting.append(name)
+    made_for = f"They are of a model for images of {side * patch} px in patches of {patch}"
+    if not fitting:
+        return f"{made_for}: choose the model these weights belong to."
+    return f"{made_for}: choose model.architecture={' or '.join(sorted(fitting, key=len)[:3])}."
+
+
+def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
+    """Write ``model`` with what is needed to rebuild it, atomically; equal models give equal files, byte for byte.
+
+    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; see ``describe`` for the rest.
+    """
+    save_tensors(path, model.state_dict(), describe(model, classes))
+
+
+def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
+    """Say what is needed to rebuild ``model`` from its tensors, as the metadata of a safetensors file.
+
+    Args:
+        classes: their names, in label order.
+
+    Returns:
+        format, architecture (open_clip's name), and as JSON its config, the transform (preprocess), the classes.
+    """
+    architecture = model.architecture
+    return {
+        "format": FORMAT,
+        "architecture": architecture.name,
+        "config": json.dumps(architecture.config),
+        "preprocess": json.dumps(asdict(architecture.preprocess)),
+        "classes": json.dumps(list(classes)),
+    }
+
+
+def load_classifier(path: Path, like: Classifier | None = None, classes: Sequence[str] | None = None) -> Classifier:
+    """The classifier in ``path``, in evaluation mode on the CPU.
+
+    Args:
+        like: refuse a model of another architecture than this one.
+        classes: refuse a model made for other classes.
+
+    Raises:
+        UserError: no such file, no model of this project, or not the model that is asked for.
+    """
+    path = model_file(path)
+    metadata = read_metadata(path)
+    if metadata is None and path.name == BEST:
+        raise UserError(
+            f"{path} holds weights without what rebuilds their model: an interrupted linear probe, or a run of an "
+            f"earlier version. Go on with that run first: resume={path.parent}"
+        )
+    if metadata is None:
+        raise UserError(
+            f"{path} is not a model left by a run (model.safetensors); weights of CLIP go to model.pretrained=FILE."
+        )
+    if "step" in metadata:
+        _say_unfinished(path, metadata["step"])
+    name, own_classes = metadata["architecture"], json.loads(metadata["classes"])
+    if like is not None and like.architecture.name != name:
+        raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
+    if classes is not None and list(classes) != own_classes:
+        raise UserError(
+            f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
+            f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
+        )
+    architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
+    config = architecture.config
+    if like is not None:
+        _require_alike(architecture, like.architecture, path)
+    visual = _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]), config.get("quick_gelu", False))
+    model = Classifier(visual, nn.Linear(config["embed_dim"], len(own_classes)), architecture)
+    fit(model, read_state(path), path, name)
+    return model.eval()
+
+
+@lru_cache
+def _say_unfinished(path: Path, step: str) -> None:
+    log.warning("%s is the best model so far of a run that was interrupted: that of step %s", path, step)
+
+
+def _require_alike(found: Architecture, expected: Architecture, path: Path) -> None:
+    """What has the same name may still see other images, or use another activation."""
+    quick = [bool(one.config.get("quick_gelu")) for one in (found, expected)]
+    if quick[0] != quick[1]:
+        names = ["quick-GELU" if one else "GELU" for one in quick]
+        raise UserError(f"{path} uses {names[0]}, this run's model {names[1]}. Choose the model= it was made with.")
+    theirs, ours = asdict(found.preprocess), asdict(expected.preprocess)
+    other = next((key for key in ours if theirs[key] != ours[key]), None)
+    if other is not None:
+        raise UserError(
+            f"{path} takes its images with another transform ({other} {theirs[other]}, this run's model: "
+            f"{ours[other]}). Choose the model= it was made with."
+        )
+
+
+def preprocess_in(metadata: Mapping[str, str]) -> Preprocess:
+    """Return the transform that the metadata of a model describes."""
+    saved: dict[str, Any] = json.loads(metadata["preprocess"])
+    return Preprocess(saved["size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+
+
+def read_metadata(path: Path) -> dict[str, str] | None:
+    """The metadata of a model left by a run; None for any other file.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"no weights file at {path}.")
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable weights file ({str(error).splitlines()[0][:160]}).") from error
+    return metadata if metadata.get("format") == FORMAT else None

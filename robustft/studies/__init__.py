@@ -1,0 +1,1 @@
+"""Studies: many runs, one command, results that stay. Nothing else imports them."""

@@ -1,0 +1,256 @@
+"""The entries of a study, what each of them makes of its settings, and where their results are kept."""
+
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from robustft.cli import checks, compose, identity, naming
+from robustft.common import files, terminal
+from robustft.common.errors import UserError
+from robustft.common.locks import locked
+from robustft.studies.workers import execute, outcome, workers
+
+Results = dict[str, dict[str, Any]]
+
+MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
+SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
+console = terminal.console()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run: a name (of its result file) and what would be typed after ``python run.py``.
+
+    ``{name}`` in a setting stands for the model.safetensors of the entry of that name, which has ``keep=True``.
+
+    Attributes:
+        also: a file of the run's folder to keep beside the results, as ``results/<name>.<suffix>``.
+    """
+
+    name: str
+    settings: tuple[str, ...]
+    keep: bool = False
+    also: str | None = None
+
+    @property
+    def needs(self) -> set[str]:
+        return {name for setting in self.settings for name in MODEL.findall(setting)}
+
+
+class Study:
+    """The entries of a study and where their results are.
+
+    Raises:
+        UserError: a typed setting is one that the study varies; a result was made with other settings.
+    """
+
+    def __init__(self, entries: list[Entry], folder: Path, settings: Sequence[str]) -> None:
+        self.entries, self.folder, self.settings = entries, folder, tuple(settings)
+        root = Path(__file__).resolve().parents[2]
+        ours = folder.is_relative_to(root)
+        parent, name = (root, folder.relative_to(root)) if ours else (Path.cwd(), Path(folder.name))
+        self.work = parent / naming.RUNS / "studies" / name
+        self.by_name = {entry.name: entry for entry in entries}
+        self._check()
+        self.twin_of = self._twins()  # by name of an entry, the first one that is the same run
+
+    def result(self, entry: Entry) -> Path:
+        return self.folder / "results" / f"{entry.name}.json"
+
+    def kept(self, entry: Entry) -> list[Path]:
+        """What a finished run has left beside the study's file."""
+        also = [] if entry.also is None else [self.result(entry).with_suffix(Path(entry.also).suffix)]
+        return [self.result(entry), *also]
+
+    def model(self, name: str) -> Path:
+        return self.work / name / "model.safetensors"
+
+    def overrides(self, entry: Entry) -> list[str]:
+        """What is typed for an entry, the models of other entries in place. Its own settings have the last word."""
+        own = [MODEL.sub(lambda match: str(self.model(match[1])), setting) for setting in entry.settings]
+        return [*self.overrides_of_all(), *own]
+
+    def overrides_of_all(self) -> list[str]:
+        return ["logger=none", "trainer.enable_checkpointing=true", *self.settings]
+
+    def to_run(self) -> list[Entry]:
+        """Entries without a result, and those whose model one of these needs and is no longer there."""
+        chosen: dict[str, Entry] = {}
+
+        def choose(entry: Entry) -> None:
+            entry = self.by_name[self.twin_of[entry.name]]
+            for name in sorted(entry.needs):
+                if not self.model(name).exists():
+                    choose(self.by_name[name])
+            chosen[entry.name] = entry
+
+        for entry in self.entries:
+            if not all(file.exists() for file in self.kept(entry)):
+                choose(entry)
+        return list(chosen.values())
+
+    def finish(self, jobs: int, end: float) -> Results:
+        """Run what has no result; the results of all.
+
+        Raises:
+            UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
+        """
+        for entry in self.entries:
+            self._share(self.by_name[self.twin_of[entry.name]])
+        if waiting := self.to_run():
+            self._run(waiting, jobs, end)
+        if missing := [entry.name for entry in self.entries if not self.result(entry).exists()]:
+            raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
+        return {entry.name: json.loads(self.result(entry).read_text()) for entry in self.entries}
+
+    def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
+        """Run entries, ``jobs`` at a time, models before those that need them; start none after ``end``."""
+        started = time.monotonic()
+        left = {entry.name for entry in waiting}  # without a model yet
+        running: dict[Future[str | None], Entry] = {}
+        failed: dict[str, str] = {}
+        if jobs > 1:
+            os.environ["OMP_NUM_THREADS"] = "1"
+        with (
+            self.alone(),
+            workers(jobs) as pool,
+            Progress(console=console, disable=not console.is_terminal) as progress,
+        ):
+            task = progress.add_task("runs", total=len(waiting))
+            while True:
+                ready = [entry for entry in waiting if not self._needs(entry) & left] if time.monotonic() < end else []
+                for entry in ready[: jobs - len(running)]:
+                    waiting.remove(entry)
+                    running[pool.submit(execute, str(self.work / entry.name), self.overrides(entry))] = entry
+                if not running:
+                    break
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    entry = running.pop(future)
+                    if error := outcome(future, entry.name):
+                        failed[entry.name] = f"{error} (log: {self.work / entry.name / 'run.log'})"
+                    else:
+                        left.discard(entry.name)
+                        self._keep(entry)
+                    progress.advance(task)
+                    if not console.is_terminal:
+                        took, to_go = (time.monotonic() - started) / 60, len(waiting) + len(running)
+                        console.print(f"{entry.name}: {error or 'done'} ({to_go} to go, {took:.1f} min)")
+        if failed:
+            lines = [f"{name} failed: {error}" for name, error in failed.items()]
+            raise UserError("\n".join(lines if len(lines) == 1 else [f"{len(lines)} runs failed:", *lines]))
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else works at this study meanwhile: two would write into the same folders."""
+        try:
+            with locked(self.work / "study", wait=False):
+                yield
+        except BlockingIOError:
+            raise UserError(f"another process is at work on this study, in {self.work}") from None
+
+    def _needs(self, entry: Entry) -> set[str]:
+        return {self.twin_of[name] for name in entry.needs}
+
+    def _twins(self) -> dict[str, str]:
+        """Checks what each entry makes of its settings; which are the same run as an entry before them.
+
+        Raises:
+            UserError: an entry has a setting that means nothing there, or a typed one means nothing in any.
+        """
+        typed = compose.texts(compose.parse(self.settings))
+        own = [[_named(setting) for setting in entry.settings] for entry in self.entries]
+        jobs = compose.composed([[*self.overrides_of_all(), *settings] for settings in own])
+        checks.refuse_idle(jobs, typed, sweep=True)
+        for entry, settings, job in zip(self.entries, own, jobs, strict=True):
+            try:
+                checks.refuse_idle([job], compose.texts(compose.parse(settings)), sweep=True)
+            except UserError as error:
+                raise UserError(f"{entry.name}: {error}") from error
+        first = identity.distinct(jobs, also=[entry.also for entry in self.entries])
+        return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
+
+    def _share(self, entry: Entry) -> None:
+        """Gives an entry's results, and its model, to those that are the same run, if there are any."""
+        for twin in self.entries:
+            if twin is entry or self.twin_of[twin.name] != entry.name:
+                continue
+            for ours, theirs in zip(self.kept(entry), self.kept(twin), strict=True):
+                if ours.exists() and not theirs.exists():
+                    files.write(
+                        theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1)
+                    )
+            if twin.keep and self.model(entry.name).exists() and not self.model(twin.name).exists():
+                self.model(twin.name).parent.mkdir(parents=True, exist_ok=True)
+                with files.atomic(self.model(twin.name)) as partial:
+                    shutil.copyfile(self.model(entry.name), partial)
+
+    def _check(self) -> None:
+        varied = {setting.partition("=")[0] for entry in self.entries for setting in entry.settings}
+        for key in (setting.partition("=")[0] for setting in self.settings):
+            if key in varied and not key.startswith(SCALED):
+                raise UserError(f"{key} is what this study varies: leave it out")
+        for entry in self.entries:
+            if self.result(entry).exists():
+                made = json.loads(self.result(entry).read_text())["config"]
+                for setting in entry.settings:
+                    own = _named(setting)
+                    if not _has(made, own):
+                        raise UserError(f"{self.result(entry)} was not made with {own}: delete it to run that again")
+
+    def _keep(self, entry: Entry) -> None:
+        folder = self.work / entry.name
+        record = json.loads((folder / "results.json").read_text())
+        record["config"] = _without_paths(record["config"], str(self.work))
+        record["name"], record["config"]["resume"] = entry.name, None
+        keep = any(twin.keep for twin in self.entries if self.twin_of[twin.name] == entry.name)
+        if not keep:
+            record["checkpoint"] = None
+        if entry.also is not None:
+            files.write(self.kept(entry)[-1], (folder / entry.also).read_text())
+        files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
+        (folder / "last.ckpt").unlink(missing_ok=True)
+        self._share(entry)
+        if not entry.keep:
+            self.model(entry.name).unlink(missing_ok=True)
+
+
+def _named(setting: str) -> str:
+    """A setting in which models of other entries are named as results name them."""
+    return MODEL.sub(lambda match: f"{match[1]}/model.safetensors", setting)
+
+
+def _has(config: dict[str, Any], setting: str) -> bool:
+    """Whether a run's config has the value of ``name=value``; a group's is its kind or name, where it has one."""
+    (override,) = compose.parse([setting])
+    node: Any = config
+    for part in override.key_or_group.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        if not {"kind", "name"} & node.keys():
+            return True
+        node = node.get("kind", node.get("name"))
+    wanted = override.value()
+    if isinstance(wanted, int | float) and isinstance(node, int | float):
+        return math.isclose(wanted, node, rel_tol=1e-9)
+    return str(node) == str(wanted)
+
+
+def _without_paths(settings: Any, root: str) -> Any:
+    """Settings as they are kept: where on this machine the study's own models were is nobody's business."""
+    if isinstance(settings, dict):
+        return {key: _without_paths(value, root) for key, value in settings.items()}
+    if isinstance(settings, list):
+        return [_without_paths(value, root) for value in settings]
+    return settings.replace(root + "/", "") if isinstance(settings, str) else settings

@@ -1,0 +1,94 @@
+"""The processes in which a study's runs are made."""
+
+import contextlib
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+
+from omegaconf import open_dict
+
+from robustft.cli import compose, resuming
+from robustft.common import signals
+from robustft.common.errors import UserError
+
+
+def outcome(future: Future[str | None], name: str) -> str | None:
+    """What went wrong in a run, if anything did.
+
+    Raises:
+        UserError: its process is no more.
+    """
+    try:
+        return future.result()
+    except BrokenProcessPool as cause:
+        raise UserError(f"{name}: its process was killed. Was there enough memory?") from cause
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one (of timeout, say) would cut the shutdown short
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _start_worker() -> None:
+    """A worker dies with its parent, leaves Ctrl-C to it, and logs elsewhere than into the first run's folder."""
+    logging.basicConfig(level=logging.WARNING)  # before a library does, with what is then standard error
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait_for([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    signals.leave_to_parent()  # which passes it on
+
+
+def execute(folder: str, settings: list[str]) -> str | None:
+    """One run in this process, its output in ``folder``/run.log; the error's text if it failed."""
+    from robustft.cli.main import run_in
+
+    path = Path(folder)
+    if resuming.is_finished(path):  # its result has been deleted: this one is to be another
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    with (
+        (path / "run.log").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        handler, logger = logging.StreamHandler(log), logging.getLogger("robustft")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(handler)
+        try:
+            cfg = compose.compose_first(compose.parse(settings))
+            with open_dict(cfg):
+                cfg.pop("hydra")
+            run_in(cfg, path, settings, sweep=True)  # one device; goes on with what was interrupted
+        except KeyboardInterrupt:
+            return "interrupted"
+        except Exception as error:
+            import traceback
+
+            traceback.print_exc(file=log)
+            return str(error).splitlines()[0] if str(error) else type(error).__name__
+        finally:
+            logger.removeHandler(handler)
+    return None

@@ -1,0 +1,1 @@
+"""The loop: optimiser steps, callbacks, checkpoints, loggers."""

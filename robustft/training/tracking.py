@@ -1,0 +1,271 @@
+"""Loggers of a run: CSV, and Weights & Biases, which is offline unless the user is logged in or asks."""
+
+import csv
+import logging
+import os
+import secrets
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from omegaconf import DictConfig
+
+from robustft.common import configs, files
+from robustft.common import wandb_connection as connection
+from robustft.common.errors import UserError
+from robustft.common.network import answers
+from robustft.common.processes import is_first_process
+from robustft.common.wandb_connection import first_line
+
+log = logging.getLogger(__name__)
+
+WANDB_ID = "wandb_id.txt"
+CONNECT_S, FINISH_S = 20.0, 10.0  # how long W&B may take to connect and, at the end, to send what is left
+
+
+def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) -> list[Logger]:
+    """The configured loggers, writing into the run's folder.
+
+    Args:
+        resume_at: optimiser steps that an interrupted run has behind it: what was logged of them stays.
+
+    See ``count_steps``, which tells them of the steps.
+    """
+    loggers: list[Logger] = []
+    for kind, node in cfg.logger.items():
+        options = configs.container(node, resolve=True)
+        options.pop("_target_")
+        if kind == "csv":
+            loggers.append(_csv(folder, options, resume_at))
+        elif (logger := _wandb(cfg, folder, options, resume_at)) is not None:
+            loggers.append(logger)
+    return loggers
+
+
+# Lightning logs under a number of its own, from 0 in training and from 1 after it. These loggers write everything under
+# the number of optimiser steps that are done; `steps` tells them (`count_steps`).
+
+
+class StepCSVLogger(CSVLogger):
+    """A resumed run does again what its last state did not know of; what was ``written`` then is not written twice."""
+
+    steps: Callable[[], int] | None = None
+    written: Collection[tuple[Any, ...]] = ()
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        done = (step or 0) if self.steps is None else self.steps()
+        if (done, *sorted(_told(metrics))) not in self.written:
+            super().log_metrics(metrics, done)
+
+
+class StepWandbLogger(WandbLogger):
+    steps: Callable[[], int] | None = None
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        super().log_metrics(metrics, step if self.steps is None else self.steps())
+
+
+def count_steps(loggers: Iterable[Logger], steps: Callable[[], int]) -> None:
+    """Make ``steps`` say under which step the loggers of a run write."""
+    for logger in loggers:
+        if isinstance(logger, StepCSVLogger | StepWandbLogger):
+            logger.steps = steps
+
+
+def _told(row: Mapping[str, Any]) -> list[str]:
+    """The names of what a row says something of."""
+    return [name for name, value in row.items() if name not in ("step", "epoch") and value not in (None, "")]
+
+
+def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLogger:
+    """Lightning's logger, which deletes what it finds: the rows up to step ``resume_at`` are put back."""
+    path = folder / "metrics.csv"
+    rows, names = [], []
+    if resume_at is not None and path.is_file():
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= resume_at]
+            names = list(reader.fieldnames or [])
+    logger = StepCSVLogger(save_dir=folder, name="", version="", **options)
+    logger.written = {(int(row["step"]), *sorted(_told(row))) for row in rows}
+    if rows and is_first_process():
+        writer = logger.experiment
+        with path.open("w", newline="") as file:
+            lines = csv.DictWriter(file, names)
+            lines.writeheader()
+            lines.writerows(rows)
+        writer.metrics_keys = names
+    return logger
+
+
+def check(cfg: DictConfig) -> None:
+    """Refuse a W&B that is asked to be online and cannot be, before time is spent.
+
+    Raises:
+        UserError: there is no key, or the server does not answer.
+    """
+    if "wandb" in cfg.logger:
+        connection.mode(cfg.logger.wandb.offline)
+
+
+class Wandb(StepWandbLogger):
+    """Lightning's logger, whose own failures never fail a run."""
+
+    failed = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.failed:
+            return
+        try:
+            super().log_metrics(metrics, step)
+        except Exception as error:  # its service has died, the disk is full
+            self.failed = True
+            log.warning("W&B failed (%s): nothing more is logged there. The run goes on", first_line(error))
+
+
+def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: int | None) -> WandbLogger | None:
+    """None where W&B is disabled."""
+    import wandb
+
+    explicit, tags = options.pop("offline"), options.pop("tags")
+    options.pop("log_model")  # is done in `log_results`: Lightning's way knows only its own checkpoints
+    mode = connection.mode(explicit) if is_first_process() else "offline"  # the others log nothing
+    if wandb.run is not None:  # of a run that failed, earlier in this process: it must not take in what comes now
+        _finish(exit_code=1)
+    folder.mkdir(parents=True, exist_ok=True)
+    if mode == "disabled":
+        return None
+    again = resume_at is not None
+    arguments = {
+        "save_dir": folder,
+        "name": cfg.run_name,
+        "id": _run_id(folder, keep=again or cfg.sweep is not None),
+        "resume": "allow" if again else None,  # None: what a run that is started again had logged gives way
+        "config": dict(configs.flatten(configs.plain(cfg))),
+        "tags": default_tags(cfg) if tags is None else tags,
+        **options,
+    }
+    if mode == "online":
+        online = _logger(arguments, "online")
+        try:
+            _ = online.experiment  # connects
+            return online
+        except wandb.errors.Error as error:
+            reason = f"W&B at {connection.host()} cannot be logged to ({first_line(error)})"
+            if explicit is False:
+                raise UserError(f"logger.wandb.offline=false: {reason}. {connection.ADVICE}") from error
+            _say_offline(folder, reason)
+    elif explicit is None and is_first_process() and connection.has_key() and connection.asked_for() == "online":
+        _say_offline(folder, f"W&B at {connection.host()} does not answer")
+    return _logger(arguments, "offline")
+
+
+def _logger(arguments: dict[str, Any], mode: str) -> WandbLogger:
+    import wandb
+
+    limits = {"init_timeout": CONNECT_S, "finish_timeout": FINISH_S, "finish_timeout_raises": True}
+    fields = wandb.Settings.model_fields  # older versions have no limit for the end
+    known: dict[str, Any] = {name: value for name, value in limits.items() if name in fields}
+    # Lightning's own `offline` would set WANDB_MODE for all that follows in this process.
+    logger = Wandb(offline=False, mode=mode, settings=wandb.Settings(**known), **arguments)
+    logger._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
+    return logger
+
+
+def _say_offline(folder: Path, reason: str) -> None:
+    where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
+    log.info("%s: logging offline. To send it later: wandb sync %s/wandb/offline-run-*", reason, where)
+
+
+def default_tags(cfg: DictConfig) -> list[str]:
+    """What the run is, to filter by: method, mask and fill where it has them, model."""
+    masks = [] if cfg.mask.kind == "none" else [f"mask={cfg.mask.kind}", f"fill={cfg.fill.kind}"]
+    return [cfg.method.name, *masks, cfg.model.name]
+
+
+def _run_id(folder: Path, keep: bool) -> str:
+    """W&B's id of the run in ``folder``: one that goes on, or is started again in a sweep, keeps its own."""
+    path = folder / WANDB_ID
+    if not is_first_process():
+        return "of-the-first-process"  # the others log nothing
+    if not keep or not path.exists():
+        files.write(path, secrets.token_hex(4))
+    return path.read_text().strip()
+
+
+def log_results(
+    loggers: Sequence[Logger], accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
+) -> None:
+    """The run's result: accuracies as summary metrics everywhere; on W&B the table of sets and the gallery too.
+
+    The model follows as an artifact where ``logger.wandb.log_model`` asks for it and the run has kept one.
+    """
+    for logger in loggers:
+        if not isinstance(logger, WandbLogger):
+            logger.log_metrics({f"final/{name}": value for name, value in accuracies.items()})
+            logger.finalize("success")
+            continue
+        try:
+            _log_to_wandb(logger, accuracies, record, gallery)
+            logger.finalize("success")
+        except Exception as error:
+            log.warning("W&B failed (%s): the results are complete without", first_line(error))
+        _finish(folder=Path(str(logger.save_dir)))
+
+
+def _log_to_wandb(
+    logger: WandbLogger, accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
+) -> None:
+    import wandb
+
+    run = logger.experiment
+    run.summary.update({**accuracies, "wall_s": record["wall_s"]})
+    run.log({f"gallery/{path.stem}": wandb.Image(str(path)) for path in gallery})
+    if not run.offline and not answers(connection.host()):
+        return  # what follows asks the server first
+    run.log({"results": wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))})
+    if record["config"]["logger"]["wandb"]["log_model"] and record["checkpoint"]:
+        _log_model(run, Path(str(logger.save_dir)) / record["checkpoint"], accuracies)
+
+
+def _finish(folder: Path | None = None, exit_code: int | None = None) -> None:
+    """End the W&B run; a network that is gone by now costs ``FINISH_S`` and a line."""
+    import wandb
+
+    try:
+        wandb.finish(exit_code=exit_code)
+    except Exception as error:  # not all was sent, or the service is dead
+        if folder is not None:
+            log.warning(
+                "W&B did not get all of this run (%s). To send it: wandb sync %s/wandb/run-*",
+                first_line(error),
+                folder,
+            )
+
+
+def _log_model(run: Any, path: Path, accuracies: dict[str, float]) -> None:
+    """Hand the model over; where it can be sent, wait for as long as the server answers."""
+    import wandb
+    from wandb.sdk.artifacts.exceptions import WaitTimeoutError
+
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=accuracies)
+    artifact.add_file(str(path))
+    logged = run.log_artifact(artifact)
+    while not run.offline and answers(connection.host()):
+        try:
+            logged.wait(timeout=5)
+        except WaitTimeoutError:
+            continue
+        break
+
+
+def _rows(record: dict[str, Any]) -> list[list[Any]]:
+    rows = []
+    for model, block in (("zero-shot", record["zeroshot"]), (record["method"], record)):
+        if block is None:
+            continue
+        scores = {block["id"]["name"]: block["id"], **block["ood"]}
+        scores |= {"holdout": block["holdout"]} if block["holdout"] else {}
+        rows += [[model, name, score["top1"], score["n"]] for name, score in scores.items()]
+    return rows
