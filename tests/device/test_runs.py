@@ -1,5 +1,6 @@
 """Whole runs on the device: every method, evaluation, resuming, pictures; the CPU's results bit for bit."""
 
+import gzip
 import json
 import signal
 from pathlib import Path
@@ -20,7 +21,8 @@ from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler
 from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation import disagreement
-from robustft.evaluation.evaluator import Evaluator, prediction_rows
+from robustft.evaluation.evaluator import Evaluator
+from robustft.evaluation.predictions import write_predictions
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.tiny import tokenizer
@@ -170,8 +172,10 @@ def test_every_kind_of_evaluation_set(tmp_path):
         evaluator = Evaluator(micro(3), sets, keep_predictions=True)
         loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
         make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
-        found.append((evaluator.scores, prediction_rows(sets, evaluator.predictions)))
-    assert found[0] == found[1] and len(found[0][1]) == 60
+        file = tmp_path / f"{accelerator}.csv.gz"
+        write_predictions(file, sets, evaluator.predictions, ["one", "two", "three"])
+        found.append((evaluator.scores, gzip.decompress(file.read_bytes()).decode().splitlines()))
+    assert found[0] == found[1] and len(found[0][1]) == 1 + 60
     assert evaluator.predictions["plain"].device.type == remote.NAME
 
 
