@@ -58,7 +58,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ROBUSTFT_CACHE", str(self.folder / "cache"))
             cfg = composed(*typed, *(["resume=auto"] if resume else []))
-            run_in(cfg, self.folder / name, typed)
+            run_in(cfg, self.folder / name, list(settings))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def test_a_loss_that_is_not_finite_is_found_when_it_is_looked_at(places):
 def test_best_weights_are_restored_to_a_model_on_the_device(tmp_path):
     best, model = micro(1), micro(2).to(remote.NAME)
     save_file(best.state_dict(), tmp_path / BEST, {SCORE: "0.5"})
-    KeepBest(tmp_path, resume=True).restore(model)
+    KeepBest(tmp_path, True, ["one", "two", "three"]).restore(model)
     assert {value.device.type for value in model.state_dict().values()} == {remote.NAME}
     assert same_bits(model.cpu(), best)
 
