@@ -173,6 +173,21 @@ def test_a_module_that_is_not_found_is_one_line(tmp_path):
         prepared(tmp_path, "data._target_=nothing.Data").data  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sede: 7", "experiment=wrong: unknown setting 'sede' in it. Did you mean seed?"),
+        ("mask:\n  treshold: 0.5", "unknown setting 'mask.treshold' in it. Did you mean mask.threshold?"),
+        ("beta: [3", "wrong.yaml"),
+        ("logger:\n  csv: null\nmask:\n  threshold: 0.5", ""),
+    ],
+)
+def test_a_misspelt_name_in_ones_own_preset_is_found(monkeypatch, capsys, own, text, expected):
+    (own / "experiment" / "wrong.yaml").write_text(f"# @package _global_\n{text}\n")
+    status, _, said = call(monkeypatch, capsys, f"--config-dir={own}", "experiment=wrong", "--cfg", "job")
+    assert status == bool(expected) and expected in said and said.count("\n") == bool(expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "local", "submitit_local"])
 def test_own_configs_and_modules_are_found_in_launched_runs(own, tmp_path, launcher):

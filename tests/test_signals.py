@@ -41,6 +41,17 @@ torch.optim.AdamW.step = step
 """
 
 
+@pytest.fixture(autouse=True)
+def as_at_a_terminal():
+    """A suite in the background of a script, or under nohup, is told to ignore these, and so are all that it starts."""
+    handlers = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
+    known = {getattr(signal, name): handler for name, handler in handlers.items() if hasattr(signal, name)}
+    before = {number: signal.signal(number, handler) for number, handler in known.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def start(folder: Path, *arguments: str, stand_in: str = "", shell: str = "", **environment: str) -> subprocess.Popen:
     """``python run.py`` in a session of its own; ``shell`` is a script in which "$@" stands for the command."""
     (folder / "stand_in").mkdir(exist_ok=True)

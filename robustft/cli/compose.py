@@ -18,6 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from robustft.cli import sources
 from robustft.cli.settings import REFUSED
@@ -109,7 +110,11 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         _check_plugins(overrides)
         try:
-            return compose("config", [*places, *lines], return_hydra_config=True)
+            cfg = compose("config", [*places, *lines], return_hydra_config=True)
+            _check_preset(cfg, places)
+            return cfg
+        except YAMLError as error:
+            raise UserError(f"a config cannot be read: {' '.join(str(error).split())}") from error
         except (HydraException, OmegaConfBaseException) as error:
             options = [line for line in lines if is_group(line.split("=", 1)[0].lstrip("+"))]
             try:
@@ -229,6 +234,27 @@ def _check_plugins(overrides: Sequence[Override]) -> None:
             needed = {"joblib": "joblib", "submitit": "submitit_slurm"}.get(extra or "")
             if needed and needed not in known:
                 raise UserError(f"{group}={value} is an extra: {install(str(extra))}")
+
+
+def _check_preset(cfg: DictConfig, places: Sequence[str]) -> None:
+    """Refuses a preset of the user's own that sets what nobody has: a misspelt name would be lost without a word."""
+    choices = cfg.hydra.runtime.choices
+    preset = choices.get("experiment")
+    if preset is None or (CONF / "experiment" / f"{preset}.yaml").is_file():
+        return
+    chosen = [
+        f"{'+' * sources.is_new_group(group)}{group}={choices[group]}"
+        for group in choices
+        if "/" not in group and group != "experiment"
+    ]
+    names = [name for name, _ in flatten(container(compose("config", [*places, *chosen]), resolve=False))]
+    plain = {key: value for key, value in container(cfg, resolve=False).items() if key != "hydra"}
+    for name, _ in flatten(plain):
+        inside = name.startswith("logger.") or any(known.startswith(f"{name}.") for known in names)
+        if name not in names and not inside:  # loggers take more than is listed
+            near = nearest(name, names)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise UserError(f"experiment={preset}: unknown setting {name!r} in it.{hint}")
 
 
 def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:

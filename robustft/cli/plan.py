@@ -173,7 +173,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
     if "hydra.sweep.subdir" not in typed:
-        first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices[k] for k in groups()})
+        first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices.get(k) for k in groups()})
         _refuse_other_sweep(cfg, first)
         added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
     if not swept:

@@ -152,7 +152,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise UserError(f"Cannot read {path}: {reason}. Expected the results.json of a run.") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}). Delete it and repeat the run.") from error
+        raise UserError(f"{path} is not valid JSON ({error}). Expected the results.json of a run.") from error
     if fault := find_fault(record):
         raise UserError(f"{path} is not the results.json of a run: {fault}.")
     return record
