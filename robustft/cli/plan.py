@@ -153,7 +153,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     swept += [key for key, override in typed.items() if override.is_sweep_override()]
     choices = hydra_config.runtime.choices
     named = _value(parsed, "sweep") not in (None, "null") or "hydra.sweep.dir" in typed
-    plain = choices.get("hydra/launcher") == "basic" and choices.get("hydra/sweeper") in ("basic", "combinations")
+    plain = choices.get("hydra/launcher") == "basic" and choices.get("hydra/sweeper") == "basic"
     if plain and not swept and not named:
         raise UserError("-m: nothing is swept. Give a setting several values, as in seed=1,2, or leave out -m")
     own = [key for key in typed if key not in swept and not key.startswith("hydra")]
@@ -179,9 +179,10 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if not swept:
         print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
     skip = _skipped(parsed, preset, swept)
-    if hydra_config.runtime.choices.get("hydra/sweeper") != "combinations":
-        skip = []  # a sweeper of another kind
-    return added + ([f"hydra.sweeper.skip={skip}"] if skip else []), folder
+    # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
+    if skip and choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed:
+        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
+    return added, folder
 
 
 def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
