@@ -183,7 +183,9 @@ def _check_inputs(cfg: DictConfig) -> None:
         if cfg[name] is not None:
             cfg[name] = str(model_file(cfg[name]))  # the run's folder will do
             if not Path(cfg[name]).is_file():
-                raise UserError(f"{name}={cfg[name]}: no such file. Expected the model.safetensors of a run")
+                kept = Path(cfg[name]).is_dir() and "that folder holds no model (runs of sweeps keep theirs only with"
+                what = f"{kept} trainer.enable_checkpointing=true)" if kept else "no such file"
+                raise UserError(f"{name}={cfg[name]}: {what}. Expected the model.safetensors of a run")
     if cfg.checkpoints is not None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         if not listed or not all(isinstance(item, str) for item in listed):
