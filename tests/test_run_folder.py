@@ -365,3 +365,13 @@ def test_what_counts_as_an_error_of_the_disk(tmp_path):
     with pytest.raises(FileNotFoundError), files.atomic(tmp_path / "a"):
         (tmp_path / "no").read_text()
     assert files.disk_error(ValueError("no")) is None and not list(tmp_path.iterdir())
+
+
+def test_a_model_to_be_read_is_not_overwritten_whatever_names_the_folder(work):  # noqa: F811
+    """A reference in hydra.run.dir is known only once the run starts: there it counts."""
+    folder = work / "named_by_reference"
+    do(folder, "method=finetune", "trainer.max_steps=1")
+    before = snapshot(folder)
+    with pytest.raises(FolderTaken, match="overwrite=true would clear"):
+        do(folder, "method=evaluate", f"checkpoint={folder}", "overwrite=true")
+    assert snapshot(folder) == before

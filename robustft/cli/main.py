@@ -150,6 +150,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
                 run_folder.refuse_other_run(cfg, folder)
             else:
                 run_folder.refuse_taken(folder, overwrite=cfg.overwrite)
+                if cfg.overwrite:  # here the folder is known, whatever was typed for it
+                    run_folder.refuse_own_models(cfg, folder)
             run_folder.begin(folder, cfg, typed)
         log.info("%s%s", "continuing " if cfg.resume else "", run_folder.readable(folder))
 

@@ -19,7 +19,7 @@ SHOWN = 3  # of the files that are passed over
 
 # Keys of the config that change where or how fast a run is made, but not what it is.
 INCIDENTAL = re.compile(
-    r"(name|seed|sweep|check|resume|threads|save_minutes|prepare|disagreement|logger|hydra|run_dir|output_dir|gallery"
+    r"(name|seed|sweep|check|resume|overwrite|threads|save_minutes|prepare|disagreement|logger|hydra|run_dir|output_dir|gallery"
     r"|data\.(root|num_workers|eval_batch_size|holdout_seed|prepared|sets|validate|_target_)"
     r"|model\.recipe"  # where other settings get their defaults
     r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"

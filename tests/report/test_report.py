@@ -366,3 +366,15 @@ def test_a_study_s_results_are_a_folder_of_runs(make_run, tmp_path: Path):
     assert len(read_runs([tmp_path / "runs"])) == 2
     shutil.rmtree(tmp_path / "runs")
     assert len(read_runs([tmp_path])) == 2
+
+
+def test_what_is_incidental_to_a_run_is_so_to_a_report():
+    """Else results from before a setting was added are another system than those from after."""
+    from omegaconf import OmegaConf
+
+    from robustft.cli import identity
+    from robustft.cli.sources import CONF
+    from robustft.report import runs
+
+    names = set(OmegaConf.load(CONF / "config.yaml")) - {"defaults"}
+    assert {name for name in names if identity.INCIDENTAL.fullmatch(name) and not runs.INCIDENTAL.match(name)} == set()
