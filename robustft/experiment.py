@@ -91,8 +91,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     method = import_module(f"robustft.methods.{cfg.method.name}")
     baseline = this.zeroshot_scores()
     if is_first_process():
-        kept = [tracking.WANDB_ID] if "wandb" in cfg.logger else []
-        start_over(this.folder, kept)  # with overwrite=true: from here on there is no way back to what lies there
+        start_over(this.folder)  # with overwrite=true: from here on there is no way back to what lies there
     if cfg.method.takes.trains and cfg.trainer.accumulate_grad_batches == AUTO:
         this.choose_accumulation(head_alone=getattr(method, "HEAD_ALONE", False))
     made: Trained = method.make(this)

@@ -375,3 +375,21 @@ def test_a_model_to_be_read_is_not_overwritten_whatever_names_the_folder(work): 
     with pytest.raises(FolderTaken, match="overwrite=true would clear"):
         do(folder, "method=evaluate", f"checkpoint={folder}", "overwrite=true")
     assert snapshot(folder) == before
+
+
+def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_state(work, monkeypatch):  # noqa: F811
+    folder = work / "old"
+    do(folder, "method=finetune", "trainer.max_steps=1", "logger=wandb")
+    (folder / "results.json").unlink()  # interrupted
+    before = snapshot(folder)
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("robustft.experiment.Run.zeroshot_scores", stop)
+    with pytest.raises(KeyboardInterrupt, match="Nothing was kept yet to resume from"):
+        do(folder, "method=finetune", "trainer.max_steps=2", "logger=wandb", "overwrite=true")
+    assert {name: text for name, text in snapshot(folder).items() if name in before and "/" not in name} == {
+        name: text for name, text in before.items() if "/" not in name
+    }
+    assert (folder / "wandb_id.txt").is_file() and (folder / LAST).is_file()

@@ -191,7 +191,7 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         what = str(stop) if str(stop).startswith("interrupted") else "interrupted"
         if sweep:
             how = "Go on with the sweep by the same command"
-        elif resuming.is_interrupted(folder):
+        elif run_folder.can_go_on(folder):
             how = f"Resume with: {entry.program()} {paths.typed('resume', run_folder.readable(folder))}"
         else:
             how = "Nothing was kept yet to resume from"

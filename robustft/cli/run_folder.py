@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from glob import glob
@@ -18,8 +18,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import identity, naming, resuming, sources
-from robustft.common import configs, files, locks
+from robustft.common import configs, entry, files, locks, paths
 from robustft.common.errors import FolderTaken, UserError
+from robustft.common.files import ASIDE
 from robustft.common.paths import expand
 from robustft.models.files import model_file
 
@@ -27,7 +28,6 @@ RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
 SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
 LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log", *SETTINGS)
-ASIDE = ".new"  # settings of the run that is to replace what lies in its folder
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
 
 
@@ -152,10 +152,13 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
     files.remove_partial(folder)
 
 
-def start_over(folder: Path, keep: Collection[str] = ()) -> None:
-    """Takes away the run that lies in ``folder`` and puts the new one's settings in place; see ``ASIDE``.
+def can_go_on(folder: Path) -> bool:
+    """Whether the run that works in ``folder`` has left a state; what it was to replace is not its own."""
+    return resuming.is_interrupted(folder) and not (folder / ASIDE).is_dir()
 
-    What is named in ``keep`` is the new run's already.
+
+def start_over(folder: Path) -> None:
+    """Takes away the run that lies in ``folder`` and puts the new one's settings in place; see ``ASIDE``.
 
     Without settings that were put aside there is nothing to do.
     """
@@ -164,7 +167,7 @@ def start_over(folder: Path, keep: Collection[str] = ()) -> None:
         return
     for name in (*RESULTS, *STATE, *LOGS):
         path = folder / name
-        if name == "run.log" or name in keep:  # the log is open: this run's lines follow
+        if name == "run.log":  # is open: this run's lines follow
             continue
         if path.is_dir():
             for picture in path.glob("*.png"):
@@ -254,8 +257,9 @@ def disk_errors(folder: Path, *, sweep: bool) -> Iterator[None]:
             text = f"cannot write {place}: {files.describe(number, folder)}"
         if sweep:
             how = "Make room, then go on with the sweep by the same command"
-        elif resuming.is_interrupted(folder):
-            how = f"What was kept before is whole: make room, then go on with python run.py resume={readable(folder)}"
+        elif can_go_on(folder):
+            resume = f"{entry.program()} {paths.typed('resume', readable(folder))}"
+            how = f"What was kept before is whole: make room, then go on with {resume}"
         else:
             how = "Make room, then start the run again: nothing was kept yet to go on from"
         raise UserError(f"{text}. {how}") from error

@@ -155,7 +155,6 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
-MISSING = object()
 
 
 def accepts(described: Description, value: Any) -> bool:

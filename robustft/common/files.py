@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 from robustft.common.errors import UserError
 
+ASIDE = ".new"  # folder for settings of the run that is to replace what lies in its folder
 PARTIAL = ("*.partial", ".tmp??????")  # what a killed process leaves; the second is safetensors'
 
 # What a disk says that is full, broken, read-only or another's. Anything else is a fault of the program.

@@ -186,7 +186,8 @@ def default_tags(cfg: DictConfig) -> list[str]:
 
 def _run_id(folder: Path, keep: bool) -> str:
     """W&B's id of the run in ``folder``: one that goes on, or is started again in a sweep, keeps its own."""
-    path = folder / WANDB_ID
+    aside = folder / files.ASIDE  # a run that is to replace another leaves its id alone until then
+    path = (aside if aside.is_dir() else folder) / WANDB_ID
     if not is_first_process():
         return "of-the-first-process"  # the others log nothing
     if not keep or not path.exists():
