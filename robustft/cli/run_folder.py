@@ -12,17 +12,15 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from glob import glob
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from robustft.cli import identity, naming, resuming, sources
 from robustft.common import configs, entry, files, locks, paths
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import ASIDE
-from robustft.common.paths import expand
-from robustft.models.files import model_file
+from robustft.models.files import model_file, model_files, weights_file
 
 RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
@@ -117,7 +115,7 @@ def refuse_own_models(cfg: DictConfig, folder: Path) -> None:
         FolderTaken: names the setting.
     """
     for name, path in _models(cfg):
-        place = expand(path).resolve()
+        place = path.resolve()
         if place.parent == folder.resolve() and place.name in (*RESULTS, *STATE):
             raise FolderTaken(
                 f"{name}={path} lies in {folder}, which overwrite=true would clear before it is read. "
@@ -282,11 +280,12 @@ def _known(folder: Path) -> str:
     return f" ({what}{datetime.fromtimestamp(max(times)):%Y-%m-%d %H:%M})"
 
 
-def _models(cfg: DictConfig) -> Iterable[tuple[str, str]]:
-    for name in ("checkpoint", "init", "teacher", "model.pretrained"):
-        if isinstance(value := OmegaConf.select(cfg, name), str):
-            yield name, str(model_file(value))
-    listed = cfg.checkpoints if cfg.checkpoints is not None else []
-    for pattern in [listed] if isinstance(listed, str) else list(listed):
-        for path in glob(str(expand(pattern)), recursive=True):
-            yield "checkpoints", str(model_file(path))
+def _models(cfg: DictConfig) -> Iterable[tuple[str, Path]]:
+    """(setting, file) of every model that the run is to read."""
+    for name in ("checkpoint", "init", "teacher"):
+        if cfg[name] is not None:
+            yield name, model_file(cfg[name])
+    if cfg.model.pretrained is not None:
+        yield "model.pretrained", weights_file(cfg.model.pretrained)
+    if cfg.checkpoints is not None:
+        yield from (("checkpoints", path) for path in model_files(cfg.checkpoints))
