@@ -21,7 +21,7 @@ from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
 from robustft.common import entry, files, paths
 from robustft.common.machine import cpu_name
-from robustft.training.loop import resolve_precision
+from robustft.training.trainer import resolve_precision
 
 
 def main(arguments: list[str]) -> None:

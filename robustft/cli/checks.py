@@ -20,8 +20,6 @@ from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
-METHODS = Path(__file__).resolve().parents[1] / "methods"
-
 
 def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     """Refuses what cannot work.
@@ -36,9 +34,10 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     for name, _ in flatten(container(cfg, resolve=False)):
         if name in REFUSED:
             raise UserError(f"{name}: {REFUSED[name]}")
-    if "takes" not in cfg.method or not (METHODS / f"{cfg.method.name}.py").is_file():
-        lacks = "has no `takes`" if "takes" not in cfg.method else f"needs robustft/methods/{cfg.method.name}.py"
-        raise UserError(f"method={cfg.method.name} {lacks}: see conf/method/counterfactual.yaml for what a method says")
+    if "takes" not in cfg.method or OmegaConf.select(cfg, "method._target_") is None:
+        lacks = "`takes`" if "takes" not in cfg.method else "`_target_`"
+        name = cfg.method.get("name")
+        raise UserError(f"method={name} has no {lacks}: conf/method/counterfactual.yaml shows what a method says")
     if typed is not None:
         refuse_idle([cfg], typed)
     settings = Settings(cfg)
@@ -55,7 +54,7 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     trains = bool(settings.takes["method"]["trains"])
     if trains:
         _check_length(cfg)
-        _check_batch(cfg)
+        _check_batch(cfg, least_images(settings))
     _check_inputs(cfg)
 
 
@@ -158,7 +157,13 @@ def _check_length(cfg: DictConfig) -> None:
         )
 
 
-def _check_batch(cfg: DictConfig) -> None:
+def least_images(settings: Settings) -> int:
+    """How many images a micro-batch must have for all components: a fill takes patches from others."""
+    needed = [int(takes.get("images", 1)) for name, takes in settings.takes.items() if not settings.closed(name)]
+    return max([1, *needed, *([2] if settings.values.get("disagreement") else [])])
+
+
+def _check_batch(cfg: DictConfig, least: int) -> None:
     devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
     accumulate = cfg.trainer.accumulate_grad_batches
     if accumulate == "auto" and devices > 1:
@@ -169,10 +174,14 @@ def _check_batch(cfg: DictConfig) -> None:
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
             f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
         )
-    if local == 1 and (cfg.fill.kind != "none" or cfg.disagreement):
-        what = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
+    if local < least:
+        fills = OmegaConf.select(cfg, "fill.takes.images") or cfg.disagreement
+        who = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
+        what = (
+            f"{who} takes patches from other images" if fills else f"method={cfg.method.name} compares {least} images"
+        )
         raise UserError(
-            f"{what} takes patches from other images, but a device sees one image at a time:"
+            f"{what}, but a device sees {'one image' if local == 1 else f'{local} images'} at a time:"
             f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
         )
 

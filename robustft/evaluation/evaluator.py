@@ -32,18 +32,26 @@ class Evaluator(LightningModule):
     def __init__(self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False) -> None:
         super().__init__()
         self.model = model
-        self.sets = list(sets)
         self.keep_predictions = keep_predictions
-        self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
-        self.metrics = nn.ModuleList(self.tops)  # moves with the module
         self.predictions: dict[str, Int64[Tensor, " images"]] = {}
         self.scores: dict[str, Score] = {}
+        self.evaluate_on(sets)
+
+    def evaluate_on(self, sets: Sequence[EvaluationSet]) -> None:
+        """Take ``sets`` in the place of those there were."""
+        self.sets = list(sets)
+        self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
+        self.metrics = nn.ModuleList(self.tops)  # moves with the module
         # Devices get unequal numbers of batches: DDP must not wait for all of them to synchronise constants.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
+    def classifier(self) -> Classifier:
+        """What is evaluated."""
+        return self.model
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pixels become the model's input here, on the device."""
-        return batch._replace(images=self.model.normalise(batch.images))
+        return batch._replace(images=self.classifier().normalise(batch.images))
 
     def on_validation_epoch_start(self) -> None:
         self.scores = {}
@@ -53,7 +61,7 @@ class Evaluator(LightningModule):
             metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits = self.model(batch.images)
+        logits = self.classifier()(batch.images)
         evaluation_set, metric = self.sets[dataloader_idx], self.tops[dataloader_idx]
         metric.update(logits, batch.labels)
         self._finite &= logits.isfinite().all()

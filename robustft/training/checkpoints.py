@@ -65,7 +65,8 @@ class KeepBest(Callback):
             return
         self.score = float(score)
         if trainer.is_global_zero:
-            model: Any = pl_module.get_submodule("model")
+            method: Any = pl_module
+            model = method.classifier()
             metadata = {SCORE: repr(self.score), "run": self.run, "step": str(trainer.global_step)}
             if hasattr(model, "architecture"):  # not a probe, which is a head alone
                 metadata |= describe(model, self.classes)
@@ -244,7 +245,14 @@ def read_position(folder: Path) -> Position:
         progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         micro_batch = 0 if progress["is_last_batch"] else progress["current"]["ready"]
         best = state["callbacks"].get("KeepBest", {})
+        if "recipe" not in state:
+            raise UserError(
+                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: start the"
+                " run again, or finish it with that version."
+            )
         return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}). Start the run again without resume=.") from error
