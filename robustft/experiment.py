@@ -38,8 +38,9 @@ from robustft.models.weights import save_classifier
 from robustft.training import tracking
 from robustft.training.accumulation import micro_batches_that_fit
 from robustft.training.checkpoints import check_best, read_position
-from robustft.training.loop import Trained, Training, check_limits, train
+from robustft.training.loop import Trained, check_limits, train
 from robustft.training.method import Method
+from robustft.training.recipe import Training
 from robustft.training.tracking import log_results, make_loggers
 from robustft.training.trainer import AUTO, make_trainer
 

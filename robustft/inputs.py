@@ -23,7 +23,7 @@ from robustft.models.files import model_files
 from robustft.models.weights import load_classifier
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
-from robustft.training.method import Recipe
+from robustft.training.recipe import Recipe
 
 HINT = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
 DESCRIBES = ("name", "kind", "takes", "_target_")  # of a component's node: what is no setting

@@ -11,17 +11,16 @@ from safetensors.torch import load_file
 from robustft.counterfactual.cam import relevance
 from robustft.counterfactual.fill import single_source
 from robustft.data.sampling import generator
-from robustft.methods import counterfactual, finetune
 from robustft.models.files import BEST
 from robustft.training.checkpoints import LAST
-from tests.small import assert_refused, command, prepared, work  # noqa: F401 (a fixture)
+from tests.small import assert_refused, command, prepared, trained, work  # noqa: F401 (a fixture)
 
 
 def train_plainly(run, *, beta: float, threshold: float, accumulate: int, steps: int) -> dict[str, torch.Tensor]:
     """METHOD's recipe as one reads it: mask=object, fill=single, or vanilla fine-tuning with beta=0."""
     cfg, data = run.cfg, run.data
     data.setup()
-    student, teacher = run.student().train(), run.teacher()
+    student, teacher = run.student().train(), run["teacher"]
     indices, images = data._split[0], data.training_set()
     optimizer = torch.optim.AdamW(student.parameters(), lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -65,7 +64,7 @@ def test_against_a_plain_loop(work, method, accumulate):  # noqa: F811
     threshold = run.cfg.mask.threshold or math.nan
     expected = train_plainly(run, beta=beta, threshold=threshold, accumulate=accumulate, steps=6)
     start = run.zeroshot.state_dict()
-    made = {"counterfactual": counterfactual, "finetune": finetune}[method].make(run).model.state_dict()
+    made = trained(run).state_dict()
     for name, value in expected.items():
         moved = (value - start[name]).abs().max()
         assert moved > 1e-4 and difference(name, made[name], value) < 1e-6, name

@@ -114,7 +114,7 @@ def _means_something(settings: Settings, name: str, value: str) -> bool:
         return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
     if node and "." not in name and name not in ("mask", "fill"):
-        return True  # a whole component is chosen: others ask what it means
+        return settings.closed(name) is None  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
 

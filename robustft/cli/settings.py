@@ -21,6 +21,8 @@ from), or `any` (of several descriptions), or `match` (a pattern, with `words` f
 the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
 of which asks of some settings that they are as described. Without it a setting matters always.
 
+Of the core's, `by` names the group whose component may take the setting, with `when: []` for the others.
+
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
 """
 
@@ -65,11 +67,17 @@ CORE: dict[str, Description] = {
     "optimizer.lr": {"above": 0, "when": [TRAINS]},
     "optimizer.weight_decay": {"from": 0, "when": [TRAINS]},
     "optimizer.beta2": {"from": 0, "below": 1, "when": [TRAINS]},
+    "optimizer.warmup": {"from": 0, "when": [], "by": "schedule"},
+    "optimizer.beta1": {"from": 0, "below": 1, "when": [], "by": "schedule"},
+    "optimizer.max_momentum": {"from": 0, "below": 1, "when": [], "by": "schedule"},
+    "optimizer.base_momentum": {"from": 0, "below": 1, "when": [], "by": "schedule"},
+    "constraint.anchor": {"of": ["zeroshot", "init"], "when": [], "by": "constraint"},
+    "constraint.head": {**FLAG, "when": [], "by": "constraint"},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
     "data._target_": {"kind": "text"},
-    "model.grad_checkpointing": {**FLAG, "when": []},  # for methods to take
+    "model.grad_checkpointing": {**FLAG, "when": [], "by": "method"},
     "model.recipe.threads": {**COUNT, "or_null": True},
     "model.recipe.*": {"kind": "anything", "when": []},  # matters where another setting takes its value from it
     "data.root": TEXT,
@@ -135,6 +143,7 @@ CHOSEN = {
     "method.name": "choose the method by its group: method=NAME",
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
+    "schedule.name": "choose the schedule by its group: schedule=NAME",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
@@ -157,6 +166,7 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
+OF_TRAINING = ("schedule", "constraint", "augment")  # groups that a method makes something of if it trains
 
 
 def accepts(described: Description, value: Any) -> bool:
@@ -305,7 +315,8 @@ class Settings:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
         reasons = []
         for owner, described in self.descriptions(name):
-            reason = self.closed(owner) or self._unmet(described.get("when"))
+            taker = self.chosen(described["by"]) if "by" in described else ""
+            reason = self.closed(owner) or (taker if described.get("when") == [] else self._unmet(described.get("when")))
             if reason is None:
                 return None
             reasons.append(reason)
@@ -329,6 +340,8 @@ class Settings:
 
     def closed(self, group: str) -> str | None:
         """Why a whole component has no effect."""
+        if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
+            return self.chosen("method")
         if group not in ("mask", "fill"):
             return None
         if reason := self.masks():
@@ -364,4 +377,4 @@ class Settings:
         if "." in group:  # one of several: constraint=l2sp
             return "=".join(group.split(".", 1))
         names = (self.values.get(f"{group}.{key}") for key in ("kind", "name"))
-        return f"{group}={next((name for name in names if name is not None), '?')}"
+        return f"{group}={next((name for name in names if name is not None), 'none')}"

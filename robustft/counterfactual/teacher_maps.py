@@ -17,7 +17,8 @@ from robustft.counterfactual.cam import Explain, make_cam
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Training, planned_steps
+from robustft.training.loop import planned_steps
+from robustft.training.recipe import Training
 from robustft.training.trainer import make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)

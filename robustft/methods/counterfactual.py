@@ -18,8 +18,8 @@ from robustft.counterfactual.mask import kept_patches, make_mask
 from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Training
 from robustft.training.method import Method
+from robustft.training.recipe import Training
 
 
 class CounterfactualFinetune(Method):

@@ -13,7 +13,8 @@ from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, Selection, TensorImages
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Training, planned_steps
+from robustft.training.loop import planned_steps
+from robustft.training.recipe import Training
 from robustft.training.trainer import make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from robustft.methods.features import Probe, encoded
 from robustft.methods.finetune import Finetune
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Training
+from robustft.training.recipe import Training
 
 
 class LinearProbe(Finetune):

@@ -15,7 +15,8 @@ from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.methods.finetune import Finetune
 from robustft.methods.linear_probe import LinearProbe
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Training, train
+from robustft.training.loop import train
+from robustft.training.recipe import Training
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from torch.utils.data import DataLoader
 from robustft.common.errors import UserError
 from robustft.common.memory import largest_that_fits
 from robustft.data.sets import Batch
-from robustft.training.loop import Training, settle
-from robustft.training.method import Method, Recipe
+from robustft.training.loop import settle
+from robustft.training.method import Method
+from robustft.training.recipe import Recipe, Training
 from robustft.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)

@@ -1,13 +1,11 @@
 """Training under Lightning: one loop for every method that trains."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch import Trainer
 
 from robustft.common.errors import UserError
 from robustft.common.memory import EVALUATION, enough_memory, training_advice
@@ -16,8 +14,8 @@ from robustft.data.sets import EvaluationSet
 from robustft.models.classifier import Classifier
 from robustft.training.callbacks import Speed, StopOnNonFinite
 from robustft.training.checkpoints import Interrupted, KeepBest, KeepState, Position, read_position
-from robustft.training.constraint import Constraint
-from robustft.training.method import Method, Recipe
+from robustft.training.method import Method
+from robustft.training.recipe import Training
 from robustft.training.tracking import count_steps
 from robustft.training.trainer import make_trainer
 
@@ -33,37 +31,6 @@ class Trained:
     model: Classifier
     images_per_s: float | None = None
     earlier_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class Training:
-    """How a run trains: everything but the method.
-
-    Attributes:
-        trainer: arguments of Lightning's Trainer.
-        resume: go on from ``folder/last.ckpt``.
-        started: when this session of the run began, of ``time.perf_counter``; None: now.
-        save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
-        watch: makes one more callback, given the number of optimiser steps and what to call after work that is no
-            training, so that it does not count as such.
-    """
-
-    data: RobustnessData
-    folder: Path
-    trainer: Mapping[str, Any]
-    recipe: Recipe
-    seed: int = 0
-    constraints: Sequence[Constraint] = ()
-    loggers: Sequence[Logger] = ()
-    resume: bool = False
-    started: float | None = None
-    save_minutes: float = 10
-    watch: Callable[[int, Callable[[], None]], Callback] | None = None
-
-    @property
-    def together(self) -> bool:
-        """Several processes share the work."""
-        return make_trainer(self.trainer, self.folder).world_size > 1
 
 
 def train(method: Method, training: Training) -> Trained:

@@ -3,19 +3,14 @@
 A method of one's own is a subclass with a ``training_step``; docs/extending.md shows one from end to end.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from robustft.common.asking import given
 from robustft.common.errors import UserError
 from robustft.data.sampling import generator
 from robustft.data.sets import Batch
@@ -23,48 +18,12 @@ from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.checkpoints import logs_at
 from robustft.training.constraint import Constraint
-from robustft.training.schedules import one_cycle
-
-if TYPE_CHECKING:
-    from robustft.training.loop import Training
+from robustft.training.recipe import Recipe, Training
 
 # Precisions of Lightning's under which the teacher's weights are cast once and for all.
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 ParameterGroup = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """AdamW and how its learning rate goes (``optimizer``, ``schedule``).
-
-    Attributes:
-        optimizer: lr, weight_decay, beta1, beta2, and what the schedule asks for.
-        schedule: gives a scheduler for (optimiser, steps); its other parameters are given the settings of their name.
-    """
-
-    optimizer: Mapping[str, Any]
-    schedule: Callable[..., LRScheduler] = one_cycle
-
-    @property
-    def adam(self) -> dict[str, Any]:
-        """Arguments of torch's Adam optimisers. The learning rate is the schedule's."""
-        settings = self.optimizer
-        betas = (float(settings.get("beta1", 0.9)), float(settings.get("beta2", 0.999)))
-        return {"lr": settings["lr"], "betas": betas, "weight_decay": settings["weight_decay"]}
-
-    def scheduler(self, optimizer: Optimizer, steps: int) -> LRScheduler:
-        return given(self.schedule, self.optimizer)(optimizer, steps)
-
-    def changed(self, **settings: Any) -> "Recipe":
-        """The same with some settings of the optimiser replaced."""
-        return replace(self, optimizer={**self.optimizer, **settings})
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What has to be the same in a run that is gone on with."""
-        own = self.schedule if isinstance(self.schedule, partial) else partial(self.schedule)
-        return {**self.optimizer, "schedule": own.func.__name__, **own.keywords}
 
 
 class Method(Evaluator):
@@ -119,7 +78,7 @@ class Method(Evaluator):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         raise NotImplementedError(f"{type(self).__name__} needs a training_step")
 
-    def prepare(self, training: "Training") -> "Training":
+    def prepare(self, training: Training) -> Training:
         """Do what comes before the first step; say how the run trains where that is not as configured."""
         return training
 

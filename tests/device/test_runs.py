@@ -23,13 +23,13 @@ from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation import disagreement
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import write_predictions
+from robustft.methods.finetune import Finetune
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.training.checkpoints import SCORE, KeepBest, KeepState
-from robustft.training.finetuner import Finetuner
-from robustft.training.loop import make_trainer
+from robustft.training.trainer import make_trainer
 from tests.device import remote
 from tests.methods.micro import micro, same_bits
 from tests.small import composed
@@ -122,7 +122,7 @@ def test_cached_scores_and_heads_are_taken(places, monkeypatch):
     settings = ("model.pretrained=embedded", "method=finetune", "trainer.max_epochs=1")
     first = place.do("first", *settings)
     monkeypatch.setattr(open_clip, "build_zero_shot_classifier", None)
-    monkeypatch.setattr("robustft.experiment.ScoreCache.put", None)
+    monkeypatch.setattr("robustft.evaluation.evaluate.ScoreCache.put", None)
     same_results(place.do("second", *settings), first)
 
 
@@ -250,14 +250,14 @@ def test_the_old_fault_is_found(monkeypatch):
 
 def full_above(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step with more than so many images does not fit."""
-    objective = Finetuner.objective
+    step = Finetune.training_step
 
-    def limited(self, x, *rest, **options):
-        if len(x) > images:
+    def limited(self, batch, batch_idx):
+        if len(batch.images) > images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return objective(self, x, *rest, **options)
+        return step(self, batch, batch_idx)
 
-    monkeypatch.setattr(Finetuner, "objective", limited)
+    monkeypatch.setattr(Finetune, "training_step", limited)
 
 
 def test_micro_batches_that_fit(places, monkeypatch, caplog):
