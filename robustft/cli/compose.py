@@ -94,6 +94,11 @@ def values(override: Override) -> list[str]:
         return []
 
 
+def options(override: Override) -> list[str]:
+    """The options of a group that an override names: several in a sweep, and where a group can have several."""
+    return [name.strip() for value in values(override) for name in value.strip("[]").split(",") if name.strip()]
+
+
 def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """The config with the first value of everything that is swept, `hydra` node included.
 
@@ -208,7 +213,7 @@ def _check_options(overrides: Sequence[Override]) -> None:
     known = groups()
     for override in overrides:
         group = override.key_or_group
-        for value in values(override) if group in known else []:
+        for value in options(override) if group in known else []:
             if value not in known[group] and not (group == "experiment" and value == "null"):
                 near = difflib.get_close_matches(value, known[group], n=1, cutoff=0.5)
                 hint = f" Did you mean {group}={near[0]}?" if near else ""

@@ -45,8 +45,10 @@ def name(cfg: DictConfig) -> str:
     """What a single run is, readable: method, mask and fill, model."""
     if cfg.check is not None:
         return f"check-{cfg.check}"
-    masks = [] if cfg.mask.kind == "none" else [cfg.mask.kind, cfg.fill.kind]
-    return "_".join(slug(part) for part in (cfg.method.name, *masks, cfg.model.name))
+    unmasked = cfg.mask.kind == "none" or OmegaConf.select(cfg, "method.takes.masks") is False
+    masks = [] if unmasked else [cfg.mask.kind, cfg.fill.kind]
+    constraints = [name for name, node in cfg.constraint.items() if OmegaConf.is_dict(node)]
+    return "_".join(slug(part) for part in (cfg.method.name, *masks, *constraints, cfg.model.name))
 
 
 def new_folder(cfg: DictConfig) -> Path:

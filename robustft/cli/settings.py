@@ -21,7 +21,7 @@ from), or `any` (of several descriptions), or `match` (a pattern, with `words` f
 the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
 of which asks of some settings that they are as described. Without it a setting matters always.
 
-Of the core's, `by` names the group whose component may take the setting, with `when: []` for the others.
+Of the core's, `by` names the group whose component may take the setting: without one that does it means nothing.
 
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
 """
@@ -67,17 +67,17 @@ CORE: dict[str, Description] = {
     "optimizer.lr": {"above": 0, "when": [TRAINS]},
     "optimizer.weight_decay": {"from": 0, "when": [TRAINS]},
     "optimizer.beta2": {"from": 0, "below": 1, "when": [TRAINS]},
-    "optimizer.warmup": {"from": 0, "when": [], "by": "schedule"},
-    "optimizer.beta1": {"from": 0, "below": 1, "when": [], "by": "schedule"},
-    "optimizer.max_momentum": {"from": 0, "below": 1, "when": [], "by": "schedule"},
-    "optimizer.base_momentum": {"from": 0, "below": 1, "when": [], "by": "schedule"},
-    "constraint.anchor": {"of": ["zeroshot", "init"], "when": [], "by": "constraint"},
-    "constraint.head": {**FLAG, "when": [], "by": "constraint"},
+    "optimizer.warmup": {"from": 0, "by": "schedule"},
+    "optimizer.beta1": {"from": 0, "below": 1, "by": "schedule"},
+    "optimizer.max_momentum": {"from": 0, "below": 1, "by": "schedule"},
+    "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
+    "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
+    "constraint.head": {**FLAG, "by": "constraint"},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
     "data._target_": {"kind": "text"},
-    "model.grad_checkpointing": {**FLAG, "when": [], "by": "method"},
+    "model.grad_checkpointing": {**FLAG, "by": "method"},
     "model.recipe.threads": {**COUNT, "or_null": True},
     "model.recipe.*": {"kind": "anything", "when": []},  # matters where another setting takes its value from it
     "data.root": TEXT,
@@ -316,7 +316,9 @@ class Settings:
         reasons = []
         for owner, described in self.descriptions(name):
             taker = self.chosen(described["by"]) if "by" in described else ""
-            reason = self.closed(owner) or (taker if described.get("when") == [] else self._unmet(described.get("when")))
+            reason = self.closed(owner) or (
+                taker if described.get("when") == [] else self._unmet(described.get("when"))
+            )
             if reason is None:
                 return None
             reasons.append(reason)

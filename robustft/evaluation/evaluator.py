@@ -12,6 +12,7 @@ from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.results import Score, Scores
 from robustft.evaluation.top1 import Top1, predict
 from robustft.models.classifier import Classifier
+from robustft.training.lightning_private import leave_to_each_device
 
 UNSEEN = -1
 
@@ -42,8 +43,7 @@ class Evaluator(LightningModule):
         self.sets = list(sets)
         self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
         self.metrics = nn.ModuleList(self.tops)  # moves with the module
-        # Devices get unequal numbers of batches: DDP must not wait for all of them to synchronise constants.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        leave_to_each_device(self, [name for name, _ in self.named_buffers()])  # constants
 
     def classifier(self) -> Classifier:
         """What is evaluated."""

@@ -26,6 +26,7 @@ from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
 from robustft.models.files import BEST
 from robustft.models.weights import describe
+from robustft.training import lightning_private
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +131,7 @@ class KeepState(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not between_steps(trainer):
             return
-        loop: Any = trainer.fit_loop
-        evaluation_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        evaluation_next = lightning_private.validates_next(trainer)
         if _epoch_is_over(trainer) and not evaluation_next:
             return  # on_train_epoch_end follows at once
         if self._asked_to_stop(trainer, logs_at(trainer, trainer.global_step)):
@@ -164,20 +164,10 @@ class KeepState(Callback):
         self._restore_handlers()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Where an evaluation is due, the loops are described as they will be after it: Lightning skips it."""
         checkpoint["evaluation_due"] = self._evaluation_due
         checkpoint["threads"] = torch.get_num_threads()
-        if not self._evaluation_due:
-            return
-        loops = checkpoint["loops"]["fit_loop"]
-        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
-        for count in ("total", "current"):
-            batches[count]["completed"] = batches[count]["processed"]
-            loops["epoch_loop.val_loop.batch_progress"][count] = dict.fromkeys(batches[count], 0)
-        if _epoch_is_over(trainer):
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-            for count in ("total", "current"):
-                epochs[count]["processed"] += 1
+        if self._evaluation_due:
+            lightning_private.describe_as_evaluated(checkpoint, _epoch_is_over(trainer))
 
     def _asked_to_stop(self, trainer: Trainer, agree: bool = True) -> bool:
         """Whether a signal came in, to any of the processes; they all wait for each other to ``agree``."""
@@ -242,8 +232,7 @@ def read_position(folder: Path) -> Position:
     path = folder / LAST
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        micro_batch = 0 if progress["is_last_batch"] else progress["current"]["ready"]
+        micro_batch = lightning_private.next_micro_batch(state)
         best = state["callbacks"].get("KeepBest", {})
         if "recipe" not in state:
             raise UserError(
@@ -296,7 +285,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def between_steps(trainer: Trainer) -> bool:
     """Whether the last micro-batch ended an optimiser step: only then is the state whole."""
-    micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    micro_batches = lightning_private.micro_batches_done(trainer)
     return micro_batches % trainer.accumulate_grad_batches == 0 or micro_batches == trainer.num_training_batches
 
 
@@ -306,8 +295,8 @@ def logs_at(trainer: Trainer, step: int) -> bool:
 
 
 def _epoch_is_over(trainer: Trainer) -> bool:
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+    done = lightning_private.micro_batches_done(trainer)
+    return lightning_private.is_last_batch(trainer) or done == trainer.num_training_batches
 
 
 def _fitting(trainer: Trainer) -> bool:

@@ -14,6 +14,7 @@ from robustft.data.sets import EvaluationSet
 from robustft.models.classifier import Classifier
 from robustft.training.callbacks import Speed, StopOnNonFinite
 from robustft.training.checkpoints import Interrupted, KeepBest, KeepState, Position, read_position
+from robustft.training.lightning_private import count_epochs_once
 from robustft.training.method import Method
 from robustft.training.recipe import Training
 from robustft.training.tracking import count_steps
@@ -160,8 +161,7 @@ def check_limits(data: RobustnessData, trainer: Trainer, training: bool) -> None
 def _resume(trainer: Trainer, method: Method, data: RobustnessData, position: Position) -> None:
     """Tell the data where to go on, and make up for the evaluation that the run was stopped before."""
     data.resume_at(position.micro_batch)
-    # With max_steps Lightning would count an epoch twice that was over when the state was saved.
-    setattr(trainer.fit_loop, "_iteration_based_training", lambda: False)  # noqa: B010 -- it is a method
+    count_epochs_once(trainer)
     if position.evaluation_due and method.sets:
         loaders = [data.eval_loader(evaluation_set) for evaluation_set in method.sets]
         trainer.validate(method, loaders, ckpt_path=position.path, weights_only=True, verbose=False)

@@ -18,6 +18,7 @@ from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.checkpoints import logs_at
 from robustft.training.constraint import Constraint
+from robustft.training.lightning_private import is_attached
 from robustft.training.recipe import Recipe, Training
 
 # Precisions of Lightning's under which the teacher's weights are cast once and for all.
@@ -101,14 +102,14 @@ class Method(Evaluator):
 
     def random(self, batch_idx: int) -> torch.Generator:
         """A random stream on the device that depends on (seed, micro-batch since the start of training, device)."""
-        if self._trainer is None:
+        if not is_attached(self):
             return generator(self.seed, batch_idx, 0, device=self.device)
         micro_batch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         return generator(self.seed, micro_batch, self.global_rank, device=self.device)
 
     def measures(self) -> bool:
         """Whether Lightning logs this step: what is not needed for the loss is measured then."""
-        return self._trainer is not None and logs_at(self.trainer, self.trainer.global_step + 1)
+        return is_attached(self) and logs_at(self.trainer, self.trainer.global_step + 1)
 
     def back_propagate(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Add the gradient of one term of the loss now, so that its graph is freed before the next one's is made.
@@ -116,7 +117,7 @@ class Method(Evaluator):
         Returns:
             Its value. The gradient of what ``training_step`` returns is the rest, and the two add up.
         """
-        if self._trainer is None:
+        if not is_attached(self):
             loss.backward()
         else:  # as Lightning does it: scaled for accumulation, under the precision and strategy of the trainer
             with torch.autocast(loss.device.type, enabled=False):  # as outside of training_step
@@ -136,7 +137,7 @@ class Method(Evaluator):
             also: what is logged and not shown in the progress bar.
         """
         self.terms = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
-        if self._trainer is not None and (self.measures() or self.device.type == "cpu"):
+        if is_attached(self) and (self.measures() or self.device.type == "cpu"):
             # Lightning reads the progress bar's numbers at every later step: on a device, it would wait for that.
             logged = {**self.terms, **(also or {})}
             values = torch.stack([value.detach().float() for value in logged.values()]).cpu()
