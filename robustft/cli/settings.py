@@ -315,10 +315,8 @@ class Settings:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
         reasons = []
         for owner, described in self.descriptions(name):
-            taker = self.chosen(described["by"]) if "by" in described else ""
-            reason = self.closed(owner) or (
-                taker if described.get("when") == [] else self._unmet(described.get("when"))
-            )
+            by = described.get("by")
+            reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
             if reason is None:
                 return None
             reasons.append(reason)
