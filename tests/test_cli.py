@@ -15,7 +15,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from robustft.cli import checks, identity, naming, settings
+from robustft.cli import checks, identity, naming, plan, settings
 from robustft.cli import main as cli
 from robustft.cli.compose import parse, texts
 from robustft.cli.sources import CONF, groups
@@ -208,6 +208,18 @@ def test_bad_input_gets_one_message(command, tmp_path):
         "resume=nowhere": "resume=nowhere: no such folder",
         "hydra.run.dir='a,b'": "hydra.run.dir=a,b",
         "hydra/launcher=foo": "hydra/launcher=foo: no such option",
+        "sweep=foo": "sweep=foo names a sweep, and this is a single run: add -m",
+        "overwrite=true": "say in which one, hydra.run.dir=DIR",
+        "-m seed=1,2 --cfg job": "--cfg shows the config of one run",
+        "logger=none logger.wandb.project=x": "the loggers here are none",
+        "logger=csv logger.wandb.project=x": "the loggers here are csv",
+        "data.root=/nowhere/scenes": "data.root=/nowhere/scenes: there is no folder /nowhere",
+        "schedule=cosine": "Did you mean schedule=warmup_cosine",
+        "optimizer.beta1=0.8": "optimizer.beta1=0.8 does nothing with schedule=one_cycle",
+        "schedule=warmup_cosine optimizer.max_momentum=0.9": "does nothing with schedule=warmup_cosine",
+        "method=zeroshot schedule=warmup_cosine": "schedule=warmup_cosine does nothing with method=zeroshot",
+        "constraint.anchor=init": "constraint.anchor=init does nothing with constraint=none",
+        "constraint=[nothing]": "constraint=nothing: no such option",
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = pool.map(lambda line: command(*line.split()), cases)
@@ -232,6 +244,22 @@ def test_processes_started_by_torchrun_need_one_folder(monkeypatch, capsys, tmp_
                 said = capsys.readouterr().err
                 assert said.startswith(f"error: {launcher}") and expected in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_says_before_it_starts_what_will_not_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    parsed = parse(["beta=1,x"])
+    plan._repeated(parsed, {}, ["beta"])
+    assert capsys.readouterr().err == "beta-x will not run: beta=x: expected a number, 0 or more\n"
+
+
+def test_another_sweeper_is_not_told_of_repeated_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    swept = ["-m", "mask=random,object", "mask.threshold=0.3,0.4"]
+    added = plan.make_plan(swept).arguments
+    assert "hydra/sweeper=combinations" in added and "which is made once" in capsys.readouterr().out
+    added = plan.make_plan([*swept, "hydra/sweeper=basic"]).arguments
+    assert "hydra/sweeper=combinations" not in added and "made once" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variable", processes.RANKS)

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from omegaconf import OmegaConf
 
 import robustft
 from robustft.cli import main as cli
 from robustft.common import files
 from robustft.common.errors import FolderTaken, UserError
 from robustft.models.files import BEST
-from robustft.training.checkpoints import LAST, KeepState
+from robustft.training.checkpoints import LAST, KeepState, read_position
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
 from tests.test_cli import STAND_IN
 
@@ -393,3 +394,68 @@ def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_
         name: text for name, text in before.items() if "/" not in name
     }
     assert (folder / "wandb_id.txt").is_file() and (folder / LAST).is_file()
+
+
+def test_a_replaced_runs_wandb_folder_goes_with_it(work):  # noqa: F811
+    folder = work / "logged"
+    do(folder, "method=finetune", "trainer.max_steps=1", "logger=wandb")
+    (first,) = (folder / "wandb").glob("offline-run-*")
+    do(folder, "method=finetune", "trainer.max_steps=2", "logger=wandb", "overwrite=true")
+    (second,) = (folder / "wandb").glob("offline-run-*")
+    assert second != first and second.name.endswith((folder / "wandb_id.txt").read_text().strip())
+    do(folder, "method=finetune", "trainer.max_steps=3", "overwrite=true")
+    assert not list((folder / "wandb").glob("offline-run-*"))
+
+
+def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refused):  # noqa: F811
+    folder = work / "earlier"
+    do(folder, "method=finetune", "trainer.max_steps=1")
+    (folder / "results.json").unlink()
+    config = folder / "config.yaml"
+    saved = OmegaConf.load(config)
+    del saved["schedule"]
+    OmegaConf.save(saved, config)
+    assert "started by an earlier version of robustft" in refused(f"resume={folder}")
+    state = torch.load(folder / LAST, weights_only=True)
+    del state["recipe"]
+    torch.save(state, folder / LAST)
+    with pytest.raises(UserError, match="was left by an earlier version of robustft.*remove it"):
+        read_position(folder)
+
+
+@pytest.mark.slow
+def test_processes_that_are_started_together_go_on_together(tmp_path):
+    """torchrun starts each of them with resume=auto: the first has the folder by the time the others look."""
+    typed = small("method=finetune", "trainer.max_epochs=3", "trainer.devices=2", "trainer.strategy=ddp", "resume=auto")
+    typed += ["hydra.run.dir=together", "data.sets.scenes_a=false"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+        str(ROOT / "run.py"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment |= {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
+    line = [*torchrun, *typed]
+    for stopped in (True, False):
+        options = {
+            "cwd": tmp_path,
+            "env": environment,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.STDOUT,
+            "text": True,
+        }
+        process = subprocess.Popen(line, **options)  # type: ignore[call-overload]
+        if stopped:
+            end = time.monotonic() + 200
+            while not (tmp_path / "together" / LAST).exists():
+                assert process.poll() is None and time.monotonic() < end, process.communicate()
+                time.sleep(0.05)
+            process.terminate()
+        said = process.communicate(timeout=300)[0]
+        if stopped and (tmp_path / "together" / "results.json").exists():
+            pytest.skip("it was faster than the signal")
+    assert process.returncode == 0 and (tmp_path / "together" / "results.json").exists(), said
+    assert "continuing together" in said, said

@@ -1,5 +1,6 @@
 """The number of threads: measured for the model, recorded, and taken again by whoever goes on with the run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,10 @@ from omegaconf import OmegaConf
 
 from robustft import experiment
 from robustft.cli import identity
-from robustft.cli.main import run_in
+from robustft.cli.main import _processes_here, run_in
 from robustft.common import threads
 from robustft.common.errors import UserError
-from tests.small import ROOT, command, composed, do, work  # noqa: F401
+from tests.small import ROOT, UNTRAINED, command, composed, do, work  # noqa: F401
 
 
 @pytest.fixture
@@ -47,7 +48,6 @@ def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F
     try:
         record = do(work / "two", "method=finetune", "trainer.max_steps=1", "threads=2")
         assert record["config"]["threads"] == 2 and record["versions"]["threads"] == "2"
-        assert torch.load(work / "two" / "last.ckpt", weights_only=True)["threads"] == 2
         (work / "two" / "results.json").unlink()  # as if interrupted before its end
         taken = []
         monkeypatch.setattr(experiment, "run", lambda cfg: taken.append((cfg.threads, torch.get_num_threads())))
@@ -65,3 +65,36 @@ def test_another_number_does_not_go_on():
     identity.take_recorded(cfg, {"threads": 1})
     identity.take_recorded(cfg := composed(), {"threads": 3})
     assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None
+
+
+def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path):
+    """joblib tells its workers how many threads each may take: that is no wish of the user's."""
+    found = {}
+    for asked in ("", "1"):
+        for jobs in (1, 2):
+            options = (f"hydra.launcher.n_jobs={jobs}", f"sweep=jobs{jobs}{asked}")
+            line = [sys.executable, str(ROOT / "run.py"), "-m", "seed=0,1", *UNTRAINED, "method=zeroshot", *options]
+            environment = {**os.environ, "ROBUSTFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": asked}
+            done = subprocess.run([*line, "hydra/launcher=local"], cwd=tmp_path, env=environment, capture_output=True)
+            assert done.returncode == 0, done.stderr
+            results = tmp_path.glob(f"runs/sweeps/jobs{jobs}{asked}/*/results.json")
+            found[asked, jobs] = [json.loads(path.read_text())["config"]["threads"] for path in results]
+    recipe = composed().model.recipe.threads
+    assert found["", 1] == found["", 2] == [threads.choose(recipe)] * 2
+    assert found["1", 1] == found["1", 2] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("typed", "gpu", "expected"),
+    [
+        (("trainer.devices=2",), False, 2),
+        (("trainer.devices='2'",), False, 2),
+        (("trainer.devices=2",), True, 1),
+        (("trainer.accelerator=cpu", "trainer.devices=2"), True, 2),
+        (("trainer.devices=auto",), False, 1),
+    ],
+)
+def test_processes_that_share_a_cpu(monkeypatch, typed, gpu, expected):
+    """Also where nobody typed that they do: on a machine without a GPU."""
+    monkeypatch.setattr("robustft.common.machine.has_accelerator", lambda: gpu)
+    assert _processes_here(composed("trainer.accelerator=auto", *typed)) == expected

@@ -205,6 +205,8 @@ def _check_inputs(cfg: DictConfig) -> None:
     if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
     root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
+    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
+        raise UserError(f"data.root={root}: there is no folder {expand(root).absolute().parent} to make it in")
     if root is not None and on_disk is False and expand(root).is_dir():
         inside = [path.name for path in expand(root).iterdir()]
         if inside and not any(name.startswith("scenes") for name in inside):

@@ -271,6 +271,9 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
         if not _exists(known, key):
             if key in REFUSED:
                 raise UserError(f"{key}: {REFUSED[key]}")
+            if key.startswith("logger."):
+                there = ", ".join(map(str, known.logger)) or "none"
+                raise UserError(f"{key}: the loggers here are {there}. Choose others with logger=NAME")
             near = nearest(key, names)
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             raise UserError(f"unknown setting {key!r}.{hint} See {entry.program()} --help")

@@ -28,7 +28,7 @@ import robustft
 from robustft.cli import checks, commands, compose, identity, naming, resuming, run_folder
 from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF
-from robustft.common import entry, homes, paths, processes, signals, streams, terminal, threads
+from robustft.common import entry, homes, machine, paths, processes, signals, streams, terminal, threads
 from robustft.common.errors import FolderTaken, UserError, system_error, user_error
 from robustft.common.terminal import signed
 
@@ -164,8 +164,10 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
 def _processes_here(cfg: DictConfig) -> int:
     """How many processes of the run compute on this machine's CPU."""
-    devices = cfg.trainer.devices
-    return devices if cfg.trainer.accelerator == "cpu" and isinstance(devices, int) and devices > 0 else 1
+    devices, accelerator = cfg.trainer.devices, cfg.trainer.accelerator
+    if accelerator != "cpu" and not (accelerator == "auto" and not machine.has_accelerator()):
+        return 1
+    return int(devices) if str(devices).isdigit() and int(devices) > 0 else 1
 
 
 def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:

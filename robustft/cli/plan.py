@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
-from robustft.common import paths, processes
+from robustft.common import paths, processes, threads
 from robustft.common.errors import UserError
 
 
@@ -53,6 +55,8 @@ def make_plan(arguments: list[str]) -> Plan:
         parsed = [override for override in before if override.key_or_group not in keys] + parsed
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]
+    if args.cfg and args.multirun:
+        raise UserError("--cfg shows the config of one run: leave out -m, and give every setting one value")
     if args.cfg:
         return Plan([*flags, *lines], None)
     with open_dict(cfg):
@@ -80,6 +84,10 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if cfg.overwrite and resume not in (None, "null", "auto"):
         raise UserError(f"resume={resume} goes on in that folder: leave out overwrite=true")
+    if (name := _value(parsed, "sweep")) is not None:
+        raise UserError(f"sweep={name} names a sweep, and this is a single run: add -m, or leave it out")
+    if cfg.overwrite and given is None:
+        raise UserError("overwrite=true replaces the run in a folder: say in which one, hydra.run.dir=DIR")
     if cfg.overwrite and (cfg.check is not None or cfg.prepare):
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
     if resume in (None, "null"):
@@ -87,7 +95,10 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         return [_placed("hydra.run.dir", given or naming.new_folder(cfg))]
     if resume == "auto":
         candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
-        found = run_folder.newest_resumable(cfg, [path for path in candidates if path.is_dir()])
+        folders = [path for path in candidates if path.is_dir()]
+        # The others of a run on several devices follow the first, which has made the folder its own already.
+        newest = run_folder.newest_resumable if processes.is_first() else resuming.newest_interrupted
+        found = newest(cfg, folders)
         if found is None:
             _check_folder(cfg, given)
             print("resume=auto: found no interrupted run with this config, starting a new one")
@@ -172,34 +183,48 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
+    added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED or 'none')}")
     if "hydra.sweep.subdir" not in typed:
         first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices.get(k) for k in groups()})
         _refuse_other_sweep(cfg, first)
         added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
     if not swept:
         print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
-    skip = _skipped(parsed, preset, swept)
+    repeated = _repeated(parsed, preset, swept)
     # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
-    if skip and choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed:
-        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
+    if repeated and choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed:
+        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={list(repeated)}"]
+        for line in repeated.values():
+            print(line)
     return added, folder
 
 
-def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
-    """Checks what all jobs of a sweep make of its settings; the positions of those that repeat another."""
+def _repeated(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> dict[int, str]:
+    """Checks what all jobs of a sweep make of its settings; of those that repeat another the position, and a line."""
     of_preset = compose.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
     asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
     jobs = compose.jobs(asked)
     cfgs = [job.cfg for job in jobs]
     checks.refuse_idle(cfgs, compose.texts(asked), sweep=True)
     if any(not compose.values(override) or override.is_interval_sweep() for override in asked):
-        return []  # values are drawn as the sweep goes on
+        return {}  # values are drawn as the sweep goes on
     first = identity.distinct(cfgs)
-    skip = [number for number, same in enumerate(first) if same != number]
-    for number in skip:
-        one, other = (naming.readable_name(jobs[n].choices, swept) for n in (number, first[number]))
-        print(f"{one}: the same run as {other}, which is made once")
-    return skip
+    names = [naming.readable_name(job.choices, swept) for job in jobs]
+    _announce(dict(zip(names, cfgs, strict=True)))
+    return {
+        number: f"{names[number]}: the same run as {names[same]}, which is made once"
+        for number, same in enumerate(first)
+        if same != number
+    }
+
+
+def _announce(jobs: Mapping[str, DictConfig]) -> None:
+    """Says before the first run starts which ones will not: the others go on without them."""
+    for name, cfg in jobs.items():
+        try:
+            checks.check(deepcopy(cfg))
+        except UserError as error:
+            print(f"{name} will not run: {error}", file=sys.stderr)
 
 
 def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:

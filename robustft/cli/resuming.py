@@ -74,8 +74,14 @@ def check_resumable(folder: Path) -> None:
         raise UserError(f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run")
     if is_finished(folder):
         raise UserError(f"resume={folder}: that run is finished. Leave out resume= to start another")
-    if not (folder / "last.ckpt").exists() or saved_config(folder) is None:
+    saved = saved_config(folder)
+    if not (folder / "last.ckpt").exists() or saved is None:
         raise UserError(f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from")
+    if "schedule" not in saved:
+        raise UserError(
+            f"resume={folder}: that run was started by an earlier version of robustft, whose runs this one cannot go on"
+            " with. Start it again, or finish it with that version"
+        )
 
 
 def refuse_other_config(cfg: DictConfig, folder: Path, what: str, advice: str) -> None:

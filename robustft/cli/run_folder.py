@@ -25,7 +25,8 @@ from robustft.models.files import model_file, model_files, weights_file
 RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
 SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
-LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log", *SETTINGS)
+WANDB_ID = "wandb_id.txt"
+LOGS = ("metrics.csv", "disagreement.csv", WANDB_ID, "error.txt", "run.log", *SETTINGS)
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
 
 
@@ -175,6 +176,11 @@ def start_over(folder: Path) -> None:
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
     aside.rmdir()
+    own = folder / WANDB_ID
+    mine = f"-{own.read_text().strip()}" if own.is_file() else " of none"
+    for path in (folder / "wandb").glob("*run-*-*"):
+        if not path.name.endswith(mine):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def settings_stamp(folder: Path) -> int | None:

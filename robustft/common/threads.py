@@ -12,6 +12,8 @@ import sys
 SPINS = "2000"
 # As the user has it, before `use` sets it for a run: others of a sweep may have another model.
 ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+# Names the same in processes that a launcher starts: joblib sets OMP_NUM_THREADS there by the number of its workers.
+CARRIED = "ROBUSTFT_ASKED_THREADS"
 
 
 def usable_cores() -> int:
@@ -31,8 +33,9 @@ def choose(most: int | None, processes: int = 1) -> int:
         >>> choose(most=1)
         1
     """
-    if ASKED.isdigit() and int(ASKED) > 0:
-        return int(ASKED)
+    asked = os.environ.get(CARRIED, ASKED)
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
     cores = max(1, usable_cores() // processes)
     return cores if most is None else min(most, cores)
 

@@ -165,7 +165,6 @@ class KeepState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["evaluation_due"] = self._evaluation_due
-        checkpoint["threads"] = torch.get_num_threads()
         if self._evaluation_due:
             lightning_private.describe_as_evaluated(checkpoint, _epoch_is_over(trainer))
 
@@ -236,8 +235,8 @@ def read_position(folder: Path) -> Position:
         best = state["callbacks"].get("KeepBest", {})
         if "recipe" not in state:
             raise UserError(
-                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: start the"
-                " run again, or finish it with that version."
+                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: remove it to"
+                " start the run again, or finish it with that version."
             )
         return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
     except UserError:
