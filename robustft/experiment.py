@@ -17,21 +17,24 @@ from omegaconf import DictConfig
 
 from robustft.cli import resuming
 from robustft.cli.checks import least_images
+from robustft.cli.display import dials, display
 from robustft.cli.run_folder import start_over
 from robustft.cli.settings import Settings
 from robustft.common import configs
 from robustft.common.errors import UserError
-from robustft.common.files import disk_error
+from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
 from robustft.common.processes import is_first_process
+from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.disagreement import Disagreement
-from robustft.evaluation.evaluate import evaluate, zeroshot_scores
-from robustft.evaluation.evaluator import Evaluator, as_scores, summary
+from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
+from robustft.evaluation.evaluator import MakeMetrics, as_scores, summary
 from robustft.evaluation.gallery import write_gallery
+from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
-from robustft.evaluation.predictions import write_predictions
+from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_recipe
+from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL
 from robustft.models.weights import save_classifier
@@ -89,13 +92,14 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             inputs.load(path)
     loggers = make_loggers(cfg, folder, None if position is None else position.step)
 
-    baseline = None if is_reference(cfg) else zeroshot_scores(inputs.zeroshot, data, options(cfg), folder)
+    metrics = make_metrics(cfg, inputs)
+    baseline = None if is_reference(cfg) else zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics)
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
     trains = isinstance(system, Method)
     trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
-    return finish(trained, baseline, cfg, inputs, loggers, started)
+    return finish(trained, baseline, metrics, cfg, inputs, loggers, started)
 
 
 def options(cfg: DictConfig) -> dict[str, Any]:
@@ -145,7 +149,8 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
 
 def finish(
     trained: Trained,
-    zeroshot: Scores | None,
+    zeroshot: tuple[Scores, float | None] | None,
+    metrics: MakeMetrics,
     cfg: DictConfig,
     inputs: Inputs,
     loggers: list[Logger],
@@ -154,16 +159,27 @@ def finish(
     """Evaluate the model and leave everything in the run's folder, results.json last."""
     folder, data, plain = inputs.folder, inputs.data, configs.plain(cfg)
     log.info("evaluating")
-    evaluator = evaluate(trained.model, data, options(cfg), folder, keep_predictions=True)
-    scores = as_scores(evaluator.scores)
+    found = evaluate(
+        trained.model,
+        data,
+        options(cfg),
+        folder,
+        metrics=metrics,
+        keep_predictions=True,
+        keep_logits=bool(cfg.keep_logits),
+    )
+    scores = as_scores(found.scores)
+    reference, zeroshot_temperature = zeroshot or (scores, found.temperature)
     keep = bool(cfg.trainer.enable_checkpointing)
     pictures: list[Path] = []
     if is_first_process():
         if keep:
             save_classifier(folder / MODEL, trained.model, data.class_names)
-        write_predictions(folder / PREDICTIONS, evaluator.sets, evaluator.predictions, data.class_names)
+        write_predictions(folder / PREDICTIONS, found, data.class_names)
+        if cfg.keep_logits:
+            save_tensors(folder / LOGITS, found.logits, {})
         with keeps_going("the gallery"):
-            pictures = gallery(trained.model, evaluator, cfg, inputs)
+            pictures = gallery(trained.model, found, cfg, inputs)
     masked = bool(cfg.method.takes.masks)
     record = results_record(
         scores,
@@ -175,7 +191,7 @@ def finish(
         wall_s=trained.earlier_s + time.perf_counter() - started,
         config=plain,
         versions=versions(),
-        zeroshot=scores if is_reference(cfg) else zeroshot,
+        zeroshot=reference,
         mask=plain["mask"] if masked else None,
         fill=cfg.fill.kind if masked else None,
         beta=cfg.beta,
@@ -183,19 +199,27 @@ def finish(
         temperature=cfg.temperature,
         checkpoint=MODEL if keep else None,
         train_images_per_s=trained.images_per_s,
+        settings=dials(cfg),
+        display=display(cfg),
+        protocol=protocol(cfg, data),
+        metrics=described(metrics()),
+        calibration=None
+        if found.temperature is None
+        else {"temperature": found.temperature, "zeroshot_temperature": zeroshot_temperature},
     )
     if is_first_process():
         with keeps_going("the loggers"):
-            log_results(loggers, summary(evaluator.scores), record, pictures)
+            log_results(loggers, summary(found.scores), record, pictures)
         write_results(folder / "results.json", record)
         (folder / BEST).unlink(missing_ok=True)
         print_table(record)
-        left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if pictures else [])]
+        left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
+        left += ["gallery/"] if pictures else []
         log.info("in %s: %s", os.path.relpath(folder), ", ".join(left))
     return record
 
 
-def gallery(student: Classifier, evaluator: Evaluator, cfg: DictConfig, inputs: Inputs) -> list[Path]:
+def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
     """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
     plain = configs.plain(cfg)
     distils = bool(cfg.method.takes.masks) and bool(plain["beta"])
@@ -210,7 +234,7 @@ def gallery(student: Classifier, evaluator: Evaluator, cfg: DictConfig, inputs: 
     titles = list(models)
     return write_gallery(
         inputs.folder / "gallery",
-        [s for s in evaluator.sets if s.name in evaluator.scores and s.name != "holdout"],
+        [s for s in evaluation.sets if s.name in evaluation.scores and s.name != "holdout"],
         models,
         inputs.data.class_names,
         mask=plain["mask"] if distils else {**dict.fromkeys(plain["mask"]), "kind": "none"},
@@ -218,6 +242,22 @@ def gallery(student: Classifier, evaluator: Evaluator, cfg: DictConfig, inputs: 
         source=titles[-2] if distils and plain["mask"]["source"] == "teacher" else titles[-1],
         device=inputs.device,
     )
+
+
+def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
+    """How the model was trained and is evaluated, as far as readers of results compare by it."""
+    takes, trains = cfg.method.takes, bool(cfg.method.takes.trains)
+    typed = [name for name in ("lr", "weight_decay", "warmup") if cfg.optimizer[name] != cfg.model.recipe.get(name)]
+    return {
+        "selection": ("last" if data.holdout == 0 else "holdout") if trains else None,
+        "head": takes.get("head", "random" if cfg.model.pretrained is None else "zeroshot"),
+        "schedule": cfg.schedule.name if trains else None,
+        "train": "head" if takes.get("features") else "all" if trains else None,
+        "recipe": ("typed" if typed else "model") if trains else None,
+        "models_at_inference": 1,
+        "transductive": False,
+        "test_set_used": False,
+    }
 
 
 @contextmanager

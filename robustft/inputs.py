@@ -18,6 +18,7 @@ from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.evaluate import evaluate
+from robustft.evaluation.metrics import SetMetric
 from robustft.models.classifier import Classifier
 from robustft.models.files import model_files
 from robustft.models.weights import load_classifier
@@ -178,6 +179,13 @@ def make_constraints(cfg: DictConfig, inputs: Inputs) -> list[Constraint]:
     """The configured constraints, in the order in which they are listed."""
     chosen = {name: node for name, node in configs.plain(cfg)["constraint"].items() if isinstance(node, Mapping)}
     return [component(f"constraint.{name}", node, inputs)() for name, node in chosen.items()]
+
+
+def make_metrics(cfg: DictConfig, inputs: Inputs) -> Callable[[], dict[str, SetMetric]]:
+    """What makes the configured metrics, anew at every call."""
+    chosen = configs.plain(cfg)["metric"]
+    makers = {name: component(f"metric.{name}", node, inputs) for name, node in chosen.items()}
+    return lambda: {name: make() for name, make in makers.items()}
 
 
 def make_recipe(cfg: DictConfig) -> Recipe:

@@ -16,7 +16,7 @@ from robustft.common.files import write
 def is_finished(folder: Path) -> bool:
     """Whether a complete evaluation lies in a run folder."""
     try:
-        return json.loads((folder / "results.json").read_text())["schema"] == 1
+        return json.loads((folder / "results.json").read_text())["schema"] in (1, 2)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

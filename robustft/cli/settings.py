@@ -61,6 +61,7 @@ CORE: dict[str, Description] = {
     "check": {"of": ["data"], "or_null": True},
     "prepare": FLAG,
     "overwrite": FLAG,
+    "keep_logits": FLAG,
     "resume": TEXT,
     "threads": {**COUNT, "or_null": True},
     "save_minutes": {"from": 0, "when": [{**TRAINS, "trainer.enable_checkpointing": {"of": [True]}}]},

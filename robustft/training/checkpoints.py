@@ -235,8 +235,8 @@ def read_position(folder: Path) -> Position:
         best = state["callbacks"].get("KeepBest", {})
         if "recipe" not in state:
             raise UserError(
-                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: remove it to"
-                " start the run again, or finish it with that version."
+                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: remove it"
+                " to start the run again, or finish it with that version."
             )
         return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
     except UserError:
