@@ -184,7 +184,7 @@ def test_the_command_refuses_another_schedule(work):  # noqa: F811
     folder.mkdir()
     (folder / LAST).touch()
     saved = (ROOT / "conf").name  # a config that cannot be the run's
-    (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\n")
+    (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\nschedule: {{name: one_cycle}}\n")
     answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")
     assert answer.returncode == 1 and "has other settings" in answer.stderr and "Traceback" not in answer.stderr
 

@@ -67,7 +67,7 @@ def test_another_number_does_not_go_on():
     assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None
 
 
-def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path):
+def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path, monkeypatch):
     """joblib tells its workers how many threads each may take: that is no wish of the user's."""
     found = {}
     for asked in ("", "1"):
@@ -79,6 +79,7 @@ def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path):
             assert done.returncode == 0, done.stderr
             results = tmp_path.glob(f"runs/sweeps/jobs{jobs}{asked}/*/results.json")
             found[asked, jobs] = [json.loads(path.read_text())["config"]["threads"] for path in results]
+    monkeypatch.setattr(threads, "ASKED", "")
     recipe = composed().model.recipe.threads
     assert found["", 1] == found["", 2] == [threads.choose(recipe)] * 2
     assert found["1", 1] == found["1", 2] == [1, 1]

@@ -208,6 +208,12 @@ def find_fault(record: Any) -> str | None:
         for key, types in _SINCE_2.items():
             if not _is_one_of(record.get(key, ...), types):
                 return f"{key!r} is {'missing' if key not in record else repr(record[key])[:60]}"
+        for name, told in record["metrics"].items():
+            if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
+                return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
+        marker = record["display"].get("marker")
+        if not isinstance(record["display"].get("label"), str) or not isinstance(marker, dict | None):
+            return f"'display' is {record['display']!r:.60}, expected a label and a marker"
     blocks = {"": record} if record["zeroshot"] is None else {"": record, "zeroshot.": record["zeroshot"]}
     for where, block in blocks.items():
         if missing := [key for key in ("id", "ood", "ood_avg", "holdout") if key not in block]:

@@ -23,12 +23,12 @@ from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation import disagreement
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import write_predictions
-from robustft.methods.finetune import Finetune
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.training.checkpoints import SCORE, KeepBest, KeepState
+from robustft.training.method import Method
 from robustft.training.trainer import make_trainer
 from tests.device import remote
 from tests.methods.micro import micro, same_bits
@@ -250,14 +250,14 @@ def test_the_old_fault_is_found(monkeypatch):
 
 def full_above(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step with more than so many images does not fit."""
-    step = Finetune.training_step
+    normalise = Method.on_after_batch_transfer
 
-    def limited(self, batch, batch_idx):
-        if len(batch.images) > images:
+    def limited(self, batch, dataloader_idx):
+        if self.trainer.training and len(batch.images) > images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return step(self, batch, batch_idx)
+        return normalise(self, batch, dataloader_idx)
 
-    monkeypatch.setattr(Finetune, "training_step", limited)
+    monkeypatch.setattr(Method, "on_after_batch_transfer", limited)
 
 
 def test_micro_batches_that_fit(places, monkeypatch, caplog):
