@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # Runs in other processes import this module to find `task`, and with it the resolvers.
 OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
+OmegaConf.register_new_resolver("members", naming.members, replace=True)
 OmegaConf.register_new_resolver("program", entry.program, replace=True)
 OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
 

@@ -185,9 +185,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
     added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED or 'none')}")
     if "hydra.sweep.subdir" not in typed:
-        first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices.get(k) for k in groups()})
-        _refuse_other_sweep(cfg, first)
-        added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
+        _refuse_other_sweep(cfg, folder / naming.readable_name(_first_values(swept, cfg, choices), swept))
+        added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups()), sources.several()))}")
     if not swept:
         print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
     repeated = _repeated(parsed, preset, swept)
@@ -197,6 +196,19 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
         for line in repeated.values():
             print(line)
     return added, folder
+
+
+def _first_values(swept: list[str], cfg: DictConfig, choices: DictConfig) -> dict[str, Any]:
+    """What the first run of a sweep has of what is swept."""
+    several = sources.several()
+    return {
+        key: naming.members(cfg[key])
+        if key in several
+        else choices[key]
+        if key in choices
+        else OmegaConf.select(cfg, key)
+        for key in swept
+    }
 
 
 def _repeated(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> dict[int, str]:
