@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
 from robustft.common.processes import is_first_process
-from robustft.data.datamodule import RobustnessData
+from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
 from robustft.evaluation.evaluator import MakeMetrics, as_scores, summary
@@ -74,7 +75,8 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if position is not None:
         check_best(position)
     tracking.check(cfg)
-    lightning = data.trainer = make_trainer(options(cfg), folder)  # it knows how many devices there are
+    lightning = make_trainer(options(cfg), folder)
+    data.devices = Devices.of(lightning)
     if cfg.trainer.accumulate_grad_batches == AUTO and lightning.world_size > 1:
         raise UserError(
             f"trainer.accumulate_grad_batches=auto tries one device, and this run has {lightning.world_size}: give a"
@@ -121,7 +123,7 @@ def train_method(
         count = micro_batches_that_fit(method, training, least_images(Settings(cfg)))
         cfg.trainer.accumulate_grad_batches = count
         resuming.record(inputs.folder, cfg, f"{configs.ACCUMULATE}={count}")
-        inputs.data.trainer = make_trainer(options(cfg), inputs.folder)
+        inputs.data.devices = replace(inputs.data.devices, accumulate=count)
     return train(method, make_training(cfg, inputs, loggers, started))
 
 

@@ -63,7 +63,6 @@ def teacher_maps(
     """
     data, options, folder = training.data, training.trainer, training.folder
     trainer = make_trainer(dict(options) | {"inference_mode": False, "limit_val_batches": None}, folder)
-    data.trainer = trainer
     if options.get("fast_dev_run") or planned_steps(data, trainer) < data.train_images // data.batch_size:
         return None
     correct = torch.eye(data.num_classes, dtype=torch.bool)

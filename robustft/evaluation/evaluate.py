@@ -111,7 +111,6 @@ def _calibrate(evaluator: Evaluator, holdout: EvaluationSet, metrics: MakeMetric
 
 def _validate(evaluator: Evaluator, data: RobustnessData, trainer: Mapping[str, Any], folder: Path) -> None:
     lightning = make_trainer(trainer, folder)
-    data.trainer = lightning
     loaders = [data.eval_loader(evaluation_set) for evaluation_set in evaluator.sets]
     with enough_memory("evaluating", EVALUATION):
         lightning.validate(evaluator, dataloaders=loaders, verbose=False)

@@ -58,6 +58,7 @@ class FeatureData(RobustnessData):
         self.name, self.class_names, self.templates = data.name, data.class_names, data.templates
         labels = data.training_set().labels
         self.features = torch.zeros(len(labels), dimensions)
+        self.devices = data.devices
         self._set = Features(self.features, labels)
 
     def training_set(self) -> "Features":
@@ -127,7 +128,6 @@ def encoded(model: Classifier, training: Training) -> FeatureData:
         correct = torch.eye(data.num_classes, dtype=torch.bool)
         encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
         trainer = make_trainer(options | {"limit_val_batches": None, "fast_dev_run": False}, folder)
-        source.trainer = trainer
         with enough_memory("encoding images", EVALUATION):
             trainer.validate(encoder, dataloaders=source.eval_loader(encoder.sets[0]), verbose=False)
         model.cpu()

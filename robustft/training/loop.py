@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from robustft.common.errors import UserError
 from robustft.common.memory import EVALUATION, enough_memory, training_advice
-from robustft.data.datamodule import RobustnessData
+from robustft.data.datamodule import Devices, RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.models.classifier import Classifier
 from robustft.training.callbacks import Speed, StopOnNonFinite
@@ -47,7 +47,7 @@ def train(method: Method, training: Training) -> Trained:
     guard, best = StopOnNonFinite(), KeepBest(folder, training.resume, data.class_names)
     state = KeepState(folder, training.save_minutes, keep=bool(training.trainer["enable_checkpointing"]))
     lightning: Any = make_trainer(training.trainer, folder, [guard, best, state], loggers)
-    data.trainer = lightning
+    data.devices = Devices.of(lightning)
     data.setup("fit")
     steps = planned_steps(data, lightning)
     lightning.log_every_n_steps = min(lightning.log_every_n_steps, steps)

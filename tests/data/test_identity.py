@@ -44,7 +44,7 @@ def a_run(folder: Path, root: Path, **given) -> Inputs:
 
 
 def score(run: Inputs) -> torch.Tensor:
-    scores = zeroshot_scores(run.zeroshot, run.data, options(run.cfg), run.folder)
+    scores, _ = zeroshot_scores(run.zeroshot, run.data, options(run.cfg), run.folder)
     return torch.tensor([scores.id.top1, scores.holdout.top1, *(s.top1 for s in scores.ood.values())])
 
 

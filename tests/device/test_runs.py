@@ -21,8 +21,10 @@ from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler
 from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation import disagreement
+from robustft.evaluation.evaluate import Evaluation
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import write_predictions
+from robustft.inputs import component
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.tiny import tokenizer
@@ -169,11 +171,22 @@ def test_every_kind_of_evaluation_set(tmp_path):
     found = []
     for accelerator in ("cpu", "auto"):
         options = configs.plain(composed(f"trainer.accelerator={accelerator}"))["trainer"]
-        evaluator = Evaluator(micro(3), sets, keep_predictions=True)
+        run = composed(f"trainer.accelerator={accelerator}")
+        metrics = {name: component(f"metric.{name}", node, {}) for name, node in configs.plain(run)["metric"].items()}
+        evaluator = Evaluator(
+            micro(3),
+            sets,
+            keep_predictions=True,
+            keep_logits=True,
+            metrics=lambda metrics=metrics: {name: make() for name, make in metrics.items()},
+            temperature=2.0,
+        )
         loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
         make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
         file = tmp_path / f"{accelerator}.csv.gz"
-        write_predictions(file, sets, evaluator.predictions, ["one", "two", "three"])
+        evaluation = Evaluation(sets)
+        evaluation.take(evaluator)
+        write_predictions(file, evaluation, ["one", "two", "three"])
         found.append((evaluator.scores, gzip.decompress(file.read_bytes()).decode().splitlines()))
     assert found[0] == found[1] and len(found[0][1]) == 1 + 60
     assert evaluator.predictions["plain"].device.type == remote.NAME

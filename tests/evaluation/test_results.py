@@ -78,7 +78,9 @@ def test_record_keeps_the_contract():
         **{"wall_s": 1.0, "config": {}, "versions": {}},
     )
     assert [key for key in ROOT_KEYS if nothing[key] is None] == (
-        "mask fill beta alpha temperature ood_avg holdout zeroshot checkpoint train_images_per_s retention calibration".split()
+        "mask fill beta alpha temperature ood_avg holdout zeroshot checkpoint"
+        " train_images_per_s retention calibration"
+    ).split()
     )
 
 
