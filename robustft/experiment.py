@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import resuming
 from robustft.cli.checks import least_images
@@ -95,7 +95,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     loggers = make_loggers(cfg, folder, None if position is None else position.step)
 
     metrics = make_metrics(cfg, inputs)
-    baseline = None if is_reference(cfg) else zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics)
+    inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
+    compares = has_text(cfg) and not is_reference(cfg)
+    baseline = zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics) if compares else None
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
@@ -112,6 +114,11 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 def is_reference(cfg: DictConfig) -> bool:
     """Whether the run is the zero-shot model's own, with which others are compared."""
     return bool(cfg.method.takes.get("reference", False))
+
+
+def has_text(cfg: DictConfig) -> bool:
+    """Whether the model has a text tower, and with it a zero-shot head."""
+    return bool(OmegaConf.select(cfg, "model.takes.text", default=True))
 
 
 def train_method(
@@ -171,7 +178,7 @@ def finish(
         keep_logits=bool(cfg.keep_logits),
     )
     scores = as_scores(found.scores)
-    reference, zeroshot_temperature = zeroshot or (scores, found.temperature)
+    reference, zeroshot_temperature = zeroshot or (scores if has_text(cfg) else None, found.temperature)
     keep = bool(cfg.trainer.enable_checkpointing)
     pictures: list[Path] = []
     if is_first_process():

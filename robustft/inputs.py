@@ -19,7 +19,7 @@ from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
-from robustft.models.classifier import Classifier
+from robustft.models.classifier import Classifier, check_can
 from robustft.models.files import model_files
 from robustft.models.weights import load_classifier
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
@@ -87,7 +87,18 @@ class Inputs(Mapping[str, Any]):
             tokenizer=instantiate(tokenizer) if tokenizer else None,
             cache=cache_folder() / "heads",
             device=self.device,
+            backbone=make_backbone(model),
+            check=self._check,
         )
+
+    def _check(self, model: Classifier) -> None:
+        """Refuses a model that cannot do what the run asks of it."""
+        cfg = self.cfg
+        masked = bool(cfg.method.takes.masks) and cfg.beta != 0
+        if masked:
+            check_can(model, cfg.mask.kind, cfg.mask.cam, cfg.fill.kind)
+        if cfg.model.grad_checkpointing:
+            model.tower.set_grad_checkpointing(True)
 
     def load(self, path: str | Path) -> Classifier:
         return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
@@ -106,7 +117,7 @@ class Inputs(Mapping[str, Any]):
 
     def student(self) -> Classifier:
         student = self._model_of("init")
-        student.visual.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
+        student.tower.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
         return student
 
     def _model_of(self, setting: str) -> Classifier:
@@ -158,6 +169,15 @@ def imported(setting: str, target: str) -> Callable[..., Any]:
         raise UserError(f"{setting}={target}: cannot be imported ({why}). {HINT}") from error
 
 
+def make_backbone(model: DictConfig) -> Any:
+    """What makes an image tower that is not open_clip's: "timm", or the user's own; None: it is open_clip's."""
+    backbone = model.get("backbone")
+    if backbone is None or backbone == "timm":
+        return backbone
+    node = {key: value for key, value in backbone.items() if key != "takes"}
+    return component("model.backbone", node, {})
+
+
 def make_data(cfg: DictConfig) -> RobustnessData:
     """The configured data module.
 
@@ -165,7 +185,7 @@ def make_data(cfg: DictConfig) -> RobustnessData:
         UserError: its class cannot be imported.
     """
     model = cfg.model
-    preprocess = preprocess_of(model.architecture, model.pretrained)
+    preprocess = preprocess_of(model.architecture, model.pretrained, make_backbone(model))
     options = {key: value for key, value in cfg.data.items() if key != "takes"}
     try:
         make = instantiate(options, _partial_=True, _convert_="all")

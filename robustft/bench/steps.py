@@ -99,7 +99,7 @@ class Bench:
         if kind == "no_fill":
             return x + (x_cf + teacher) * (1 + int(self.student.patches * (1 - RATE))) / (1 + self.student.patches)
         if kind == "last_layer":
-            gradient_of_map /= len(self.student.blocks)
+            gradient_of_map /= len(self.student.tower.attentions())
         return x + x_cf + teacher + gradient_of_map
 
     def autocast(self, variant: str) -> torch.dtype | None:

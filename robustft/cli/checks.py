@@ -44,6 +44,11 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     for name in settings.takes["method"].get("needs") or ():
         if settings.values.get(name) is None:
             raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
+    if settings.takes["method"].get("text") and not settings.takes.get("model", {}).get("text", True):
+        raise UserError(
+            f"method={cfg.method.name} needs a zero-shot model, and model={cfg.model.name} has no text tower to make"
+            " it. Choose a CLIP, such as model=vitb32"
+        )
     for name, value in settings.values.items():
         for owner, described in settings.descriptions(name):
             if value is None and owner in ("method", "mask") and not accepts(described, None):
