@@ -89,7 +89,7 @@ def zeroshot_classifier(
     else:
         rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
-    head = _head(rows, float(clip.logit_scale.exp()), 0.0 if bias is None else float(bias))
+    head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
         head.weight.copy_(rows * clip.logit_scale.exp())
     return Classifier(clip.visual, head, described).eval()
@@ -248,18 +248,23 @@ class _TextTower:
     @property
     def can_be_cut(self) -> bool:
         """Whether positions behind the end-of-text token change nothing."""
-        tower = self.clip if isinstance(self.clip, open_clip.CLIP) else getattr(self.clip, "text", None)
+        tower, _ = self._tower()
         pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-        return getattr(tower, "attn_mask", None) is not None and pools == "argmax"
+        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
+        return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
+
+    def _tower(self) -> tuple[Any, str]:
+        """What runs over the tokens, and the name before its tensors: open_clip keeps it apart in some models."""
+        clip: Any = self.clip
+        return (clip, "") if isinstance(clip, open_clip.CLIP) else (getattr(clip, "text", None), "text.")
 
     def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
-        end = int(tokens.argmax(1).max()) + 1 if self.can_be_cut else tokens.shape[1]
-        short = {}
-        if (
-            isinstance(self.clip, open_clip.CLIP) and self.can_be_cut
-        ):  # the other class, CustomTextCLIP, shortens these itself
-            short["positional_embedding"] = self.clip.positional_embedding[:end]
-            short["attn_mask"] = self.clip.attn_mask[:end, :end]
+        end, short = tokens.shape[1], {}
+        if self.can_be_cut:
+            end = int(tokens.argmax(1).max()) + 1
+            tower, prefix = self._tower()
+            short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
+            short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
         _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
         return features if normalize else F.normalize(features, dim=-1)
 

@@ -26,6 +26,7 @@ class Guesser(Classifier):
         generator = torch.Generator().manual_seed(0)
         self.head = nn.Linear(3, classes)
         self.head.weight.data = torch.randn(classes, 3, generator=generator)
+        self.head.bias.data = torch.randn(classes, generator=generator)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255
