@@ -55,6 +55,7 @@ def main() -> int:
         if "--version" in arguments:
             print(f"robustft {robustft.__version__}")
             return 0
+        arguments = commands.behind_configs(arguments)
         if command := commands.find(arguments):
             if not commands.COMMANDS[command].settings:
                 return commands.run(command, arguments[1:])
