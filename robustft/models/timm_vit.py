@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from open_clip.timm_model import TimmModel
-from timm.layers import AttentionPoolLatent
+from timm.layers import AttentionPoolLatent, PatchEmbed
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -72,7 +72,7 @@ def trunk_of(visual: nn.Module) -> VisionTransformer | None:
     pool = trunk.attn_pool
     one_query = isinstance(pool, AttentionPoolLatent) and pool.latent_len == 1 and pool.pool == "token"
     pools = one_query if trunk.global_pool == "map" else True
-    return trunk if plain and pools and trunk.patch_embed.grid_size is not None else None
+    return trunk if plain and pools and type(trunk.patch_embed) is PatchEmbed else None  # not of convolutions before it
 
 
 class TimmTower(Tower):

@@ -16,11 +16,12 @@ import robustft
 from robustft.common.errors import UserError
 from robustft.counterfactual.cam import gradcam, relevance
 from robustft.data.sets import Preprocess
-from robustft.models import plain, zeroshot
-from robustft.models.classifier import Architecture, Classifier, check_can
+from robustft.models import plain, timm_vit, zeroshot
+from robustft.models.classifier import Architecture, Classifier, check_can, tower_of
 from robustft.models.timm_vit import TimmTower
-from robustft.models.weights import save_classifier
+from robustft.models.weights import model_config, save_classifier
 from robustft.models.zeroshot import _TextTower
+from tests.small import ROOT
 
 SIDE, PATCH, CLASSES = 32, 8, 5
 POOLS = {"map": 0, "token": 1, "avg": 0, "registers": 5}  # tokens before the patches
@@ -246,6 +247,37 @@ def test_the_logit_bias_is_kept_in_the_head(monkeypatch):
     monkeypatch.setattr(zeroshot, "model_config", lambda _: config)
     model = zeroshot.zeroshot_classifier("ViT-B-32", None, ["one", "two"], ["a {}"])
     assert model.head.bias.tolist() == [-10.0, -10.0]
+
+
+def test_the_table_of_families_is_true():
+    """docs/models.md, for the first example of each row."""
+    text = (ROOT / "docs" / "models.md").read_text("utf-8").split("<!-- table: families -->")[1]
+    head, _, *rows = [line.strip("| ").split(" | ") for line in text.strip().splitlines() if line.startswith("|")]
+    assert len(rows) == 5
+    for row in rows:
+        name = row[1].split(",")[0]
+        timms = name.startswith("vit_")
+        config = None if timms else model_config(name)
+        visual = timm_vit.build(name, None, 0) if timms else plain.build(config)
+        can = tower_of(visual, 224).can()
+        assert dict(zip(head[2:-1], row[2:-1], strict=True)) == {
+            what: "yes" if what in can else "no" for what in head[2:-1]
+        }, name
+        assert row[-1] == ("no" if timms else "yes")
+        assert timms or plain.is_plain_config(config) == plain.is_plain(visual)
+
+
+@pytest.mark.slow
+def test_a_config_tells_whether_a_tower_is_plain():
+    """Without building it: of all models of open_clip whose image tower is not too large to build."""
+    seen = set()
+    for name in open_clip.list_models():
+        config = model_config(name)
+        if config["vision_cfg"].get("width", 0) > 800 or "timm_model_name" in config["vision_cfg"]:
+            continue
+        assert plain.is_plain_config(config) == plain.is_plain(plain.build(config)), name
+        seen.add(plain.is_plain_config(config))
+    assert seen == {True, False}
 
 
 class Net(nn.Module):
