@@ -74,6 +74,11 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     position = read_position(folder) if cfg.resume else None
     if position is not None:
         check_best(position)
+        if position.threads not in (None, torch.get_num_threads()):
+            log.warning(
+                "the run was begun with %s threads and goes on with %s: last digits will differ (threads=%s keeps them)",
+                *(position.threads, torch.get_num_threads(), position.threads),
+            )
     tracking.check(cfg)
     lightning = make_trainer(options(cfg), folder)
     data.devices = Devices.of(lightning)

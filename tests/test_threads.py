@@ -14,6 +14,7 @@ from robustft.cli import identity
 from robustft.cli.main import _processes_here, run_in
 from robustft.common import threads
 from robustft.common.errors import UserError
+from robustft.training.checkpoints import read_position
 from tests.small import ROOT, UNTRAINED, command, composed, do, work  # noqa: F401
 
 
@@ -54,6 +55,7 @@ def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F
         threads.use(1)
         run_in(composed("method=finetune", "trainer.max_steps=1", "resume=auto"), work / "two", [])
         assert taken == [(2, 2)]
+        assert read_position(work / "two").threads == 2  # it stands beside the state, too
     finally:
         threads.use(before)
 

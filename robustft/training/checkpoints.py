@@ -165,6 +165,7 @@ class KeepState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["evaluation_due"] = self._evaluation_due
+        checkpoint["threads"] = torch.get_num_threads()
         if self._evaluation_due:
             lightning_private.describe_as_evaluated(checkpoint, _epoch_is_over(trainer))
 
@@ -213,6 +214,7 @@ class Position:
         micro_batch: where its epoch goes on (for ``RobustnessData.resume_at``).
         evaluation_due: the run was stopped before the end of an evaluation, which has to be made up for.
         best: what ``KeepBest`` knew then; ``score`` and ``run`` are lacking in checkpoints of earlier versions.
+        threads: with which it was computed on the CPU.
     """
 
     path: Path
@@ -220,6 +222,7 @@ class Position:
     micro_batch: int
     evaluation_due: bool
     best: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def read_position(folder: Path) -> Position:
@@ -238,7 +241,7 @@ def read_position(folder: Path) -> Position:
                 f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: remove it"
                 " to start the run again, or finish it with that version."
             )
-        return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
+        return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best, state.get("threads"))
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways
