@@ -76,8 +76,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         check_best(position)
         if position.threads not in (None, torch.get_num_threads()):
             log.warning(
-                "the run was begun with %s threads and goes on with %s: last digits will differ (threads=%s keeps them)",
-                *(position.threads, torch.get_num_threads(), position.threads),
+                "the run was begun with %s threads and goes on with %s: last digits will differ",
+                position.threads,
+                torch.get_num_threads(),
             )
     tracking.check(cfg)
     lightning = make_trainer(options(cfg), folder)
