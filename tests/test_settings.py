@@ -17,6 +17,7 @@ from robustft.cli.settings import Settings
 from robustft.cli.sources import CONF, groups
 from robustft.common import configs
 from robustft.common.errors import UserError
+from robustft.studies import store
 from tests.small import SMALL, composed, do, work  # noqa: F401 (a fixture)
 
 SAVED = Path(__file__).parent / "data" / "saved_configs"  # config.yaml of an earlier version, by what was typed
@@ -297,16 +298,16 @@ def test_runs_of_an_earlier_version_are_still_the_same(path):
 
 
 def test_results_of_studies_are_those_of_todays_config():
-    root = CONF.parent / "experiments"
+    results = store.read(CONF.parent / "experiments" / "comparison" / store.FILE)
     for name, typed in {
-        "seeds/results/vanilla_seed-1": ("method=finetune", "seed=1"),
-        "comparison/results/kd_counterfactual_seed-2": ("method=kd", "mask=object", "fill=single", "seed=2"),
-        "comparison/results/linear_probe_seed-1": ("method=linear_probe", "seed=1"),
-        "comparison/results/distillation_seed-1": ("mask=none", "seed=1"),
+        "vanilla_seed-1": ("method=finetune", "seed=1"),
+        "kd_counterfactual_seed-2": ("method=kd", "mask=object", "fill=single", "seed=2"),
+        "linear_probe_seed-1": ("method=linear_probe", "seed=1"),
+        "distillation_seed-1": ("mask=none", "seed=1"),
     }.items():
         cfg = whole(*typed)
         identity.resolve(cfg)
-        assert identity.differences(cfg, json.loads((root / f"{name}.json").read_text())["config"]) == [], name
+        assert identity.differences(cfg, results[name]["config"]) == [], name
 
 
 # Values

@@ -20,7 +20,8 @@ from robustft.report.runs import Record
 from robustft.report.stats import Difference
 from robustft.report.tradeoff import Curve, cells, contrast
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 GRID_SEEDS, CURVE_SEEDS = range(1, 4), range(1, 6)
 FACTORS = (0.3, 1, 3)  # of the recipe's β

@@ -24,7 +24,8 @@ from rich.table import Table
 from robustft.cli import checks, compose
 from robustft.common import configs, terminal
 from robustft.common.errors import UserError
-from robustft.studies.study import MODEL, Entry, Results, Study
+from robustft.studies.store import Results
+from robustft.studies.study import MODEL, Entry, Study
 from robustft.studies.workers import execute, outcome, workers
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     records = run_trials(study, steps)
     guessed = second_stage is not None and bool(study.to_run())
     if second_stage is not None:
-        results = {entry.name: _result(study, entry) or records[[None, *kinds(entry)][-1]] for entry in study.entries}
+        results = {e.name: study.results.get(e.name) or records[[None, *kinds(e)][-1]] for e in study.entries}
         study = Study([*study.entries, *second_stage(results)], study.folder, study.settings)
     whole = count(study.entries, study.settings)
     if new := [kind for kind in whole.images if kind not in records]:
@@ -256,11 +257,6 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     if len(left) < whole.runs:
         row("still to do", len(left), None, "", throughput.seconds(count(left, study.settings)))
     terminal.print_table(terminal.console(), table)
-
-
-def _result(study: Study, entry: Entry) -> dict[str, Any] | None:
-    path = study.result(entry)
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _time(seconds: float) -> str:
