@@ -110,7 +110,7 @@ class _Column:
 
         column = table.columns[number]
         self.header = written(str(column.header))
-        self.cells = [written(cell) if isinstance(cell, str) else cell for cell in column._cells]
+        self.cells = [written(cell) if isinstance(cell, str) else cell for cell in column.cells]
         texts = [cell if isinstance(cell, Text) else Text.from_markup(str(cell)) for cell in self.cells]
         longest = max((line.cell_len for text in texts for line in text.split(allow_blank=True)), default=0)
         heading = Text.from_markup(self.header)

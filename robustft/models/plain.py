@@ -44,6 +44,11 @@ def build(config: dict[str, Any]) -> nn.Module:
     return _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
 
 
+def tokens_of(visual: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
+    """What the first block of such a tower sees: the class token, then a token for each patch, with their places."""
+    return visual._embeds(images)
+
+
 class PlainTower(Tower):
     """Runs the blocks by itself: the last one for the class token alone, masked patches hidden from all of them."""
 
@@ -72,7 +77,7 @@ class PlainTower(Tower):
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
         visual = self.visual
-        tokens = self.only(visual._embeds(as_weights(images, visual.conv1.weight)), kept)
+        tokens = self.only(tokens_of(visual, as_weights(images, visual.conv1.weight)), kept)
         bias = self.hiding(masked, tokens.dtype)
         *blocks, last = self.blocks
         for block in blocks:
