@@ -22,7 +22,7 @@ from rich.console import Console
 
 from robustft.common import terminal
 from robustft.common.files import write
-from robustft.evaluation.results import percent, print_table
+from robustft.evaluation.summary import percent, print_table
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import Difference, paired_difference

@@ -34,7 +34,8 @@ from robustft.evaluation.gallery import write_gallery
 from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
-from robustft.evaluation.results import Scores, print_table, results_record, write_results
+from robustft.evaluation.results import Scores, results_record, write_results
+from robustft.evaluation.summary import print_table
 from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from robustft.common import terminal
 from robustft.data.check import check
-from robustft.evaluation.results import print_table
+from robustft.evaluation.summary import print_table
 from robustft.report.__main__ import main as report
 from robustft.studies import store
 from tests.data.conftest import make_data, root  # noqa: F401 (a fixture)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from robustft.common.errors import UserError
 from robustft.common.files import write
-from robustft.evaluation.results import set_label
+from robustft.evaluation.summary import set_label
 from robustft.report.runs import Record
 from robustft.report.stats import Difference
 from robustft.report.tradeoff import Curve, cells, contrast

@@ -17,8 +17,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustft.cli import hydra_private, sources
+from robustft.cli.core_settings import REFUSED
 from robustft.cli.hydra_private import IntervalSweep, Override
-from robustft.cli.settings import REFUSED
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
 from robustft.common.configs import container, flatten

@@ -6,19 +6,20 @@ sweep leaves out the runs that repeat others.
 
 from argparse import ArgumentParser
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+    from hydra.plugins.sweeper import Sweeper
+    from hydra.types import HydraContext, TaskFunction
 
 __all__ = ["IntervalSweep", "JobReturn", "Override"]
 
@@ -38,12 +39,14 @@ def options_there(group: str) -> list[str]:
     return sorted(GlobalHydra.instance().config_loader().get_group_options(group, ObjectType.CONFIG))
 
 
-def launcher(context: HydraContext, task: TaskFunction, config: DictConfig) -> Launcher:
+def launcher(context: "HydraContext", task: "TaskFunction", config: DictConfig) -> "Launcher":
     """Make the launcher that ``config.hydra.launcher`` names, for a sweeper of our own."""
+    from hydra.core.plugins import Plugins  # whoever sweeps has it; the rest need not wait for it
+
     return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=config)
 
 
-def basic_sweeper() -> type[Sweeper]:
+def basic_sweeper() -> "type[Sweeper]":
     """The class of Hydra's own sweeper, which makes all combinations, to be asked for in a plugin's module.
 
     Not sooner: Hydra runs the modules of all plugins once more when it looks for them, and only the class that is

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from robustft.common.files import write
-from robustft.evaluation.results import set_label
+from robustft.evaluation.summary import set_label
 from robustft.report.groups import Group, curves
 from robustft.report.runs import Record, Run, flatten
 from robustft.report.table import repeated_note

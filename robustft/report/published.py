@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.evaluation.results import percent, set_label
+from robustft.evaluation.summary import percent, set_label
 from robustft.report.runs import Record
 from robustft.report.stats import mean_std
 from robustft.report.table import signed

@@ -12,7 +12,8 @@ from typing import Any
 from robustft.cli.identity import renewed
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.evaluation.results import average, find_fault, read_results
+from robustft.evaluation.results import average, read_results
+from robustft.evaluation.schema import find_fault
 from robustft.report import schema1
 
 Record = dict[str, Any]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robustft.evaluation.results import percent
+from robustft.evaluation.summary import percent
 from robustft.report.stats import Difference, mean_std, ood_at_matched_id, paired_difference
 from robustft.report.table import signed
 
