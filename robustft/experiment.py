@@ -238,10 +238,10 @@ def finish(
 def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
     """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
     plain = configs.plain(cfg)
-    distils = bool(cfg.method.takes.masks) and bool(plain["beta"])
+    masked = Settings(cfg).masks() is None
     if is_reference(cfg):
         models = {"zero-shot model": student}
-    elif not distils:
+    elif not masked:
         models = {"zero-shot model": inputs.zeroshot, "final model": student}
     elif cfg.teacher is None:
         models = {"zero-shot teacher": inputs.zeroshot, "fine-tuned student": student}
@@ -253,9 +253,9 @@ def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs
         [s for s in evaluation.sets if s.name in evaluation.scores and s.name != "holdout"],
         models,
         inputs.data.class_names,
-        mask=plain["mask"] if distils else {**dict.fromkeys(plain["mask"]), "kind": "none"},
+        mask=plain["mask"] if masked else {**dict.fromkeys(plain["mask"]), "kind": "none"},
         fill=plain["fill"]["kind"],
-        source=titles[-2] if distils and plain["mask"]["source"] == "teacher" else titles[-1],
+        source=titles[-2] if masked and plain["mask"]["source"] == "teacher" else titles[-1],
         device=inputs.device,
     )
 

@@ -128,7 +128,7 @@ REFUSED = {
     "trainer.use_distributed_sampler": "the samplers here share images out to devices, none twice and none left out",
     "trainer.barebones": "it would switch off what a run leaves; trainer.enable_progress_bar=false logger=none is near",
     "trainer.plugins": "plugins are objects, which cannot be typed; use trainer.precision and trainer.strategy",
-    "trainer.sync_batchnorm": "the models have no batch normalisation",
+    "trainer.sync_batchnorm": "transformers have no batch normalisation; of ResNets each device has its own statistics",
     "trainer.reload_dataloaders_every_n_epochs": "the order of images is a function of seed and epoch as it is",
     "trainer.enable_autolog_hparams": "all settings are logged by the run itself",
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",

@@ -59,7 +59,7 @@ def _is_devices(value: Any) -> bool:
 
 
 def expected(described: Description) -> str:
-    """What a description allows, in words."""
+    """Say what a description allows, in words."""
     return _words(described) + (", or null" if described.get("or_null") else "")
 
 
@@ -100,7 +100,7 @@ def _words(described: Description) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as it is typed."""
+    """Write a value as it is typed."""
     if value is None or isinstance(value, bool):
         return str(value).lower().replace("none", "null")
     return str(value)

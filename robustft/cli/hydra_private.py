@@ -30,7 +30,7 @@ def command_line() -> ArgumentParser:
 
 
 def override_reader() -> Callable[[str], Override]:
-    """What reads one ``name=value``; it raises hydra.errors.OverrideParseException or HydraException."""
+    """Make what reads one ``name=value``; it raises hydra.errors.OverrideParseException or HydraException."""
     return OverridesParser.create().parse_override
 
 
@@ -47,10 +47,9 @@ def launcher(context: "HydraContext", task: "TaskFunction", config: DictConfig) 
 
 
 def basic_sweeper() -> "type[Sweeper]":
-    """The class of Hydra's own sweeper, which makes all combinations, to be asked for in a plugin's module.
+    """Import the class of Hydra's own sweeper, which makes all combinations; in a plugin's module alone.
 
-    Not sooner: Hydra runs the modules of all plugins once more when it looks for them, and only the class that is
-    there afterwards works.
+    Hydra runs the modules of all plugins once more when it looks for them, and a class from before does not work.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
@@ -58,5 +57,5 @@ def basic_sweeper() -> "type[Sweeper]":
 
 
 def as_written(node: DictConfig, key: str) -> Any:
-    """A child of a config with its references as they stand: ``node[key]`` would resolve them, or raise."""
+    """Take a child of a config with its references as they stand: ``node[key]`` would resolve them, or raise."""
     return node._get_node(key)

@@ -103,7 +103,7 @@ class HoldoutSearch(Sweeper):
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """What Optuna draws a setting from.
+    """Choose what Optuna draws a setting from.
 
     Raises:
         UserError: an interval without its bounds in order, or a logarithmic one that contains 0.
@@ -123,7 +123,7 @@ def distribution(override: Override) -> "BaseDistribution":
 
 
 def open_study(folder: Path, space: "dict[str, BaseDistribution]", seed: int) -> "Study":
-    """The study in a sweep's folder, made if it is not there; trials without a result are queued again."""
+    """Open the study in a sweep's folder, or make it; trials without a result are queued again."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

@@ -205,7 +205,7 @@ class _Signed(logging.Formatter):
 
 @contextmanager
 def signed(name: str) -> Iterator[None]:
-    """Runs side by side talk into one terminal: each signs its lines."""
+    """Sign the lines of a run with its name: runs side by side talk into one terminal."""
     terminals = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
     before = [handler.formatter for handler in terminals]
     for handler in terminals:

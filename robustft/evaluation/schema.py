@@ -47,7 +47,7 @@ _MASK_TYPES: dict[str, tuple[type, ...]] = {
 
 
 def find_fault(record: Any) -> str | None:
-    """What keeps `record` from being a results file, or None."""
+    """Say what keeps `record` from being a results file; None: nothing."""
     if not isinstance(record, dict):
         return f"it holds a {type(record).__name__}, expected an object"
     if fault := _fault_of_keys(record):

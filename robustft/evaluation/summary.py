@@ -16,7 +16,7 @@ from robustft.evaluation.results import average
 
 
 def percent(fraction: float, decimals: int = 1) -> str:
-    """A fraction in percent with ties rounded up, as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
+    """Write a fraction in percent, ties rounded up as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
     step = Decimal(1).scaleb(-decimals)
     return str((Decimal(repr(round(float(fraction), 12))) * 100).quantize(step, rounding=ROUND_HALF_UP))
 
@@ -32,14 +32,14 @@ def set_label(name: str) -> str:
 
 
 def metric_value(value: float | None, unit: str) -> str:
-    """A metric as it is shown: fractions in percent."""
+    """Write a metric as it is shown: fractions in percent."""
     if value is None:
         return "–"
     return percent(value) if unit == "%" else f"{value:.3f}"
 
 
 def metric_heading(told: Mapping[str, Any]) -> str:
-    """A metric's label, unit and which way is better: "ECE, % ↓"."""
+    """Write a metric's label, unit and which way is better: "ECE, % ↓"."""
     better = {True: " ↑", False: " ↓", None: ""}[told["higher_is_better"]]
     unit = f", {told['unit']}" if told["unit"] else ""
     return f"{told['label']}{unit}{better}"
@@ -86,7 +86,7 @@ def summary_table(record: Mapping[str, Any], *, upright: bool = False) -> Table:
 
 
 def metrics_table(record: Mapping[str, Any]) -> Table:
-    """What was measured beside top-1: zero-shot and this model on the ID set and on average over the shifts."""
+    """Lay out what was measured beside top-1: zero-shot and this model, ID and on average over the shifts."""
     models = {"this": record}
     if record["zeroshot"] and record["method"] != "zeroshot":
         models = {"zero-shot": record["zeroshot"], **models}

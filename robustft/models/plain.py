@@ -37,7 +37,7 @@ def is_plain_config(config: dict[str, Any]) -> bool:
 
 
 def build(config: dict[str, Any]) -> nn.Module:
-    """An image tower of open_clip's, of whatever family, with random weights, from its model config."""
+    """Build an image tower of open_clip's, of whatever family, with random weights, from its model config."""
     vision = dict(config["vision_cfg"])
     if vision.get("timm_model_pretrained"):
         vision["timm_model_pretrained"] = False  # the weights come from elsewhere
@@ -45,7 +45,7 @@ def build(config: dict[str, Any]) -> nn.Module:
 
 
 def tokens_of(visual: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens channels"]:
-    """What the first block of such a tower sees: the class token, then a token for each patch, with their places."""
+    """Make what the first block sees: the class token, then a token for each patch, with their places."""
     return visual._embeds(images)
 
 

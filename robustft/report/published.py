@@ -38,7 +38,7 @@ def read(path: Path) -> dict[tuple[str, str], Published]:
 
 
 def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Published]) -> str | None:
-    """A Markdown table of published, ours (mean over seeds) and the difference, for the systems that were published.
+    """Write published, ours (mean over seeds) and the difference as Markdown, for the systems that were published.
 
     Args:
         results: by name, "<system>" or "<system>_seed-<n>".

@@ -73,19 +73,21 @@ class Throughput:
     run_s: float
 
     def training_s(self, work: Work, kind: Kind) -> float:
+        """Seconds that all trainings of a kind take."""
         return work.images[kind] / self.images_per_s[kind]
 
     def encoding_s(self, work: Work) -> float:
-        """A forward pass is a third of a training step's work."""
+        """Take a forward pass for a third of a training step's work."""
         return work.encoded / (3 * self.images_per_s[VANILLA]) if work.encoded else 0.0
 
     def seconds(self, work: Work) -> float:
+        """Seconds that everything takes, one run at a time."""
         trainings = sum(self.training_s(work, kind) for kind in work.images)
         return trainings + self.encoding_s(work) + work.runs * self.run_s
 
 
 def kinds(entry: Entry) -> list[Kind]:
-    """The kinds of training step that an entry takes: none for averages and evaluations, two for LP-FT."""
+    """Name the kinds of training step that an entry takes: none for averages and evaluations, two for LP-FT."""
     settings = [s for s in entry.settings if not (SAME_SPEED.fullmatch(s) or LENGTH.fullmatch(s) or MODEL.search(s))]
     if "fill=none" not in settings:  # without a fill masked patches are left out, and the sequence is shorter
         settings = [s for s in settings if not s.startswith("mask.rate=")]
@@ -109,11 +111,12 @@ def _probes(kind: Kind) -> bool:
 
 
 def label(kind: Kind) -> str:
+    """Write a kind of step as it is typed."""
     return " ".join(kind) or "as configured"
 
 
 def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
-    """Runs, trainings and images.
+    """Count runs, trainings and images.
 
     Args:
         settings: typed for all entries.
@@ -165,7 +168,7 @@ def _data(settings: tuple[str, ...]) -> "RobustnessData":
 
 
 def trials(study: Study, steps: int) -> dict[Kind | None, list[str]]:
-    """What is typed to time each kind of step and, under None, a run's start and whole evaluation."""
+    """Choose what is typed to time each kind of step and, under None, a run's start and whole evaluation."""
     wanted = list(dict.fromkeys(kind for entry in study.entries for kind in kinds(entry)))
     if any(map(_probes, wanted)) and VANILLA not in wanted:
         wanted.append(VANILLA)

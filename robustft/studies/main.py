@@ -35,7 +35,7 @@ def main(
     summarise: Callable[[Path, Results], None],
     then: Callable[[DictConfig, Results], Iterable[Entry]] | None = None,
 ) -> None:
-    """The command of the study in ``file``.
+    """Run the command of the study in ``file``.
 
     Args:
         entries: the runs, given the config that the command line's settings make (for its recipe).
