@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.cli import resuming
 from robustft.cli.run_folder import start_over
@@ -32,6 +31,8 @@ from robustft.common.paths import expand
 from robustft.common.processes import is_first_process
 from robustft.counterfactual.distillation import Distillation, make_distillation
 from robustft.counterfactual.teacher_maps import teacher_maps
+from robustft.data.augment import Augment
+from robustft.data.contract import make_data
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.disagreement import Disagreement
@@ -80,6 +81,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             " give a number, or trainer.devices=1."
         )
     this.data.verify(training=cfg.method.takes.trains)
+    settle(cfg, this.data)
     if cfg.method.takes.trains:
         this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
     this.data.setup()
@@ -99,6 +101,30 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     return record
 
 
+def settle(cfg: DictConfig, data: RobustnessData) -> None:
+    """Let the data choose what still follows the model's recipe: a small set has rules of its own.
+
+    They follow from the images and the recipe, so that a run that goes on finds the same.
+    """
+    if not cfg.method.takes.trains:
+        return
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(written, dict)
+    by_recipe = {
+        "batch_size": (written["data"]["batch_size"], "${model.recipe.batch_size}", cfg.model.recipe.batch_size),
+        "max_epochs": (written["trainer"]["max_epochs"], "${model.recipe.epochs}", cfg.model.recipe.epochs),
+    }
+    recipe = {name: value for name, (raw, reference, value) in by_recipe.items() if raw == reference}
+    if cfg.trainer.max_steps != -1:
+        recipe.pop("max_epochs", None)
+    settled = data.settle(recipe)
+    with open_dict(cfg):
+        if "batch_size" in settled:
+            cfg.data.batch_size = data.batch_size = settled["batch_size"]
+        if "max_epochs" in settled:
+            cfg.trainer.max_epochs = settled["max_epochs"]
+
+
 @dataclass
 class Run:
     """What methods work with: the config, the data, the models, training and evaluation."""
@@ -114,14 +140,10 @@ class Run:
     def data(self) -> RobustnessData:
         model = self.cfg.model
         preprocess = preprocess_of(model.architecture, model.pretrained)
-        options = {key: value for key, value in self.cfg.data.items() if key != "takes"}
-        try:
-            make = instantiate(options, _partial_=True, _convert_="all")
-        except InstantiationException as error:
-            hint = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
-            why = " ".join(str(error.__cause__ or error).split())
-            raise UserError(f"data._target_={self.cfg.data._target_}: cannot be imported ({why}). {hint}") from error
-        return make(preprocess=preprocess, seed=self.cfg.seed)
+        data = make_data(configs.plain(self.cfg)["data"], preprocess=preprocess, seed=self.cfg.seed)
+        if self.cfg.augment.kind is not None:
+            data.augment = Augment(**{key: value for key, value in self.cfg.augment.items() if key not in ("kind", "takes")})
+        return data
 
     @cached_property
     def zeroshot(self) -> Classifier:

@@ -59,6 +59,7 @@ class FeatureData(RobustnessData):
         labels = data.training_set().labels
         self.features = torch.zeros(len(labels), dimensions)
         self._set = Features(self.features, labels)
+        self.split, self.training_order = data.split, data.training_order  # type: ignore[method-assign]
 
     def training_set(self) -> "Features":
         return self._set
@@ -70,12 +71,12 @@ class FeatureData(RobustnessData):
         """Training images (hold-out included) that the first ``steps`` steps of the first epoch need; None: all."""
         if steps is None:
             return torch.arange(len(self._set))
-        train, held = self._split
-        order = list(TrainSampler(train, self.batch_size, seed=self.seed))[: steps * self.batch_size]
+        train, held = self.split
+        order = list(TrainSampler(train, self.batch_size, seed=self.seed, order=self.training_order))[: steps * self.batch_size]
         return torch.cat([torch.tensor(order), held]).sort().values
 
     def _holdout_set(self) -> EvaluationSet:
-        held, correct = self._split[1], torch.eye(self.num_classes, dtype=torch.bool)
+        held, correct = self.split[1], torch.eye(self.num_classes, dtype=torch.bool)
         held_out = Features(self.features[held], self._set.labels[held])
         return EvaluationSet("holdout", held_out, correct, [str(i) for i in held.tolist()])
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustft.cli import identity
 from robustft.common import configs
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
+from robustft.data.sets import digest_of
 from robustft.experiment import Run
 from robustft.methods.features import Probe, encoded
 from robustft.models.classifier import Classifier
@@ -37,7 +38,7 @@ def probe(run: Run, student: Classifier) -> None:
     trainer = cfg["trainer"] | {"max_epochs": stage.epochs, "enable_checkpointing": False}
     settings = {k: v for k, v in trainer.items() if not identity.INCIDENTAL.fullmatch(f"trainer.{k}")}
     data = run.data
-    split = (data.training_set().identity(), data.holdout, data.holdout_seed, data.batch_size)
+    split = (data.training_set().identity(), digest_of(data.split[1]), data.holdout_seed, data.batch_size)
 
     def train_head() -> dict[str, Tensor]:
         log.info("first stage: the head alone")
