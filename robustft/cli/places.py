@@ -15,14 +15,13 @@
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.configs import container
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
+from robustft.common.paths import expand, located
 
 
 def check(cfg: DictConfig) -> None:
@@ -71,9 +70,3 @@ def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> 
     other = f" (that is a {'folder' if is_file else 'file'})" if path.exists() else ""
     advice = place["advice"] if "advice" in place else f"Expected {place['words']}"
     raise UserError(f"{name}={shown}: no such {kind}{other}. {advice}")
-
-
-def located(value: str, root: str | None) -> Path:
-    """A place as it is typed: absolute, or below the root where one is given."""
-    path = expand(value)
-    return path if root is None or path.is_absolute() else expand(root) / path

@@ -28,7 +28,7 @@ def read_image(path: str) -> Image.Image:
             return Image.open(file).convert("RGB")
     except Exception as error:  # PIL raises a dozen kinds for damaged files, SyntaxError among them
         raise UserError(
-            f"Cannot read the image {path}: {_reason(error)}. "
+            f"Cannot read the image {path}: {reason(error)}. "
             "Fetch it again or remove it; check=data lists all such files."
         ) from error
 
@@ -55,7 +55,7 @@ def _decoding_error(path: str) -> str | None:
         with open(path, "rb") as file:
             Image.open(file).load()
     except Exception as error:
-        return _reason(error)
+        return reason(error)
     return None
 
 
@@ -66,12 +66,13 @@ def _ending_error(path: str) -> str | None:
             file.seek(max(0, size - 64))
             tail = file.read()
     except OSError as error:
-        return _reason(error)
+        return reason(error)
     complete = b"\xff\xd9" in tail or b"IEND\xaeB`\x82" in tail  # the ends of JPEG and PNG
     return None if complete else _decoding_error(path)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error of Pillow or of the file system says, in short."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or repr(error)

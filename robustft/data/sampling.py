@@ -33,7 +33,7 @@ def split_holdout(
     order = torch.randperm(len(labels), generator=generator(seed))
     classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) and counts.min() >= 2 and size <= len(labels) - len(classes):
-        take = _shares(counts, size, seed)
+        take = shares(counts, size, seed)
         order = order[inverse[order].sort(stable=True).indices]  # by class, random within each
         first = counts.cumsum(0) - counts
         rank_in_class = torch.arange(len(labels)) - first[inverse[order]]
@@ -45,7 +45,7 @@ def split_holdout(
     return (~is_held).nonzero().flatten(), is_held.nonzero().flatten()
 
 
-def _shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Tensor, " classes"]:
+def shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Tensor, " classes"]:
     """Hold-out images per class, summing to `size`, less than the class has."""
     exact = size * counts.double() / counts.sum()
     take = exact.floor().long().minimum(counts - 1)
