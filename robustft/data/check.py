@@ -9,9 +9,9 @@ from rich.table import Table
 from robustft.common import terminal
 from robustft.common.errors import UserError
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFolders, damaged_files
+from robustft.data.folders import ImageFiles, image_paths, whole_of
 from robustft.data.prepared import PreparedImages
-from robustft.data.sets import OFFICIAL_IMAGES
+from robustft.data.reading import damaged_files
 
 
 def check(datamodule: RobustnessData) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
     record: dict[str, Any] = {}
     for name, find in datamodule.parts().items():
         found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
-        found |= {"official": OFFICIAL_IMAGES.get(name), "damaged": {}, "error": None}
+        found |= {"official": datamodule.official_images.get(name), "damaged": {}, "error": None}
         record[name] = found
         try:
             images = find()
@@ -50,13 +50,13 @@ def inspect(datamodule: RobustnessData) -> dict[str, Any]:
             found["error"] = str(error)
             continue
         found |= {"classes": len(images.labels.unique()), "images": len(images)}
-        if isinstance(images, ImageFolders):
-            paths = [images.path(i) for i in range(len(images))]
-            found["path"] = str(images.root)
-            found["damaged"] = damaged_files(paths, thorough=True, title=f"Decoding {name}")
-        elif isinstance(images, PreparedImages):
-            found["path"] = str(images.folder)
-            found["damaged"] = images.damaged(f"Reading {name}")
+        whole = whole_of(images)
+        if isinstance(whole, ImageFiles):
+            found["path"] = str(whole.root)
+            found["damaged"] = damaged_files(image_paths(images), thorough=True, title=f"Decoding {name}")
+        elif isinstance(whole, PreparedImages):
+            found["path"] = str(whole.folder)
+            found["damaged"] = whole.damaged(f"Reading {name}")
     return record
 
 
