@@ -148,7 +148,10 @@ def component(group: str, node: Mapping[str, Any], offered: Mapping[str, Any]) -
         UserError: it cannot be imported, asks for what there is not, or does not take a setting.
     """
     make = imported(f"{group}._target_", node["_target_"])
-    settings = {key: value for key, value in node.items() if key not in DESCRIBES}
+    settings = own_settings(node)
+    if inspect.isabstract(make):
+        lacks = ", ".join(sorted(vars(make)["__abstractmethods__"]))
+        raise UserError(f"{group}._target_={node['_target_']}: it lacks {lacks}()")
     if asked := lacking(make, offered, settings):
         raise UserError(
             f"{group}._target_={node['_target_']}: it asks for {asked[0]!r}, which is no setting of {group} and nothing"
@@ -156,6 +159,11 @@ def component(group: str, node: Mapping[str, Any], offered: Mapping[str, Any]) -
         )
     refuse_unknown(make, settings, group)
     return lambda: given(make, offered, settings)()
+
+
+def own_settings(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A component's node without what only describes it."""
+    return {key: value for key, value in node.items() if key not in DESCRIBES}
 
 
 def imported(setting: str, target: str) -> Callable[..., Any]:
@@ -240,6 +248,6 @@ def make_recipe(cfg: DictConfig) -> Recipe:
     """The configured optimiser settings and schedule."""
     plain = configs.plain(cfg)
     schedule = imported("schedule._target_", plain["schedule"]["_target_"])
-    settings = {key: value for key, value in plain["schedule"].items() if key not in DESCRIBES}
+    settings = own_settings(plain["schedule"])
     refuse_unknown(schedule, settings, "schedule")
     return Recipe(plain["optimizer"], partial(schedule, **settings))

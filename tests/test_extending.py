@@ -96,6 +96,21 @@ KeepState.on_train_batch_end = stopping
     assert_refused(command(own, "method=cosine", "mask=object"), "method=cosine takes no mask or fill")
 
 
+def test_what_a_component_lacks_is_told_before_time_is_spent(own: Path):
+    (own / "half.py").write_text(
+        "from robustft.training.method import Method\n"
+        "from robustft.evaluation.metrics import SetMetric\n"
+        "class Stepless(Method): pass\n"
+        "class Blind(SetMetric):\n    def compute(self): return 0.0\n"
+    )
+    (own / "conf" / "method" / "stepless.yaml").write_text(
+        "name: stepless\n_target_: half.Stepless\ntakes: {trains: true, masks: false, settings: {}}\n"
+    )
+    (own / "conf" / "metric" / "blind.yaml").write_text("blind:\n  _target_: half.Blind\n")
+    assert_refused(command(own, "method=stepless", *SHORT), "half.Stepless: it lacks training_step()")
+    assert_refused(command(own, "metric=blind", *SHORT), "metric.blind._target_=half.Blind: it lacks update()")
+
+
 def test_a_method_that_does_not_train(own: Path):
     if not (own / "one" / "results.json").exists():
         done(own, "one", "method=cosine", *SHORT)

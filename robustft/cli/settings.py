@@ -177,7 +177,7 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
-OF_TRAINING = ("schedule", "constraint", "augment")  # groups that a method makes something of if it trains
+OF_TRAINING = ("schedule", "constraint")  # groups that a method makes something of if it trains
 
 
 def accepts(described: Description, value: Any) -> bool:

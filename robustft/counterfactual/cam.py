@@ -52,9 +52,9 @@ def relevance(
     def gather(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> None:
         nonlocal row
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            start = tower.first_row(k.shape[2]) if row is None else None
+            start = tower.first_row(k.shape[2], k.device) if row is None else None
             if start is not None:  # the mean of the tokens: r starts with the weight that each has in it
-                row = start.to(k.device).expand(len(k), -1)
+                row = start.expand(len(k), -1)
                 row = torch.baddbmm(row.unsqueeze(1), row.unsqueeze(1), _attention_relevance(q, k, v, grad)).squeeze(1)
             elif row is None:  # r starts as the class token's unit vector: only that query's attention matters
                 row = _attention_relevance(q[:, :, :1], k, v, grad[:, :, :1])[:, 0]

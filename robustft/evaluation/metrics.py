@@ -4,6 +4,8 @@ A metric is told of every batch of a set, as probabilities of the classes that t
 right. Where several classes are right (ObjectNet), p(right) is their sum, and an image belongs to the first of them.
 """
 
+import math
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -55,11 +57,13 @@ class SetMetric(Metric):
     def start(self, allowed: int) -> None:
         """Is told how many classes the set allows, before anything else: for states that have one number for each."""
 
+    @abstractmethod
     def update(self, probabilities: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> None:
-        raise NotImplementedError
+        """Take in a batch: the probabilities of the classes that the set allows, and which of them are right."""
 
+    @abstractmethod
     def compute(self) -> float:
-        raise NotImplementedError
+        """The metric of all that was taken in, on all devices."""
 
 
 def zero(*shape: int) -> Tensor:
@@ -194,8 +198,9 @@ class _Mean(SetMetric):
         self.total += self.of(probabilities, correct).sum(dtype=self.total.dtype)
         self.n += len(probabilities)
 
+    @abstractmethod
     def of(self, probabilities: Tensor, correct: Tensor) -> Float[Tensor, " batch"]:
-        raise NotImplementedError
+        """The number of each image."""
 
     def compute(self) -> float:
         return float(self.total) / int(self.n)
@@ -228,12 +233,12 @@ def best_temperature(logits: Float[Tensor, "images allowed"], correct: Bool[Tens
     logits = logits.double()
 
     def nll(log_t: float) -> float:
-        log_p = F.log_softmax(logits / float(torch.tensor(log_t).double().exp()), dim=1)
+        log_p = F.log_softmax(logits / math.exp(log_t), dim=1)
         return -float(log_p.masked_fill(~correct, -torch.inf).logsumexp(1).mean())
 
-    bound = 4.605170185988092  # log 100
+    bound = math.log(100)
     found: Any = minimize_scalar(nll, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-9})
-    return float(torch.tensor(found.x).double().exp())
+    return math.exp(found.x)
 
 
 def described(metrics: Mapping[str, SetMetric]) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from open_clip import transformer as open_clip
 from open_clip.model import _build_vision_tower
@@ -16,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robustft.models.activation import QuickGELU
 from robustft.models.attention import WatchedAttention
-from robustft.models.tower import Tower
+from robustft.models.tower import Tower, as_weights
 
 
 def is_plain(visual: nn.Module) -> bool:
@@ -73,16 +72,8 @@ class PlainTower(Tower):
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
         visual = self.visual
-        if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):  # which casts by itself
-            images = images.to(visual.conv1.weight.dtype)
-        tokens = visual._embeds(images)
-        bias = None
-        if kept is not None:
-            index = F.pad(kept + 1, (1, 0))  # the class token, at position 0, stays
-            tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        if masked is not None:
-            keys = F.pad(masked, (1, 0))[:, None, None, :]
-            bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
+        tokens = self.only(visual._embeds(as_weights(images, visual.conv1.weight)), kept)
+        bias = self.hiding(masked, tokens.dtype)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = self._run(block, tokens, None, None, bias)

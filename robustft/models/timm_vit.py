@@ -7,7 +7,6 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from open_clip.timm_model import TimmModel
 from timm.layers import AttentionPoolLatent, PatchEmbed
@@ -18,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from robustft.common.errors import UserError
 from robustft.data.sets import Preprocess
 from robustft.models.attention import Watcher, attend
-from robustft.models.tower import Tower
+from robustft.models.tower import Tower, as_weights
 
 POOLS = ("token", "map", "avg")
 
@@ -76,7 +75,10 @@ def trunk_of(visual: nn.Module) -> VisionTransformer | None:
 
 
 class TimmTower(Tower):
-    """Runs timm's blocks, with masked patches hidden from all of them and from the pooling head."""
+    """Runs timm's blocks, with masked patches hidden from all of them and from the pooling head.
+
+    Where patches are pooled without a class token, an image of which all are masked keeps them: nothing would be left.
+    """
 
     tokens = True
 
@@ -104,17 +106,11 @@ class TimmTower(Tower):
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
         trunk = self.trunk
-        if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
-            images = images.to(trunk.patch_embed.proj.weight.dtype)
-        tokens = trunk._pos_embed(trunk.patch_embed(images))
-        bias = None
-        if kept is not None:
-            prefix = torch.arange(self.prefix, device=kept.device).expand(len(kept), -1)
-            index = torch.cat([prefix, kept + self.prefix], 1)
-            tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        if masked is not None:
-            keys = F.pad(masked, (self.prefix, 0))[:, None, None, :]
-            bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
+        if masked is not None and trunk.global_pool != "token":  # what pools the patches needs one
+            masked = masked & ~masked.all(1, keepdim=True)
+        tokens = trunk._pos_embed(trunk.patch_embed(as_weights(images, trunk.patch_embed.proj.weight)))
+        tokens = self.only(tokens, kept)
+        bias = self.hiding(masked, tokens.dtype)
         attentions = self._all()
         for attention in attentions:
             attention.bias = bias
@@ -158,10 +154,10 @@ class TimmTower(Tower):
     def pools_by_attention(self) -> bool:
         return self.trunk.global_pool == "map"
 
-    def first_row(self, tokens: int) -> Float[Tensor, " tokens"] | None:
+    def first_row(self, tokens: int, device: torch.device) -> Float[Tensor, " tokens"] | None:
         if self.trunk.global_pool != "avg":
             return None
-        row = torch.zeros(tokens)
+        row = torch.zeros(tokens, device=device)
         row[self.prefix :] = 1 / (tokens - self.prefix)
         return row
 

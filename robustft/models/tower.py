@@ -4,10 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
+
+
+def as_weights(images: Tensor, weight: Tensor) -> Tensor:
+    """Images in the type of the weights that meet them first, outside of autocast, which casts by itself."""
+    if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
+        return images.to(weight.dtype)
+    return images
 
 
 class Tower:
@@ -39,16 +47,13 @@ class Tower:
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
         """Features after the projection; see ``Classifier.encode``."""
-        weight = next(self.visual.parameters())
-        if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):
-            images = images.to(weight.dtype)
-        return self.visual(images)
+        return self.visual(as_weights(images, next(self.visual.parameters())))
 
     def attentions(self) -> Sequence[nn.Module]:
         """What a relevance map is gathered from, first to last: modules with a ``watcher`` (attention.py)."""
         return ()
 
-    def first_row(self, tokens: int) -> Float[Tensor, " tokens"] | None:
+    def first_row(self, tokens: int, device: torch.device) -> Float[Tensor, " tokens"] | None:
         """Where relevance starts, as weights of the last layer's tokens; None: at the token before all others."""
         return None
 
@@ -76,6 +81,25 @@ class Tower:
     def checkpoints(self) -> bool:
         """Whether it recomputes activations."""
         return False
+
+    def only(
+        self, tokens: Float[Tensor, "batch tokens width"], kept: Int64[Tensor, "batch kept"] | None
+    ) -> Float[Tensor, "batch chosen width"]:
+        """The sequence with those patches alone, at their own positions; the tokens before the patches stay."""
+        if kept is None:
+            return tokens
+        before = torch.arange(self.prefix, device=kept.device).expand(len(kept), -1)
+        index = torch.cat([before, kept + self.prefix], 1)
+        return tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+
+    def hiding(
+        self, masked: Bool[Tensor, "batch patches"] | None, dtype: torch.dtype
+    ) -> Float[Tensor, "batch 1 1 tokens"] | None:
+        """What is added to attention scores so that nobody attends to masked patches."""
+        if masked is None:
+            return None
+        keys = F.pad(masked, (self.prefix, 0))[:, None, None, :]
+        return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill(keys, -torch.inf)
 
     def can(self) -> list[str]:
         """What it can do, in the words of settings."""

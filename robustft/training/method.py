@@ -3,6 +3,7 @@
 A method of one's own is a subclass with a ``training_step``; docs/extending.md shows one from end to end.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 ParameterGroup = dict[str, Any]
 
 
-class Method(Evaluator):
+class Method(Evaluator, ABC):
     """A way to fine-tune ``student``, under Lightning.
 
     A subclass says in ``training_step`` what a step minimises, in terms of ``self.student`` and ``self.teacher``, and
@@ -76,8 +77,9 @@ class Method(Evaluator):
 
     # What a method of one's own may say
 
+    @abstractmethod
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        raise NotImplementedError(f"{type(self).__name__} needs a training_step")
+        """The loss of a micro-batch, by way of ``log_terms``."""
 
     def prepare(self, training: Training) -> Training:
         """Do what comes before the first step; say how the run trains where that is not as configured."""

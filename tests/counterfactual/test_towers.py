@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import robustft
 from robustft.common.errors import UserError
 from robustft.counterfactual.cam import gradcam, relevance
+from robustft.counterfactual.fill import replace_patches
 from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit, zeroshot
 from robustft.models.classifier import Architecture, Classifier, check_can, tower_of
@@ -153,6 +154,21 @@ def test_masked_patches_are_attended_by_nobody(pool, batch):
     torch.testing.assert_close(model.encode(x, kept=kept), features, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("pool", POOLS)
+def test_an_image_of_which_everything_is_masked_has_features(pool, batch):
+    """With a class token those of that token alone; without one the image keeps its patches. Others are as ever."""
+    x = batch[0]
+    model = classifier(vit(pool))
+    masked = torch.zeros(4, 16, dtype=torch.bool)
+    masked[0], masked[1, 3] = True, True
+    features = model.encode(x, masked=masked)
+    assert features.isfinite().all()
+    whole = model.encode(x)
+    assert torch.allclose(features[0], whole[0], atol=1e-5) == (pool in ("map", "avg"))
+    torch.testing.assert_close(features[2:], whole[2:], rtol=1e-4, atol=1e-5)
+    assert (features[1] - whole[1]).abs().max() > 1e-3
+
+
 def test_activation_checkpointing_hides_them_too(batch):
     x, y = batch
     masked = torch.rand(4, 16, generator=torch.Generator().manual_seed(0)) < 0.4
@@ -164,6 +180,20 @@ def test_activation_checkpointing_hides_them_too(batch):
         gradients.append([weight.grad for weight in model.parameters()])
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_an_image_that_patches_do_not_cover_keeps_its_rest():
+    """SO400M's 384 px in patches of 14: 27 of them, and 6 px that are in none."""
+    images = torch.arange(2 * 3 * 11 * 11.0).view(2, 3, 11, 11)
+    mask = torch.tensor([[True, False, False, True], [False, True, False, False]])
+    source = torch.tensor([[1] * 4, [0] * 4])
+    filled = replace_patches(images, mask, source, patch_size=5)
+    expected = images.clone()
+    for image, row in enumerate(mask.tolist()):
+        for patch in (k for k, chosen in enumerate(row) if chosen):
+            top, left = 5 * (patch // 2), 5 * (patch % 2)
+            expected[image, :, top : top + 5, left : left + 5] = images[1 - image, :, top : top + 5, left : left + 5]
+    assert torch.equal(filled, expected)
 
 
 def resnet() -> nn.Module:

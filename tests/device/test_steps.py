@@ -4,6 +4,7 @@ waiting for the device between the steps that log."""
 import itertools
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,9 +14,17 @@ from omegaconf import OmegaConf
 
 from robustft.bench.steps import MORE, VARIANTS, Bench
 from robustft.data.sampling import generator
-from robustft.experiment import options
+from robustft.data.sets import Batch
+from robustft.experiment import make_training, options
 from robustft.inputs import Inputs
+from robustft.methods.counterfactual import CounterfactualFinetune
+from robustft.methods.finetune import Finetune
+from robustft.training.constraint import Constraint
+from robustft.training.loop import train
+from robustft.training.recipe import Recipe
+from robustft.training.schedules import warmup_cosine
 from robustft.training.trainer import make_trainer
+from tests.counterfactual.test_towers import SIDE, classifier, vit
 from tests.device import remote
 from tests.methods.micro import same_bits
 from tests.small import composed, prepared, work  # noqa: F401 (a fixture)
@@ -146,6 +155,80 @@ def test_bench(precision):
         with remote.syncs() as waits:
             step()
         assert not waits, kind
+
+
+POOLS = ("token", "map", "avg")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("mask", [MAPPED[0], MAPPED[2], {**MAPPED[0], "source": "teacher"}, RANDOM], ids=str)
+@pytest.mark.parametrize("fill", ["none", "single"])
+def test_timm_towers(pool, mask, fill):
+    """Every way of pooling: maps that start there, patches hidden and left out, without a wait."""
+    found = []
+    for place in ("cpu", remote.NAME):
+        student, teacher = (classifier(vit(pool)).to(place) for _ in range(2))
+        method = CounterfactualFinetune(student, teacher, beta=1.0, mask=mask, fill=fill)
+        method.random = lambda _, place=place: generator(3, device=place)
+        random = torch.Generator().manual_seed(1)
+        images = torch.randn(4, 3, SIDE, SIDE, generator=random).to(place)
+        batch = Batch(images, torch.tensor([0, 3, 1, 1]).to(place), torch.arange(4).to(place))
+        method.training_step(batch, 0).backward()  # what is copied once is there now
+        method.zero_grad()
+        with remote.syncs() as waits:
+            method.training_step(batch, 0).backward()
+        assert not waits
+        found.append([weight.grad.cpu() for weight in student.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class Ball(Constraint):
+    """A projection and a term of the gradient."""
+
+    def add_gradient(self) -> None:
+        for weight, start in self.pairs:
+            weight.grad.add_(weight.detach() - start, alpha=0.1)
+
+    def project(self) -> None:
+        with torch.no_grad():
+            for weight, start in self.pairs:
+                move = weight - start
+                weight.copy_(start + move * (0.01 / move.norm().clamp(min=0.01)))
+
+
+class Averaged(Finetune):
+    """Is evaluated and left as a moving average."""
+
+    def __init__(self, student: Any) -> None:
+        super().__init__(student)
+        self.average = deepcopy(student).requires_grad_(False)
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            for mean, weight in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                mean.lerp_(weight, 0.5)
+
+    def classifier(self) -> Any:
+        return self.average
+
+
+def test_constraints_schedules_and_averages(base):
+    """What users bring, on the device: the CPU's weights bit for bit, no waiting between the steps that log."""
+    found = []
+    for accelerator in ("cpu", "auto"):
+        run = variant(base, ("finetune", NONE, "none"), accelerator=accelerator)
+        recipe = Recipe({"lr": 1e-3, "weight_decay": 0.1, "warmup": 1}, warmup_cosine)
+        with remote.syncs() as waits:
+            recorder = Waits(waits)
+            training = replace(
+                make_training(run.cfg, run, []),
+                recipe=recipe,
+                constraints=[Ball(run.zeroshot)],
+                watch=lambda *_, recorder=recorder: recorder,
+            )
+            found.append(train(Averaged(run.student()), training).model)
+        assert not recorder.of(1)
+    assert same_bits(*found) and not same_bits(found[0], base.zeroshot)
 
 
 FAULTS = {
