@@ -32,8 +32,8 @@ from robustft.common.processes import is_first_process
 from robustft.counterfactual.distillation import Distillation, make_distillation
 from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data.augment import Augment
-from robustft.data.contract import make_data
 from robustft.data.datamodule import RobustnessData
+from robustft.data.making import make_data
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluator import Evaluator, as_scores, summary
@@ -142,7 +142,9 @@ class Run:
         preprocess = preprocess_of(model.architecture, model.pretrained)
         data = make_data(configs.plain(self.cfg)["data"], preprocess=preprocess, seed=self.cfg.seed)
         if self.cfg.augment.kind is not None:
-            data.augment = Augment(**{key: value for key, value in self.cfg.augment.items() if key not in ("kind", "takes")})
+            data.augment = Augment(
+                **{key: value for key, value in self.cfg.augment.items() if key not in ("kind", "takes")}
+            )
         return data
 
     @cached_property

@@ -1,16 +1,16 @@
 """Folders and files that data are read from, checked before anything heavy is imported: what a data class says of them.
 
-    takes:
-      needs:                        # what it cannot do without
-        data.root:
-          or: data.sets.*           # all of these will do instead; "*": every setting there
-          words: give the folder that holds the data sets
-      places:                       # what is a place, and what is expected there
-        data.root: {words: one folder per domain}
-        data.shifts.*: {words: one folder per class, under: data.root}
-        data.path: {words: a table, kind: file}
-        data.copies: {advice: what to do where it is not there}
-        data.cache: {words: rendered scenes, only: "scenes*"}   # may be missing, but not hold anything else
+takes:
+  needs:                        # what it cannot do without
+    data.root:
+      or: data.sets.*           # all of these will do instead; "*": every setting there
+      words: give the folder that holds the data sets
+  places:                       # what is a place, and what is expected there
+    data.root: {words: one folder per domain}
+    data.shifts.*: {words: one folder per class, under: data.root}
+    data.path: {words: a table, kind: file}
+    data.copies: {advice: what to do where it is not there}
+    data.cache: {words: rendered scenes, only: "scenes*"}   # may be missing, but not hold anything else
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def _matching(cfg: DictConfig, pattern: str) -> Iterator[tuple[str, Any]]:
     if not star:
         yield pattern, found
     elif isinstance(found, DictConfig):
-        yield from ((f"{place}.{key}", value) for key, value in found.items())
+        yield from ((f"{place}.{key!s}", value) for key, value in found.items())
 
 
 def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> None:

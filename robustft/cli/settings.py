@@ -17,10 +17,10 @@ a method or a mask of a user's own is held to the same rules without a line of o
       needs: {data.train: …}      # data: settings it cannot do without; see robustft/cli/places.py
       places: {data.root: …}      # data: settings that name folders and files; see there
 
-A description has a `kind` (number, the default; whole, flag, text; numbers, texts: a list of it), or `of` (a list to choose
-from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to
-the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
-of which asks of some settings that they are as described. Without it a setting matters always.
+A description has a `kind` (number, the default; whole, flag, text; numbers, texts: a list of it), or `of` (a list to
+choose from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to`
+belong to the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several
+cases, each of which asks of some settings that they are as described. Without it a setting matters always.
 
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
 """
@@ -317,7 +317,7 @@ class Settings:
             return None
         group = name.partition(".")[0]
         if name == group and group not in ("mask", "fill"):
-            reasons += idle
+            reasons += filter(None, idle)
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self._closed(group) or self.chosen(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
@@ -359,5 +359,8 @@ class Settings:
 
     def chosen(self, group: str) -> str:
         """A component as it is chosen: mask=object."""
-        names = [*(self.values.get(f"{group}.{key}") for key in ("kind", "name")), self.takes.get(group, {}).get("name")]
+        names = [
+            *(self.values.get(f"{group}.{key}") for key in ("kind", "name")),
+            self.takes.get(group, {}).get("name"),
+        ]
         return f"{group}={next((name for name in names if name is not None), '?')}"

@@ -38,9 +38,7 @@ class Augment:
         UserError: a number out of range.
     """
 
-    def __init__(
-        self, scale: Sequence[float], flip: float = 0.0, operations: int = 0, magnitude: int = 9
-    ) -> None:
+    def __init__(self, scale: Sequence[float], flip: float = 0.0, operations: int = 0, magnitude: int = 9) -> None:
         if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
             raise UserError(
                 f"augment.scale={list(scale)}: expected the smallest and the largest share of an image's area that a"

@@ -1,55 +1,16 @@
 """What a data class has to give, checked: a class of one's own gets a clear line for each mistake."""
 
-import inspect
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 
 from robustft.common.errors import UserError
 from robustft.data.sets import EvaluationSet, ImageSet
 
-if TYPE_CHECKING:
-    from robustft.data.datamodule import RobustnessData
-
-HINT = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
 RESERVED = ("holdout", "avg", "average", "ood_avg")
 
 
-def make_data(options: Mapping[str, Any], **given: Any) -> "RobustnessData":
-    """Make the data of a run from its config.
-
-    Args:
-        options: `_target_`, the class, and its arguments.
-        given: arguments that are no settings.
-
-    Raises:
-        UserError: there is no such class, it is no `RobustnessData`, or it does not take these arguments.
-    """
-    from robustft.data.datamodule import RobustnessData
-
-    target, who = options["_target_"], f"data._target_={options['_target_']}"
-    try:
-        made: Any = instantiate({"_target_": "hydra.utils.get_object", "path": target})
-    except Exception as error:  # whatever a module of a user's own raises when it is imported
-        cause = error.__cause__ or error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        raise UserError(f"{who}: cannot be imported ({' '.join(str(cause).split())}). {HINT}") from error
-    if not (isinstance(made, type) and issubclass(made, RobustnessData)):
-        raise UserError(f"{who}: expected a class that extends RobustnessData (robustft/data/datamodule.py)")
-    if missing := sorted(getattr(made, "__abstractmethods__", ())):
-        raise UserError(f"{who}: it lacks {', '.join(missing)}(); see robustft/data/datamodule.py")
-    try:
-        inspect.signature(made).bind(**{key: value for key, value in options.items() if key != "_target_"}, **given)
-    except TypeError as error:
-        raise UserError(f"{who}: {error}. Its __init__ takes every key of its config, and **options") from error
-    return instantiate(dict(options), _partial_=True, _convert_="all")(**given)
-
-
-def check_data(data: "RobustnessData") -> None:
+def check_data(data: Any) -> None:
     """Refuse what a data class gives where it is not what `RobustnessData` asks for.
 
     Raises:

@@ -158,9 +158,7 @@ class RobustnessData(LightningDataModule, ABC):
         """Loader processes when `num_workers` is not given: none, right for images in memory."""
         return 0
 
-    def training_order(
-        self, positions: Int64[Tensor, " images"], random: torch.Generator
-    ) -> Int64[Tensor, " images"]:
+    def training_order(self, positions: Int64[Tensor, " images"], random: torch.Generator) -> Int64[Tensor, " images"]:
         """The order of an epoch: a random one of the images trained on; subclasses may draw others."""
         return shuffled(positions, random)
 

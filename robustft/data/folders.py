@@ -188,8 +188,9 @@ def image_paths(images: ImageSet) -> list[str]:
     whole, positions = whole_of(images), torch.arange(len(images))
     if not isinstance(whole, ImageFiles):
         return []
-    while isinstance(images, Selection):
-        images, positions = images.dataset, images.chosen[positions]
+    part: Any = images
+    while isinstance(part, Selection):
+        part, positions = part.dataset, part.chosen[positions]
     return [whole.path(i) for i in positions.tolist()]
 
 

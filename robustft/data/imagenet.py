@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand

@@ -72,8 +72,10 @@ class FeatureData(RobustnessData):
         if steps is None:
             return torch.arange(len(self._set))
         train, held = self.split
-        order = list(TrainSampler(train, self.batch_size, seed=self.seed, order=self.training_order))[: steps * self.batch_size]
-        return torch.cat([torch.tensor(order), held]).sort().values
+        order = list(TrainSampler(train, self.batch_size, seed=self.seed, order=self.training_order))[
+            : steps * self.batch_size
+        ]
+        return torch.cat([torch.tensor(order).unique(), held]).sort().values
 
     def _holdout_set(self) -> EvaluationSet:
         held, correct = self.split[1], torch.eye(self.num_classes, dtype=torch.bool)

@@ -73,7 +73,9 @@ def test_three_ways_to_real_images_are_one(tmp_path: Path) -> None:
     for data in (one, two, three):
         data.verify()
         found = {s.name: s for s in data.sets}
-        sets.append({name: [Path(k).name for k in found[name].keys] for name in ("holdout", "val", "sketch", "cartoon")})
+        sets.append(
+            {name: [Path(k).name for k in found[name].keys] for name in ("holdout", "val", "sketch", "cartoon")}
+        )
         assert data.class_names == ["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"]
         assert data.train_images == 101 and len(found["val"].dataset) == 28 and len(found["holdout"].dataset) == 11
     assert sets[0] == sets[1] == sets[2]
@@ -118,7 +120,7 @@ def test_domainbeds_protocol(root: Path) -> None:
     assert data.train_images == 44 - round(0.2 * 44)
     train = {data.training_set().key(i) for i in data.split[0].tolist()}
     assert not train & set(by_name["val"].keys) and {key.split("/")[0] for key in train} == {"photo", "sketch"}
-    with pytest.raises(UserError, match="data.target the hold-out is"):
+    with pytest.raises(UserError, match="data.target the hold-out is the sources"):
         domains(root, source=None, target="cartoon", holdout=3).setup()
 
 
@@ -281,7 +283,9 @@ def test_names_of_ones_own(root: Path, tmp_path: Path, kind: str) -> None:
         path.write_text("folder,name\n" + "".join(f"{k},{one}\n" for k, v in names.items() for one in v))
     data = folders(root, class_names=str(path), templates=["{}!", "see {}"])
     assert data.class_names == ["a tabby", "hound", "fox"]
-    said = {name: [t.format(name) if isinstance(t, str) else t(name) for t in data.templates] for name in data.class_names}
+    said = {
+        name: [t.format(name) if isinstance(t, str) else t(name) for t in data.templates] for name in data.class_names
+    }
     assert said["a tabby"] == ["a tabby!", "a kitten!", "see a tabby", "see a kitten"]
     assert said["hound"] == ["hound!", "hound!", "see hound", "see hound"]
     assert data.protocol()["templates"] == ["{}!", "see {}"]

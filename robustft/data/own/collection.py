@@ -21,7 +21,7 @@ from robustft.data.filedata import FileData
 from robustft.data.folders import ImageFiles, some
 from robustft.data.own import names, prompts
 from robustft.data.own.listing import Listing, at_most_each, drawn
-from robustft.data.own.reading import HOW, read_upright
+from robustft.data.own.reading import HOW, read_upright, why_unreadable
 from robustft.data.sampling import balanced, shuffled
 from robustft.data.sets import EvaluationSet, ImageSet, Selection
 
@@ -67,6 +67,8 @@ class OwnImages(FileData):
     Raises:
         UserError: a setting out of range; when images are looked for: what is missing or wrong.
     """
+
+    decoding_error = staticmethod(why_unreadable)
 
     def __init__(
         self,
@@ -114,7 +116,9 @@ class OwnImages(FileData):
         found = self.look()
         for name in found.shifts:
             if name in (*RESERVED, VAL, "train", "id"):
-                raise UserError(f"a shift cannot be called {name!r}: that has a meaning in results. Choose another name")
+                raise UserError(
+                    f"a shift cannot be called {name!r}: that has a meaning in results. Choose another name"
+                )
         return found
 
     @cached_property
@@ -266,7 +270,9 @@ class OwnImages(FileData):
             log.info("no hold-out: no class has an image to spare. The last weights are taken")
             self.holdout = 0
         if self.found.selects_on_val and self.holdout not in (None, 0):
-            raise UserError("data.holdout: with data.target the hold-out is what is drawn from the sources. Leave it out")
+            raise UserError(
+                "data.holdout: with data.target the hold-out is what is drawn from the sources. Leave it out"
+            )
         super().setup(stage)
 
     def training_order(self, positions: Int64[Tensor, " images"], random: torch.Generator) -> Int64[Tensor, " images"]:

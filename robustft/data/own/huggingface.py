@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
 from jaxtyping import Int64, UInt8
-import PIL
 from PIL import Image
 from rich.progress import track
 from torch import Tensor
@@ -90,7 +90,7 @@ class HuggingFaceImages(OwnImages):
     Draws go by class and row.
 
     Args:
-        path: its name on the hub (owner/name), or a folder: one made by `save_to_disk`, or one that `load_dataset` takes.
+        path: its name on the hub (owner/name), or a folder that `save_to_disk` made or `load_dataset` takes.
         subset: its configuration, where it has several.
         splits: the splits to train on (`train`) and to report on (`val`; None: a share of the training images).
         image: the column with the images.
@@ -139,7 +139,9 @@ class HuggingFaceImages(OwnImages):
 
     def images_of(self, listing: Listing, labels: Int64[Tensor, " images"]) -> ArrowImages:
         table = self._tables[id(listing.root)]
-        return ArrowImages(table, [int(n) for n in listing.names], self.image, labels, self.preprocess, str(listing.root))
+        return ArrowImages(
+            table, [int(n) for n in listing.names], self.image, labels, self.preprocess, str(listing.root)
+        )
 
     def _load(self) -> dict[str, Any]:
         try:
@@ -160,8 +162,8 @@ class HuggingFaceImages(OwnImages):
         except Exception as error:  # of the hub, of its client and of tables there are dozens
             why = " ".join(str(error).split())[:300]
             raise UserError(
-                f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as owner/name, or a folder"
-                " that save_to_disk made"
+                f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as owner/name, or a"
+                " folder that save_to_disk made"
             ) from error
         return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 
@@ -176,7 +178,9 @@ class HuggingFaceImages(OwnImages):
                     f" data.{setting}=COLUMN"
                 )
         if not isinstance(table.features[self.image], ImageFeature):
-            raise UserError(f"{self.path}: the column {self.image!r} holds no images. Name the one that does: data.image=")
+            raise UserError(
+                f"{self.path}: the column {self.image!r} holds no images. Name the one that does: data.image="
+            )
         feature, values = table.features[self.label], table[self.label]
         if isinstance(feature, ClassLabel):
             if any(value is None or value < 0 for value in values):
@@ -185,7 +189,9 @@ class HuggingFaceImages(OwnImages):
         elif all(isinstance(value, str | int) for value in values):
             classes = [str(value) for value in values]
         else:
-            raise UserError(f"{self.path}: the column {self.label!r} holds no classes: {json.dumps(values[0], default=str)}")
+            raise UserError(
+                f"{self.path}: the column {self.label!r} holds no classes: {json.dumps(values[0], default=str)}"
+            )
         rows = [f"{row:012d}" for row in range(len(classes))]
         place = Path(split)
         self._tables[id(place)] = table.cast_column(self.image, ImageFeature(decode=False))

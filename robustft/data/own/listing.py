@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -51,8 +51,8 @@ class Listing:
         return self.select(sorted(range(len(self)), key=keys.__getitem__))
 
     def select(self, positions: Sequence[int]) -> "Listing":
-        parts = {"names": self.names, "classes": self.classes, "inner": self.inner, "domains": self.domains}
-        return replace(self, **{key: [part[i] for i in positions] if part else [] for key, part in parts.items()})
+        parts = (self.names, self.classes, self.inner, self.domains)
+        return Listing(self.root, *([part[i] for i in positions] if part else [] for part in parts))
 
     def keys(self) -> list[str]:
         """What draws go by, for each image; no two are the same where domains tell them apart."""
@@ -156,9 +156,7 @@ def ranks(keys: Sequence[str], seed: int) -> Int64[np.ndarray, " images"]:
     return np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], np.int64)
 
 
-def drawn(
-    labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed: int
-) -> Bool[Tensor, " images"]:
+def drawn(labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed: int) -> Bool[Tensor, " images"]:
     """So many images, of each class its share; at least one of every class is left.
 
     Args:

@@ -67,7 +67,7 @@ def _wordnet_names() -> dict[str, str]:
 
 
 def wordnet_name(wnid: str) -> str | None:
-    """The name of a WordNet id: of ImageNet's 1000 classes open_clip's, of others timm's; None where it is in neither."""
+    """The name of a WordNet id: of ImageNet's 1000 classes open_clip's, of others timm's; None where both lack it."""
     return _wordnet_names().get(wnid)
 
 
@@ -92,22 +92,26 @@ def read_names(path: Path) -> dict[str, list[str]]:
     except OSError as error:
         raise UserError(f"{what}: {error.strerror}. Expected a JSON or CSV file") from error
     except (ValueError, csv.Error) as error:
-        raise UserError(f"{what}: cannot be read ({error}). Expected {{\"folder\": \"name\"}} in JSON, or CSV") from error
+        raise UserError(f'{what}: cannot be read ({error}). Expected {{"folder": "name"}} in JSON, or CSV') from error
     if not isinstance(read, dict):
-        raise UserError(f"{what}: expected {{\"folder\": \"name\"}}, found a {type(read).__name__}")
+        raise UserError(f'{what}: expected {{"folder": "name"}}, found a {type(read).__name__}')
     names = {}
     for folder, given in read.items():
         several = [given] if isinstance(given, str) else given
         good = isinstance(several, list) and all(isinstance(name, str) and name and name.strip() for name in several)
         if not good or not 1 <= len(several) <= SYNONYMS:
-            raise UserError(f"{what}: {folder!r} is called {given!r}, expected a name or a list of up to {SYNONYMS} names")
+            raise UserError(
+                f"{what}: {folder!r} is called {given!r}, expected a name or a list of up to {SYNONYMS} names"
+            )
         names[str(folder)] = [name.strip() for name in several]
     return names
 
 
 def _warn(folders: Sequence[str], names: Sequence[str]) -> None:
     """Names that are no words make a zero-shot head without meaning."""
-    empty = [f for f, name in zip(folders, names, strict=True) if NO_WORDS.fullmatch(name) or WORDNET_ID.fullmatch(name)]
+    empty = [
+        f for f, name in zip(folders, names, strict=True) if NO_WORDS.fullmatch(name) or WORDNET_ID.fullmatch(name)
+    ]
     if empty:
         log.warning(
             "%d of the %d classes have names that are no words (%s): the zero-shot model, and with it the head that"
