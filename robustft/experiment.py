@@ -66,7 +66,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.check == "data":
         from robustft.data.check import check
 
-        check(this.data)
+        check(this.data, this.folder)
         return None
     if cfg.prepare:
         this.data.prepare(training=cfg.method.takes.trains)

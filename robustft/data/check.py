@@ -1,5 +1,10 @@
 """`check=data`: look at every set and every image without training."""
 
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -7,60 +12,185 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustft.common import terminal
-from robustft.common.errors import UserError
+from robustft.common.cache import cache_folder, digest, optional
+from robustft.common.errors import UserError, install
+from robustft.common.files import write
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFiles, image_paths, whole_of
+from robustft.data.duplicates import Pair, leaks
+from robustft.data.facts import Facts, can_hash, facts_of, oddities
+from robustft.data.folders import ImageFiles, image_paths, some, whole_of
 from robustft.data.prepared import PreparedImages
-from robustft.data.reading import damaged_files
+from robustft.data.reading import decoding_error
+
+log = logging.getLogger(__name__)
+
+SKEWED = 3  # the largest class has so many times the images of the smallest
+LISTED = 3  # images named on the screen of each kind; the page has more
 
 
-def check(datamodule: RobustnessData) -> dict[str, Any]:
-    """Inspect, print a table, and return the record of `inspect`.
+@dataclass
+class Looked:
+    """What was found.
+
+    Attributes:
+        sets: per set `path`, `classes`, `images`, `official` (images of the published set), `damaged` (path -> reason),
+            `odd` (path -> what is odd), `formats` (how many files of each), `skew` (largest class over smallest),
+            `error` (None if the set is as it should be, its damaged images aside).
+        paths: the files of each part: a set, or the hold-out, which is taken out of the training images.
+        leaks: per two parts the images that they share or nearly share.
+    """
+
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    leaks: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)
+
+    def leaked(self, name: str, trained: str) -> int | None:
+        """Images of a set that are among those trained on; None where that is not known."""
+        known = name in self.paths and trained in self.paths
+        return len(self.leaks.get((name, trained), [])) if known else None
+
+
+def check(datamodule: RobustnessData, folder: Path | None = None) -> dict[str, Any]:
+    """Inspect, print a table, write a page with what is odd, and return the sets of `inspect`.
+
+    Args:
+        folder: where `check.html` goes; None: nowhere.
 
     Raises:
         UserError: after the table, if a set is missing or wrong, or an image cannot be read.
     """
-    record = inspect(datamodule)
+    looked = inspect(datamodule)
     console = terminal.console()
-    terminal.print_table(console, _table(record, getattr(datamodule, "root", None)))
+    terminal.print_table(console, _table(looked.sets, getattr(datamodule, "root", None)))
+    for line in remarks(looked):
+        console.print(escape(line), soft_wrap=True)
+    if folder is not None:
+        from robustft.data.check_page import write_page
+
+        console.print(escape(f"With pictures: {write_page(folder / 'check.html', looked)}"), soft_wrap=True)
     wrong = []
-    for name, found in record.items():
+    for name, found in looked.sets.items():
         if found["error"]:
             wrong.append(found["error"])
         wrong += [f"{name}: cannot read {path}: {reason}" for path, reason in found["damaged"].items()]
+    try:
+        _ = datamodule.class_names  # two classes of one name
+    except UserError as error:
+        wrong.append(str(error))
     if wrong:
         raise UserError("\n".join([*dict.fromkeys(wrong), f"{len(set(wrong))} problem(s) found."]))
+    _remember(datamodule, looked)
     console.print("Everything is there and readable.")
-    return record
+    return looked.sets
 
 
-def inspect(datamodule: RobustnessData) -> dict[str, Any]:
-    """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the
-    published set, None if unknown), `damaged` (path -> reason; every image is decoded, or read in the prepared copy
-    that a run would use) and `error` (None if the set is as it should be, its damaged images aside).
+def inspect(datamodule: RobustnessData) -> Looked:
+    """Look at every image of every set of the data module, in its order; every image is decoded, or read in the
+    prepared copy that a run would use.
     """
-    record: dict[str, Any] = {}
+    looked, parts = Looked(), {}
+    decode = getattr(datamodule, "decoding_error", decoding_error)
     for name, find in datamodule.parts().items():
         found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
-        found |= {"official": datamodule.official_images.get(name), "damaged": {}, "error": None}
-        record[name] = found
+        found |= {"official": datamodule.official_images.get(name), "damaged": {}, "odd": {}, "formats": {}}
+        found |= {"skew": None, "error": None}
+        looked.sets[name] = found
         try:
             images = find()
         except UserError as error:
             found["error"] = str(error)
             continue
-        found |= {"classes": len(images.labels.unique()), "images": len(images)}
-        whole = whole_of(images)
+        counts = images.labels.unique(return_counts=True)[1]
+        found |= {"classes": len(counts), "images": len(images), "skew": float(counts.max() / counts.min())}
+        whole: Any = whole_of(images)
         if isinstance(whole, ImageFiles):
-            found["path"] = str(whole.root)
-            found["damaged"] = damaged_files(image_paths(images), thorough=True, title=f"Decoding {name}")
-        elif isinstance(whole, PreparedImages):
-            found["path"] = str(whole.folder)
+            paths = image_paths(images)
+            facts = facts_of(paths, decode, f"Decoding {name}")
+            found |= {"path": str(whole.root), "odd": oddities(paths, facts)}
+            found["damaged"] = {p: one.wrong for p, one in zip(paths, facts, strict=True) if one.wrong is not None}
+            found["formats"] = dict(Counter(one.format for one in facts if one.wrong is None).most_common())
+            looked.paths[name], parts[name] = paths, facts
+        elif hasattr(whole, "damaged"):
+            found["path"] = str(whole.folder) if isinstance(whole, PreparedImages) else None
             found["damaged"] = whole.damaged(f"Reading {name}")
-    return record
+    _tell_holdout_apart(datamodule, looked, parts)
+    looked.leaks = leaks(parts)
+    return looked
 
 
-def _table(record: dict[str, Any], root: str | None) -> Table:
+def _tell_holdout_apart(datamodule: RobustnessData, looked: Looked, parts: dict[str, list[Facts]]) -> None:
+    """What is held out is no longer trained on, and must not be in what is."""
+    trained = next(iter(datamodule.parts()))
+    if trained not in parts or datamodule.holdout == 0:
+        return
+    try:
+        train, held = datamodule.split
+    except UserError:  # too many are held out: no matter here
+        return
+    paths, facts = looked.paths.pop(trained), parts.pop(trained)
+    for name, positions in ((trained, train), ("holdout", held)):
+        looked.paths[name] = [paths[i] for i in positions.tolist()]
+        parts[name] = [facts[i] for i in positions.tolist()]
+    for name in [name for name in looked.sets if name in parts and name != trained]:  # in their order, those first
+        looked.paths[name], parts[name] = looked.paths.pop(name), parts.pop(name)
+    if _is_val_and_holdout(looked):
+        looked.paths.pop("holdout"), parts.pop("holdout")
+
+
+def _is_val_and_holdout(looked: Looked) -> bool:
+    """One and the same images, by a protocol that says so."""
+    held = set(looked.paths["holdout"])
+    return any(held == set(paths) for name, paths in looked.paths.items() if name != "holdout")
+
+
+def remarks(looked: Looked) -> list[str]:
+    """What is no error and should be known: leaks, skew, oddities; a line each."""
+    lines = []
+    for (later, earlier), pairs in looked.leaks.items():
+        same = sum(pair.distance is None for pair in pairs)
+        named = [looked.paths[later][pair.ours] for pair in pairs]
+        kinds = f"{same} the same file, {len(pairs) - same} nearly the same"
+        lines.append(f"LEAK: {len(pairs)} images of {later} are in {earlier} too ({kinds}): {some(named, LISTED)}")
+    for name, found in looked.sets.items():
+        if found["odd"]:
+            listed = [f"{path} ({what})" for path, what in found["odd"].items()]
+            lines.append(f"{name}: {len(listed)} odd image(s): {some(listed, LISTED)}")
+        if (found["skew"] or 0) >= SKEWED:
+            lines.append(f"{name}: its largest class has {found['skew']:.3g} times the images of its smallest")
+        if len(found["formats"]) > 1:
+            lines.append(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in found['formats'].items())}")
+    if looked.paths and not can_hash():
+        lines.append(f"Compared file by file; to find near duplicates too: {install('check')}")
+    return lines
+
+
+def known_leaks(datamodule: RobustnessData) -> dict[str, int] | None:
+    """Of data that were checked as they are now: images of each evaluation set that are in the training images too.
+
+    Returns:
+        None where they were not checked, or have changed since.
+    """
+    try:
+        return json.loads(_record(datamodule).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _remember(datamodule: RobustnessData, looked: Looked) -> None:
+    trained = next(iter(datamodule.parts()))
+    counts = {name: looked.leaked(name, trained) for name in looked.paths if name != trained}
+    if counts and datamodule.eval_images is None:
+        with optional(cache_folder() / "checks"):
+            write(_record(datamodule), json.dumps(counts) + "\n")
+
+
+def _record(datamodule: RobustnessData) -> Path:
+    datamodule.setup()
+    sets = [evaluation_set.fingerprint for evaluation_set in datamodule.sets]
+    return cache_folder() / "checks" / f"{digest(datamodule.training_set().identity(), sets)}.json"
+
+
+def _table(record: dict[str, dict[str, Any]], root: str | None) -> Table:
     """Set and place share a cell, on two lines: the usual names of folders are long."""
     table = Table(title=escape(f"Data in {root}") if root else "Data", show_lines=True)
     table.add_column("set, found in", overflow="fold")
@@ -74,9 +204,23 @@ def _table(record: dict[str, Any], root: str | None) -> Table:
         place = path.relative_to(root) if root and path.is_relative_to(root) else path
         official = found["official"]
         table.add_row(
-            f"{name}\n[dim]{escape(str(place))}[/dim]",
+            f"{escape(name)}\n[dim]{escape(str(place))}[/dim]",
             f"{found['classes']:,}",
             f"{found['images']:,}" + (f"\nof {official:,}" if official else ""),
             f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",
         )
     return table
+
+
+def shown_pairs(looked: Looked, most: int) -> list[tuple[str, str, str, str, int | None]]:
+    """(set, path, set, path, bits that differ) of leaks, at most so many of each two sets."""
+    return [
+        (later, looked.paths[later][pair.ours], earlier, looked.paths[earlier][pair.theirs], pair.distance)
+        for (later, earlier), pairs in looked.leaks.items()
+        for pair in _first(pairs, most)
+    ]
+
+
+def _first(pairs: Sequence[Pair], most: int) -> Sequence[Pair]:
+    """The same files last: those that are nearly the same want to be looked at."""
+    return sorted(pairs, key=lambda pair: (pair.distance is None, pair.distance or 0))[:most]

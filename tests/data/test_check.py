@@ -20,14 +20,17 @@ def test_a_good_root_is_a_subset_of_the_published_sets(root: Path, capsys: pytes
         "objectnet",
         "imagenet_a",
     ]
-    assert record["imagenet_train"] == {
-        "path": str(root / "ILSVRC2012/train"),
-        "classes": 12,
-        "images": 60,
-        "official": 1_281_167,
-        "damaged": {},
-        "error": None,
-    }
+    assert (
+        record["imagenet_train"].items()
+        >= {
+            "path": str(root / "ILSVRC2012/train"),
+            "classes": 12,
+            "images": 60,
+            "official": 1_281_167,
+            "damaged": {},
+            "error": None,
+        }.items()
+    )
     printed = capsys.readouterr().out
     assert "imagenet_sketch" in printed and "of 1,281,167" in printed
 
@@ -51,4 +54,4 @@ def test_all_that_is_wrong_is_told_at_once(root: Path, capsys: pytest.CaptureFix
 
 def test_sets_left_out_are_not_looked_for(root: Path) -> None:
     shutil.rmtree(root / "imagenet-r")
-    assert "imagenet_r" not in inspect(make_data(root, sets={"imagenet_r": False}))
+    assert "imagenet_r" not in inspect(make_data(root, sets={"imagenet_r": False})).sets
