@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from robustft.common.files import write
-from robustft.data.check import Looked, remarks, shown_pairs
+from robustft.data.inspection import Looked, remarks, shown_pairs
 from robustft.data.own.reading import read_upright
 
 SIDE = 128  # pixels of a thumbnail

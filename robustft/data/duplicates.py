@@ -1,7 +1,7 @@
 """Images that two sets share, or nearly share: what is trained on must not be reported on.
 
-Near means that two 64-bit perceptual hashes differ in at most 4 bits. The hashes are cut into 5 bands: of two that differ
-in 4 bits at most, one band at least is the same in both, so only images that share a band are compared.
+Near means that two 64-bit perceptual hashes differ in at most 4 bits. The hashes are cut into 5 bands: of two that
+differ in 4 bits at most, one band at least is the same in both, so only images that share a band are compared.
 """
 
 from collections.abc import Mapping, Sequence
