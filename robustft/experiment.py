@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.check == "data":
         from robustft.data.check import check
 
-        check(data)
+        check(data, folder)
         return None
     if cfg.prepare:
         data.prepare(training=takes.trains)

@@ -40,7 +40,7 @@ MATTERS = {
     "checkpoints method.greedy": ["soup"],
     "method.probe.lr method.probe.epochs": ["lpft"],
     "disagreement model.grad_checkpointing": BY_GRADIENTS,
-    "save_minutes data.batch_size data.validate": TRAINED,
+    "save_minutes data.batch_size data.validate augment.kind": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,

@@ -12,9 +12,7 @@ from robustft.cli import sources
 
 
 def opens(name: str) -> bool:
-    """Whether a setting is a new name in a place that a component leaves open (`takes.open`), as
-    data.shifts.mine is.
-    """
+    """Whether a setting is a new name where a component leaves room for some (`takes.open`), as data.shifts.mine is."""
     node, _, last = name.rpartition(".")
     return bool(last) and node in _open_places(sources.added())
 

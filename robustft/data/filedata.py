@@ -16,7 +16,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFiles, image_paths
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import PreparedImages, open_copy
-from robustft.data.reading import damaged_files
+from robustft.data.reading import damaged_files, decoding_error
 from robustft.data.sets import EvaluationSet, ImageSet
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class FileData(RobustnessData):
         options: of every data module, see `RobustnessData`.
     """
 
+    decoding_error = staticmethod(decoding_error)  # says what is wrong with an image file, by decoding it
     training_name = "train"  # of the training images: in messages, and in the names of prepared copies
 
     def __init__(
@@ -141,7 +142,9 @@ class FileData(RobustnessData):
         paths = image_paths(self.training_set()) if training else []
         for evaluation_set in self.sets:
             paths += image_paths(evaluation_set.dataset)
-        damaged = damaged_files(list(dict.fromkeys(paths)), thorough=False, title="Looking at the image files")
+        damaged = damaged_files(
+            list(dict.fromkeys(paths)), thorough=False, title="Looking at the image files", decode=self.decoding_error
+        )
         if damaged:
             path, reason = next(iter(damaged.items()))
             more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""

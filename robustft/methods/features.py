@@ -76,7 +76,7 @@ class FeatureData(RobustnessData):
         order = list(TrainSampler(train, self.batch_size, seed=self.seed, order=self.training_order))[
             : steps * self.batch_size
         ]
-        return torch.cat([torch.tensor(order), held]).sort().values
+        return torch.cat([torch.tensor(order).unique(), held]).sort().values
 
     def _holdout_set(self) -> EvaluationSet:
         held, correct = self.split[1], torch.eye(self.num_classes, dtype=torch.bool)

@@ -120,7 +120,7 @@ def test_domainbeds_protocol(root: Path) -> None:
     assert data.train_images == 44 - round(0.2 * 44)
     train = {data.training_set().key(i) for i in data.split[0].tolist()}
     assert not train & set(by_name["val"].keys) and {key.split("/")[0] for key in train} == {"photo", "sketch"}
-    with pytest.raises(UserError, match="data.target the hold-out is"):
+    with pytest.raises(UserError, match="data.target the hold-out is what is drawn"):
         domains(root, source=None, target="cartoon", holdout=3).setup()
 
 

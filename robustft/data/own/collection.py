@@ -21,7 +21,7 @@ from robustft.data.filedata import FileData
 from robustft.data.folders import ImageFiles, some
 from robustft.data.own import names, prompts
 from robustft.data.own.listing import Listing, at_most_each, drawn
-from robustft.data.own.reading import HOW, read_upright
+from robustft.data.own.reading import HOW, read_upright, why_unreadable
 from robustft.data.sampling import balanced, shuffled
 from robustft.data.sets import EvaluationSet, ImageSet, Selection
 
@@ -67,6 +67,8 @@ class OwnImages(FileData):
     Raises:
         UserError: a setting out of range; when images are looked for: what is missing or wrong.
     """
+
+    decoding_error = staticmethod(why_unreadable)
 
     def __init__(
         self,

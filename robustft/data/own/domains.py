@@ -1,6 +1,4 @@
-"""`data=domains`: DomainBed's layout, `root/domain/class/image`, of which some domains train and others are
-the shifts.
-"""
+"""`data=domains`: DomainBed's layout, `root/domain/class/image`; some domains train, others are the shifts."""
 
 import difflib
 import logging

@@ -90,8 +90,7 @@ class HuggingFaceImages(OwnImages):
     Draws go by class and row.
 
     Args:
-        path: its name on the hub (owner/name), or a folder: one made by `save_to_disk`, or one that `load_dataset`
-            takes.
+        path: its name on the hub (owner/name), or a folder that `save_to_disk` made or `load_dataset` takes.
         subset: its configuration, where it has several.
         splits: the splits to train on (`train`) and to report on (`val`; None: a share of the training images).
         image: the column with the images.
@@ -163,9 +162,8 @@ class HuggingFaceImages(OwnImages):
         except Exception as error:  # of the hub, of its client and of tables there are dozens
             why = " ".join(str(error).split())[:300]
             raise UserError(
-                f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as"
-                f" owner/name, or a folder"
-                " that save_to_disk made"
+                f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as owner/name, or a"
+                " folder that save_to_disk made"
             ) from error
         return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
 

@@ -67,9 +67,7 @@ def _wordnet_names() -> dict[str, str]:
 
 
 def wordnet_name(wnid: str) -> str | None:
-    """The name of a WordNet id: of ImageNet's 1000 classes open_clip's, of others timm's; None where it is in
-    neither.
-    """
+    """The name of a WordNet id: of ImageNet's 1000 classes open_clip's, of others timm's; None where both lack it."""
     return _wordnet_names().get(wnid)
 
 

@@ -84,10 +84,9 @@ def _with_heif() -> bool:
 def why_unreadable(path: str) -> str | None:
     """What keeps a file from being read as an image; None where it is one. Every pixel is decoded."""
     try:
-        with open(path, "rb") as file:
-            _open(file)
-    except Exception as error:
-        return _why(path, error)
+        read_upright(path)
+    except UserError as error:
+        return _why(path, error.__cause__ if isinstance(error.__cause__, Exception) else error)
     return None
 
 

@@ -48,8 +48,7 @@ class TableImages(OwnImages):
                 near = difflib.get_close_matches(column, header, n=1, cutoff=0.4)
                 hint = f" Did you mean data.columns.{key}={near[0]}?" if near else ""
                 raise UserError(
-                    f"{self.path}: no column {column!r}.{hint} It has {some(header, 8)}; name it:"
-                    f" data.columns.{key}=NAME"
+                    f"{self.path}: no column {column!r}.{hint} It has {some(header, 8)}: data.columns.{key}=NAME"
                 )
         root = expand(self.root) if self.root else self.path.parent
         records = self._records(rows, root)
@@ -85,9 +84,8 @@ class TableImages(OwnImages):
         missing = [record[1] for record in records if not os.path.isfile(os.path.join(root, expand(record[1])))]
         if missing:
             raise UserError(
-                f"{self.path}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths"
-                f" are relative"
-                f" to {root}; data.root=DIR takes another folder"
+                f"{self.path}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths are"
+                f" relative to {root}; data.root=DIR takes another folder"
             )
         return records
 
