@@ -7,13 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from robustft.common import processes
+from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError
+from robustft.common.files import write
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFiles, image_paths
+from robustft.data.folders import ImageFiles, files_of
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.reading import damaged_files, decoding_error
@@ -138,12 +143,16 @@ class FileData(RobustnessData):
     def _refuse_damaged_files(self, training: bool) -> None:
         """Evaluation comes after training: better to know now that an image of it will not open. A prepared copy was
         made of the same files, and its images carry checksums.
+
+        Sets whose files were all good are remembered by their files' names, sizes and times, and not read again.
         """
-        paths = image_paths(self.training_set()) if training else []
-        for evaluation_set in self.sets:
-            paths += image_paths(evaluation_set.dataset)
+        sets = [self.training_set()] if training else []
+        parts = [files_of(images) for images in (*sets, *(one.dataset for one in self.sets))]
+        unknown = {self._record(*part): part for part in parts if part is not None}
+        unknown = {record: part for record, part in unknown.items() if not record.exists()}
+        paths = dict.fromkeys(files.path(i) for files, positions in unknown.values() for i in positions.tolist())
         damaged = damaged_files(
-            list(dict.fromkeys(paths)), thorough=False, title="Looking at the image files", decode=self.decoding_error
+            list(paths), thorough=False, title="Looking at the image files", decode=self.decoding_error
         )
         if damaged:
             path, reason = next(iter(damaged.items()))
@@ -152,3 +161,11 @@ class FileData(RobustnessData):
                 f"Cannot read the image {path}: {reason}{more}. Fetch damaged files again or remove them; "
                 "check=data lists them all."
             )
+        for record in unknown:
+            with optional(record.parent):
+                write(record, "")
+
+    def _record(self, files: ImageFiles, positions: Int64[Tensor, " images"]) -> Path:
+        """What is there once all of these files were good, for this version of the reader."""
+        judge = f"{self.decoding_error.__module__} Pillow {PIL.__version__}"
+        return cache_folder() / "intact" / digest(judge, files.files(positions.numpy()))
