@@ -50,7 +50,7 @@ class FileData(RobustnessData):
     # What a family of files gives
 
     @abstractmethod
-    def files(self) -> Mapping[str, Callable[[], ImageFiles]]:
+    def files(self) -> Mapping[str, Callable[[], ImageSet]]:
         """What finds the image files of each set, by the set's name, `training_name` first.
 
         Raises (what is called): UserError, where something is missing or wrong.
@@ -114,7 +114,9 @@ class FileData(RobustnessData):
             return None
         return expand(str(self.prepared or f"{self.root}/prepared"))
 
-    def _open(self, name: str, files: ImageFiles) -> ImageSet:
+    def _open(self, name: str, files: ImageSet) -> ImageSet:
+        if not isinstance(files, ImageFiles):  # images in tables: there is no copy of them
+            return files
         lossy = self.lossy and name == self.training_name
         if self.place is not None:
             return open_copy(name, files, self.place, lossy)
