@@ -12,12 +12,12 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustft.cli import places
 from robustft.cli.identity import WHERE, seen
 from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
 from robustft.common import processes
 from robustft.common.configs import ACCUMULATE, container, flatten
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
 
@@ -115,11 +115,14 @@ def _part(reason: str) -> str:
 
 def _means_something(settings: Settings, name: str, value: str) -> bool:
     """Whether a typed setting matters, or says no more than what is so."""
-    if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
-        return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
+    if node and "." not in name and value == "none" or value == "null" and not settings.is_taken(name):
+        return True
     if node and "." not in name and name not in ("mask", "fill"):
-        return settings.closed(name) is None  # a whole component is chosen: others ask what it means
+        if settings.closed(name) is not None:
+            return False
+        if name == "method" or not settings.takes.get(name, {}).get("settings"):
+            return True  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
 
@@ -209,27 +212,4 @@ def _check_inputs(cfg: DictConfig) -> None:
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
-    root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
-    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
-        raise UserError(f"data.root={root}: there is no folder {expand(root).absolute().parent} to make it in")
-    if root is not None and on_disk is False and expand(root).is_dir():
-        inside = [path.name for path in expand(root).iterdir()]
-        if inside and not any(name.startswith("scenes") for name in inside):
-            raise UserError(
-                f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
-                " another CLIP); for the scenes an empty folder, or none"
-            )
-    if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
-        raise UserError(
-            "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
-            " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
-        )
-    if root is not None and on_disk and not expand(root).is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
-            " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
-            " objectnet-1.0, imagenet-a; docs/data.md lists all)"
-        )
-    prepared = cfg.data.get("prepared")
-    if prepared and not cfg.prepare and not expand(prepared).is_dir():
-        raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
+    places.check(cfg)

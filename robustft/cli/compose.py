@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustft.cli import sources
+from robustft.cli import described, sources
 from robustft.cli.settings import REFUSED
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
@@ -62,6 +62,8 @@ def parse(typed: Iterable[str]) -> list[Override]:
         # Loggers take more than is listed; groups of the user's own are in no list yet.
         if adds and not override.key_or_group.startswith("logger.") and not sources.is_new_group(override.key_or_group):
             override = parser.parse_override(str(override.input_line).lstrip("+"))
+        if described.opens(override.key_or_group):  # a name of the user's own
+            override = parser.parse_override(f"++{str(override.input_line).lstrip('+')}")
         if override.key_or_group == "hydra.searchpath":
             raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)
@@ -99,6 +101,11 @@ def options(override: Override) -> list[str]:
     return [name.strip() for value in values(override) for name in value.strip("[]").split(",") if name.strip()]
 
 
+def complete(overrides: Sequence[Override]) -> list[Override]:
+    """What was typed, with what it brings along: data=folders brings a model for photographs."""
+    return [*parse(described.brought(overrides)), *overrides]
+
+
 def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """The config with the first value of everything that is swept, `hydra` node included.
 
@@ -107,9 +114,9 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """
     _check_options(overrides)
     lines = []
-    for override in overrides:
+    for override in complete(overrides):
         first = values(override)[:1]
-        prefix = "+" if override.is_add() else ""
+        prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
         lines += [f"{prefix}{override.get_key_element().lstrip('+')}={first[0]}"] if first else []
     places = [f"hydra.searchpath=[{paths.quote(f'file://{sources.added()}')}]"] if sources.added() else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -266,7 +273,8 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
     names = list(groups()) + [name for name, _ in flatten(container(known, resolve=False))]
     for override in overrides:
         key = override.key_or_group
-        if key.startswith(("hydra.", "hydra/")) or override.is_add() or is_group(key):
+        adds = override.is_add() or override.is_force_add()
+        if key.startswith(("hydra.", "hydra/")) or adds or is_group(key):
             continue
         if not _exists(known, key):
             if key in REFUSED:

@@ -53,6 +53,7 @@ def make_plan(arguments: list[str]) -> Plan:
         keys = {override.key_or_group for override in parsed}
         before = compose.parse(resuming.saved_overrides(folder))
         parsed = [override for override in before if override.key_or_group not in keys] + parsed
+    parsed = compose.complete(parsed)
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]
     if args.cfg and args.multirun:

@@ -21,6 +21,12 @@ def expand(typed: "str | Path") -> Path:
         raise UserError(f"{typed}: no home folder is known for that name. Give the whole path") from error
 
 
+def located(typed: str, root: str | None) -> Path:
+    """Make a path of what a user typed, below a folder where that is given and the path is not absolute."""
+    path = expand(typed)
+    return path if root is None or path.is_absolute() else expand(root) / path
+
+
 def refuse_line_ends(arguments: Iterable[str]) -> None:
     r"""Refuse arguments that came with a line end, as those of a script that was saved on Windows do.
 
