@@ -1,5 +1,6 @@
 """The number of threads: measured for the model, recorded, and taken again by whoever goes on with the run."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from robustft.cli import identity
 from robustft.cli.main import run_in
 from robustft.common import threads
 from robustft.common.errors import UserError
-from tests.small import ROOT, command, composed, do, work  # noqa: F401
+from tests.small import ROOT, composed, do, small, work  # noqa: F401
+from tests.test_launchers import STAND_IN
 
 
 @pytest.fixture
@@ -65,3 +67,22 @@ def test_another_number_does_not_go_on():
     identity.take_recorded(cfg, {"threads": 1})
     identity.take_recorded(cfg := composed(), {"threads": 3})
     assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 3), ("5", 5)])
+def test_workers_of_a_sweep_take_what_the_user_asked_for(tmp_path, asked, expected):
+    """joblib sets OMP_NUM_THREADS in its processes by how many there are: that is nobody's wish."""
+    (tmp_path / "stand_in").mkdir()
+    more_cores = "import loky; loky.cpu_count = lambda only_physical_cores=False: 3\n"
+    (tmp_path / "stand_in" / "sitecustomize.py").write_text(more_cores + STAND_IN)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "stand_in"), str(ROOT)])
+    if asked:
+        environment["OMP_NUM_THREADS"] = asked
+    sweep = ["-m", "seed=1,2", "hydra/launcher=local", "model.recipe.threads=8", "sweep=mine"]
+    line = [sys.executable, str(ROOT / "run.py"), *small(*sweep)]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/mine/*/results.json")]
+    assert [record["config"]["threads"] for record in records] == [expected, expected]
+    assert os.getpid() not in {record["process"] for record in records}

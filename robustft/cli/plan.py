@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
-from robustft.common import paths, processes
+from robustft.common import paths, processes, threads
 from robustft.common.errors import UserError
 
 
@@ -172,6 +172,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
+    if not slurm:  # whose own script may say how many threads a node takes
+        added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED)}")
     if "hydra.sweep.subdir" not in typed:
         first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices.get(k) for k in groups()})
         _refuse_other_sweep(cfg, first)

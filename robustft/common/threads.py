@@ -12,6 +12,8 @@ import sys
 SPINS = "2000"
 # As the user has it, before `use` sets it for a run: others of a sweep may have another model.
 ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+# Carries it to runs in other processes: a launcher sets OMP_NUM_THREADS there to what suits its number of workers.
+CARRIED = "ROBUSTFT_OMP_NUM_THREADS"
 
 
 def usable_cores() -> int:
@@ -31,8 +33,9 @@ def choose(most: int | None, processes: int = 1) -> int:
         >>> choose(most=1)
         1
     """
-    if ASKED.isdigit() and int(ASKED) > 0:
-        return int(ASKED)
+    asked = os.environ.get(CARRIED, ASKED)
+    if asked.isdigit() and int(asked) > 0:
+        return int(asked)
     cores = max(1, usable_cores() // processes)
     return cores if most is None else min(most, cores)
 
