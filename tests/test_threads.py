@@ -10,9 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from robustft import experiment
-from robustft.cli import identity
+from robustft.cli import checks, identity
+from robustft.cli import main as cli
 from robustft.cli.main import run_in
-from robustft.common import threads
+from robustft.common import configs, threads
 from robustft.common.errors import UserError
 from tests.small import ROOT, composed, do, small, work  # noqa: F401
 from tests.test_launchers import STAND_IN
@@ -86,3 +87,27 @@ def test_workers_of_a_sweep_take_what_the_user_asked_for(tmp_path, asked, expect
     records = [json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/mine/*/results.json")]
     assert [record["config"]["threads"] for record in records] == [expected, expected]
     assert os.getpid() not in {record["process"] for record in records}
+
+
+@pytest.mark.parametrize(
+    ("settings", "there", "processes"),
+    [
+        (["trainer.accelerator=auto", "trainer.devices=2"], False, 2),
+        (["trainer.accelerator=auto", "trainer.devices=2"], True, 1),  # they compute elsewhere
+        (["trainer.accelerator=cpu", "trainer.devices='2'"], True, 2),
+        (["trainer.accelerator=auto", "trainer.devices='2'"], False, 2),
+        (["trainer.accelerator=auto", "trainer.devices=auto"], False, 1),
+        (["trainer.accelerator=gpu", "trainer.devices=[0,1]"], True, 1),
+    ],
+)
+def test_processes_that_compute_on_the_cpu_share_its_cores(monkeypatch, settings, there, processes):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
+    assert cli._processes_here(composed(*settings)) == processes
+
+
+def test_devices_as_they_are_typed():
+    typed = {"2": 2, "'2'": 2, "'0,'": 1, "'0,1'": 2, "[0,3]": 2, "auto": None, "-1": None, "'-1'": None}
+    found = {text: configs.device_count(composed(f"trainer.devices={text}").trainer.devices) for text in typed}
+    assert found == typed
+    with pytest.raises(UserError, match="cannot be split over 2 device"):
+        checks.check(composed("trainer.devices='2'", "data.batch_size=1"))

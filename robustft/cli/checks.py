@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from robustft.cli.identity import WHERE, seen
 from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
 from robustft.common import processes
-from robustft.common.configs import ACCUMULATE, container, flatten
+from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
@@ -139,7 +139,7 @@ def check_started(cfg: DictConfig) -> None:
     nodes = cfg.trainer.num_nodes
     by_hand = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
     if nodes > 1 and not by_hand and processes.launched_together() is None:
-        devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else "DEVICES"
+        devices = device_count(cfg.trainer.devices) or "DEVICES"
         raise UserError(
             f"trainer.num_nodes={nodes}: nobody has started this run on {nodes} machines. Start it by SLURM (srun"
             f" --nodes={nodes} --ntasks-per-node={devices} python run.py ...), or on each machine by torchrun"
@@ -159,11 +159,11 @@ def _check_length(cfg: DictConfig) -> None:
 
 
 def _check_batch(cfg: DictConfig) -> None:
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
     if accumulate == "auto" and devices > 1:
         raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
-    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
+    local = cfg.data.batch_size // devices // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"

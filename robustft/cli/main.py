@@ -28,7 +28,7 @@ import robustft
 from robustft.cli import checks, commands, compose, identity, naming, resuming, run_folder
 from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF
-from robustft.common import entry, homes, paths, processes, signals, streams, terminal, threads
+from robustft.common import configs, entry, homes, paths, processes, signals, streams, terminal, threads
 from robustft.common.errors import FolderTaken, UserError, system_error, user_error
 from robustft.common.terminal import signed
 
@@ -164,8 +164,13 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
 def _processes_here(cfg: DictConfig) -> int:
     """How many processes of the run compute on this machine's CPU."""
-    devices = cfg.trainer.devices
-    return devices if cfg.trainer.accelerator == "cpu" and isinstance(devices, int) and devices > 0 else 1
+    several = configs.device_count(cfg.trainer.devices) or 1  # auto and all are one on a CPU
+    if several == 1 or cfg.trainer.accelerator == "cpu":
+        return several
+    threads.sleep_early()  # before torch is imported to be asked
+    import torch
+
+    return 1 if torch.accelerator.is_available() else several
 
 
 def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
-from robustft.common import paths, processes, threads
+from robustft.common import configs, paths, processes, threads
 from robustft.common.errors import UserError
 
 
@@ -218,7 +218,7 @@ def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
 def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
     """Refuses several devices where the other processes of a run would start the whole sweep again."""
     devices = cfg.trainer.devices
-    several = devices not in ("auto", 1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1)
+    several = devices != "auto" and configs.device_count(devices) != 1
     if (several or cfg.trainer.num_nodes > 1) and not own_process:
         raise UserError(
             f"trainer.devices={devices}: a run of a sweep takes one device here."
