@@ -271,6 +271,17 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
             raise UserError(f"unknown setting {key!r}.{hint} See {entry.program()} --help")
 
 
+def unknown(overrides: Sequence[Override]) -> set[str]:
+    """Names of settings that nobody has, given the groups that are chosen beside them.
+
+    Raises:
+        UserError: one of the groups has no such option.
+    """
+    known = compose_first([override for override in overrides if is_group(override.key_or_group)])
+    names = (o.key_or_group for o in overrides if not (is_group(o.key_or_group) or o.is_add()))
+    return {name for name in names if not name.startswith("hydra.") and not _exists(known, name)}
+
+
 def nearest(key: str, names: Sequence[str]) -> list[str]:
     """Up to three names like a mistyped one: in the last part, else alike in whole, else in the last part."""
     last = key.rsplit(".", 1)[-1]

@@ -120,8 +120,9 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
     Raises:
         FolderTaken: the folder is another run's, finished, interrupted, or at work there now. It is left as it was.
     """
-    # What is typed for a sweep has been looked at for all of its runs together.
-    checks.check(cfg, None if sweep else compose.texts(compose.parse(typed)))
+    # What is typed for a sweep has been looked at for all of its runs together; what was typed to start a run counts
+    # as it was then.
+    checks.check(cfg, None if sweep or cfg.resume else compose.texts(compose.parse(typed)))
     checks.check_started(cfg)
     name = folder.name if sweep else naming.name(cfg)
     identity.resolve(cfg, sweep=sweep)

@@ -36,7 +36,7 @@ def make_plan(arguments: list[str]) -> Plan:
     if args.help or args.hydra_help or args.shell_completion or args.info:
         return Plan(arguments, None)
     flags = [argument for argument in arguments if argument not in args.overrides]
-    parsed = compose.parse(args.overrides)
+    parsed = typed = compose.parse(args.overrides)
     resume = _value(parsed, "resume")
     if resume not in (None, "null", "auto"):
         folder = paths.expand(resume)
@@ -47,10 +47,8 @@ def make_plan(arguments: list[str]) -> Plan:
         own_configs = sources.recorded(folder) if not args.config_dir else None
         if own_configs:
             flags = [*_with_configs([], str(own_configs)), *flags]
-            parsed = compose.parse(args.overrides)
-        keys = {override.key_or_group for override in parsed}
-        before = compose.parse(resuming.saved_overrides(folder))
-        parsed = [override for override in before if override.key_or_group not in keys] + parsed
+            typed = compose.parse(args.overrides)
+        parsed = _with_recorded(folder, typed)
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]
     if args.cfg:
@@ -60,14 +58,30 @@ def make_plan(arguments: list[str]) -> Plan:
     if args.multirun or hydra_config.mode == RunMode.MULTIRUN:
         added, folder = _plan_sweep(cfg, hydra_config, parsed)
         return Plan([*flags, *lines, *added], folder)
-    return Plan([*flags, *lines, *_plan_single(cfg, parsed, resume)], None)
+    return Plan([*flags, *lines, *_plan_single(cfg, parsed, compose.texts(typed), resume)], None)
 
 
-def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) -> list[str]:
+def _with_recorded(folder: Path, typed: list[Override]) -> list[Override]:
+    """What was typed now behind what was typed to start the run in ``folder``, as far as that is still a setting."""
+    keys = {override.key_or_group for override in typed}
+    lines, notes = resuming.renewed_overrides(folder)
+    before = [override for override in compose.parse(lines) if override.key_or_group not in keys]
+    gone = compose.unknown([*before, *typed]) - keys
+    notes += [
+        f"{override.input_line} is left out: there is no such setting now"
+        for override in before
+        if override.key_or_group in gone
+    ]
+    if notes and processes.is_first():
+        print(f"resume={run_folder.readable(folder)}: it was started with an earlier version. {'; '.join(notes)}")
+    return [override for override in before if override.key_or_group not in gone] + typed
+
+
+def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str], resume: str | None) -> list[str]:
     for override in parsed:
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values make a sweep: add -m")
-    checks.check(cfg, compose.texts(parsed))
+    checks.check(cfg, typed)  # not what a run was started with, perhaps under other rules
     checks.check_started(cfg)
     identity.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")

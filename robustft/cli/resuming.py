@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import identity
+from robustft.cli.settings import REFUSED
 from robustft.common import configs
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import write
@@ -39,6 +40,22 @@ def saved_overrides(folder: Path) -> list[str]:
     """What was typed to start the run in a folder."""
     path = folder / "overrides.yaml"
     return [str(line) for line in OmegaConf.load(path)] if path.exists() else []
+
+
+def renewed_overrides(folder: Path) -> tuple[list[str], list[str]]:
+    """What was typed to start the run in a folder, in today's names, and in words what had to change for that."""
+    lines, notes = [], []
+    for line in saved_overrides(folder):
+        name, _, value = line.lstrip("+").partition("=")
+        if name == "optimizer.betas":  # as `identity.renewed` has it for a config
+            beta2 = value.strip("[]() ").split(",")[-1].strip()
+            lines.append(f"optimizer.beta2={beta2}")
+            notes.append(f"{line} is now optimizer.beta2={beta2}: the first had no effect")
+        elif name in REFUSED:
+            notes.append(f"{line} is left out: {REFUSED[name]}")
+        else:
+            lines.append(line)
+    return lines, notes
 
 
 def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
