@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import lightning
 import pytest
@@ -18,6 +19,7 @@ from omegaconf import OmegaConf
 from robustft.cli import checks, identity, naming, settings
 from robustft.cli import main as cli
 from robustft.cli.compose import parse, texts
+from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF, groups
 from robustft.common import configs, processes, terminal
 from robustft.common.errors import UserError, user_error
@@ -324,6 +326,35 @@ def test_jobs_that_are_the_same_run_are_made_once(command, tmp_path):
     }  # fmt: skip
     again = command("-m", "mask=random,object", "mask.threshold=0.3,0.4")
     assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 3
+
+
+def test_a_sweeper_that_is_typed_makes_every_run(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for typed, skips in (["mask=random,object"], True), (["mask=random,object", "hydra/sweeper=basic"], False):
+        plan = make_plan(["-m", "mask.threshold=0.3,0.4", *typed])
+        assert ("made once" in capsys.readouterr().out) == ("hydra/sweeper=combinations" in plan.arguments) == skips
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("-m beta=1,x", "beta=x: expected a number, 0 or more (of the run beta-x; none was started)"),
+        ("-m beta=1 seed=1,-1", "seed=-1: expected a whole number from 0 to 4294967295 (of the run seed--1"),
+        ("-m method=finetune,evaluate", "needs checkpoint=...: the model.safetensors of a run (of the run method-eval"),
+        ("-m method=evaluate checkpoint=run.py,no.safetensors", "no.safetensors: no such file"),
+        ("-m seed=1,2 data.root=typo/scenes", "typo"),
+        ("sweep=foo", "sweep=foo names a sweep, and this is a single run: add -m"),
+        ("overwrite=true", "name that folder with hydra.run.dir=DIR"),
+        ("overwrite=true resume=auto", "name that folder with hydra.run.dir=DIR"),
+        ("-m seed=1,2 overwrite=true", "overwrite=true is for single runs"),
+    ],
+)
+def test_what_cannot_work_or_means_nothing_is_refused_before_a_folder_is_made(monkeypatch, tmp_path, line, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("run.py").touch()
+    with pytest.raises(UserError, match=re.escape(expected)):
+        make_plan(line.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["run.py"]
 
 
 def test_a_mistake_is_found_in_half_a_second():

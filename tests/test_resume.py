@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -271,3 +274,28 @@ def test_a_run_of_an_earlier_version_goes_on(work, stops, monkeypatch, capsys): 
     for typed in ("trainer.num_sanity_val_steps=0", "trainer.min_steps=1", "left.over=3", "optimizer.betas=[0.8,0.9]"):
         with pytest.raises(UserError, match=typed.partition("=")[0]):
             make_plan([f"resume={folder}", typed])
+
+
+# The second process sees the folder when the first one is at work there.
+LATE = """
+import os, pathlib, time
+end = time.monotonic() + 100
+while os.environ.get("RANK") == "1" and not list(pathlib.Path().glob("*/.run.owner")) and time.monotonic() < end:
+    time.sleep(0.05)
+"""
+
+
+def test_processes_that_torchrun_starts_go_on_in_one_folder(work, stops):  # noqa: F811
+    folder = work / "together"
+    settings = ("method=finetune", "trainer.max_epochs=1", "seed=9")
+    stops[1].append(("step", 2, 0))
+    with pytest.raises(KeyboardInterrupt):
+        do(folder, *settings)
+    (work / "late").mkdir()
+    (work / "late" / "sitecustomize.py").write_text(LATE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(work / "late"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "run.py")]
+    line += [*SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp", "resume=auto", "hydra.run.dir=together"]
+    done = subprocess.run(line, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "on 2 cpu devices" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("continuing together") == 1 and (folder / "results.json").is_file()

@@ -203,6 +203,11 @@ def _check_inputs(cfg: DictConfig) -> None:
                 f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
                 " another CLIP); for the scenes an empty folder, or none"
             )
+    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
+        raise UserError(
+            f"data.root={root}: there is no folder {expand(root).parent} to make it in. Rendered scenes are kept in"
+            " data.root; leave it out to keep them in the cache"
+        )
     if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
         raise UserError(
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"

@@ -11,6 +11,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
@@ -89,11 +90,18 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
         if given is not None and character in given:
             raise UserError(f"hydra.run.dir={given}: the name holds {character!r}, with which it cannot be typed back")
     given = None if given is None else str(paths.expand(given))
+    if cfg.sweep is not None:
+        raise UserError(
+            f"sweep={cfg.sweep} names a sweep, and this is a single run: add -m with several values, or name the run's"
+            " folder with hydra.run.dir=DIR"
+        )
     launcher = processes.launched_together()
     if launcher and given is None and resume in (None, "null", "auto"):
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if cfg.overwrite and resume not in (None, "null", "auto"):
         raise UserError(f"resume={resume} goes on in that folder: leave out overwrite=true")
+    if cfg.overwrite and given is None:
+        raise UserError("overwrite=true replaces the run in a folder: name that folder with hydra.run.dir=DIR")
     if cfg.overwrite and (cfg.check is not None or cfg.prepare):
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
     if resume in (None, "null"):
@@ -101,10 +109,13 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
         return [_placed("hydra.run.dir", given or naming.new_folder(cfg))]
     if resume == "auto":
         candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
-        found = run_folder.newest_resumable(cfg, [path for path in candidates if path.is_dir()])
+        # Where processes are started together, the first one may be at work in the folder already.
+        find = run_folder.newest_resumable if processes.is_first() else resuming.newest_interrupted
+        found = find(cfg, [path for path in candidates if path.is_dir()])
         if found is None:
             _check_folder(cfg, given)
-            print("resume=auto: found no interrupted run with this config, starting a new one")
+            if processes.is_first():
+                print("resume=auto: found no interrupted run with this config, starting a new one")
             return ["resume=null", _placed("hydra.run.dir", given or naming.new_folder(cfg))]
         return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
     folder = paths.expand(str(resume))
@@ -178,31 +189,40 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     ]
     name = _value(parsed, "sweep")
     if name in (None, "null"):
-        choice = hydra_config.runtime.choices.get("experiment")
+        choice = choices.get("experiment")
         name = naming.sweep_name(choice if preset else None, swept, constants)
     elif naming.slug(name) != name:
         raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
     folder = paths.expand(_value(parsed, "hydra.sweep.dir") or naming.SWEEPS / name)
+    own_names = "hydra.sweep.subdir" not in typed
+    if own_names:
+        first = folder / naming.job_folder(swept, cfg, {k: choices.get(k) for k in groups()})
+        _refuse_other_sweep(cfg, first)
+    # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
+    may_skip = choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed
+    skip = _check_all(parsed, preset, swept, may_skip=may_skip)
     added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
     if not slurm:  # whose own script may say how many threads a node takes
         added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED)}")
-    if "hydra.sweep.subdir" not in typed:
-        first = folder / naming.job_folder(swept, cfg, {k: hydra_config.runtime.choices.get(k) for k in groups()})
-        _refuse_other_sweep(cfg, first)
+    if own_names:
         added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
+    if skip:
+        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
     if not swept:
         print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
-    skip = _skipped(parsed, preset, swept)
-    # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
-    if skip and choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed:
-        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
     return added, folder
 
 
-def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> list[int]:
-    """Checks what all jobs of a sweep make of its settings; the positions of those that repeat another."""
+def _check_all(
+    parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str], *, may_skip: bool
+) -> list[int]:
+    """Checks all jobs of a sweep before the first is started; the positions of those to skip: they repeat another.
+
+    Raises:
+        UserError: a setting means nothing in any of them, or one of them cannot work.
+    """
     of_preset = compose.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
     asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
     jobs = compose.jobs(asked)
@@ -210,6 +230,16 @@ def _skipped(parsed: list[Override], preset: DictConfig | dict[str, Any], swept:
     checks.refuse_idle(cfgs, compose.texts(asked), sweep=True)
     if any(not compose.values(override) or override.is_interval_sweep() for override in asked):
         return []  # values are drawn as the sweep goes on
+    for job in jobs:
+        try:
+            checks.check(deepcopy(job.cfg))
+        except OmegaConfBaseException:  # refers to what is known in the run alone
+            continue
+        except UserError as error:
+            one = f" (of the run {naming.readable_name(job.choices, swept)}; none was started)" if len(jobs) > 1 else ""
+            raise UserError(f"{error}{one}") from error
+    if not may_skip:
+        return []
     first = identity.distinct(cfgs)
     skip = [number for number, same in enumerate(first) if same != number]
     for number in skip:
