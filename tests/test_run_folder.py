@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 import robustft
@@ -393,3 +394,27 @@ def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_
         name: text for name, text in before.items() if "/" not in name
     }
     assert (folder / "wandb_id.txt").is_file() and (folder / LAST).is_file()
+
+
+@pytest.mark.parametrize("how", ["overwritten", "failed"])
+def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa: F811
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = work / f"wandb-{how}"
+    settings = ("method=finetune", "trainer.max_steps=1", "logger=wandb")
+    if how == "failed":
+        with pytest.raises(RuntimeError), monkeypatch.context() as patch:
+            patch.setattr("robustft.experiment.Run.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
+            do(folder, *settings)
+        wandb.finish()
+    else:
+        do(folder, *settings)
+    others = folder / "wandb" / "offline-run-20200101_000000-another"  # not of a run of ours
+    others.mkdir()
+    before = (folder / "wandb_id.txt").read_text()
+    assert [path.stem for path in folder.glob(f"wandb/*/run-{before}.wandb")]
+    do(folder, *settings, "seed=3", *(["overwrite=true"] if how == "overwritten" else []))
+    now = (folder / "wandb_id.txt").read_text()
+    assert now != before and {path.stem for path in folder.glob("wandb/*/run-*.wandb")} == {f"run-{now}"}
+    assert others.is_dir() and all(path.exists() for path in folder.glob("wandb/*"))
+    do(folder, "method=finetune", "trainer.max_steps=1", "overwrite=true")
+    assert not (folder / "wandb_id.txt").exists() and list(folder.glob("wandb/*")) == [others]

@@ -8,6 +8,7 @@ A run holds its folder while it works there (`held`). What lies in a folder is r
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,7 +26,8 @@ from robustft.models.files import model_file, model_files, weights_file
 RESULTS = ("results.json", "model.safetensors", "predictions.csv.gz", "gallery")
 STATE = ("last.ckpt", "best.safetensors")
 SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
-LOGS = ("metrics.csv", "disagreement.csv", "wandb_id.txt", "error.txt", "run.log", *SETTINGS)
+WANDB_ID = "wandb_id.txt"
+LOGS = ("metrics.csv", "disagreement.csv", WANDB_ID, "error.txt", "run.log", *SETTINGS)
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
 
 
@@ -143,6 +145,8 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
         resuming.save(folder / ASIDE, cfg, typed)
         sources.record(folder / ASIDE)
         return
+    if not cfg.resume and cfg.sweep is None:  # a run of a sweep that is started again keeps its W&B run
+        _forget_wandb(folder)
     resuming.save(folder, cfg, typed)
     sources.record(folder)
     for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt"):
@@ -163,6 +167,7 @@ def start_over(folder: Path) -> None:
     aside = folder / ASIDE
     if not aside.is_dir():
         return
+    _forget_wandb(folder)
     for name in (*RESULTS, *STATE, *LOGS):
         path = folder / name
         if name == "run.log":  # is open: this run's lines follow
@@ -175,6 +180,23 @@ def start_over(folder: Path) -> None:
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
     aside.rmdir()
+
+
+def _forget_wandb(folder: Path) -> None:
+    """Takes away what W&B keeps of the run that lay in ``folder``; of the new one, which has another id, nothing."""
+    try:
+        number = (folder / WANDB_ID).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return
+    if re.fullmatch(r"\w+", number):
+        for kept in (folder / "wandb").glob(f"*run-*-{number}"):
+            shutil.rmtree(kept, ignore_errors=True)
+    for link in (folder / "wandb").glob("*"):  # latest-run, debug.log
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+    with suppress(OSError):  # others are in there
+        (folder / "wandb").rmdir()
+    (folder / WANDB_ID).unlink(missing_ok=True)
 
 
 def settings_stamp(folder: Path) -> int | None:
