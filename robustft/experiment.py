@@ -1,7 +1,6 @@
 """One run from its config to its results: data, models, method, evaluation, what is left in the folder."""
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,7 @@ from robustft.common.cache import cache_folder, fingerprint, one_at_a_time
 from robustft.common.errors import UserError
 from robustft.common.files import disk_error
 from robustft.common.memory import EVALUATION, enough_memory, is_out_of_memory
-from robustft.common.paths import expand
+from robustft.common.paths import expand, readable
 from robustft.common.processes import is_first_process
 from robustft.counterfactual.distillation import Distillation, make_distillation
 from robustft.counterfactual.teacher_maps import teacher_maps
@@ -313,7 +312,7 @@ class Run:
             (self.folder / BEST).unlink(missing_ok=True)
             print_table(record)
             left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if gallery else [])]
-            log.info("in %s: %s", os.path.relpath(self.folder), ", ".join(left))
+            log.info("in %s: %s", readable(self.folder), ", ".join(left))
         return record
 
     def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:

@@ -238,9 +238,9 @@ def test_processes_started_by_torchrun_need_one_folder(monkeypatch, capsys, tmp_
 
 @pytest.mark.parametrize("variable", processes.RANKS)
 def test_which_process_speaks(monkeypatch, variable):
-    assert processes.is_first()
+    assert processes.is_first_process()
     monkeypatch.setenv(variable, "1")
-    assert not processes.is_first()
+    assert not processes.is_first_process()
 
 
 def test_help_and_errors_come_at_once(command):

@@ -406,6 +406,8 @@ def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa
             patch.setattr("robustft.experiment.Run.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
             do(folder, *settings)
         wandb.finish()
+        for state in (LAST, BEST):  # with which it could go on
+            (folder / state).unlink(missing_ok=True)
     else:
         do(folder, *settings)
     others = folder / "wandb" / "offline-run-20200101_000000-another"  # not of a run of ours

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import robustft
 from robustft.common.errors import UserError
-from robustft.methods.soup import expand
 from robustft.models import names, torchscript, weights
+from robustft.models.files import model_files
 from robustft.models.origin import twin
 from robustft.models.weights import create_clip, load_classifier, save_classifier
 from robustft.models.zeroshot import preprocess_of
@@ -348,7 +348,7 @@ def test_folders_and_home_are_welcome_wherever_models_are(work: Path, monkeypatc
     soups = [do(work / "soup" / str(k), "method=soup", f"checkpoints={given}")["id"] for k, given in
              enumerate(["['~/first','~/second']", "['~/first/model.safetensors','~/second']", "'~/*'"])]  # fmt: skip
     assert soups[0] == soups[1] == soups[2]
-    assert expand(["~/s*", "~/first", "~/second"]) == [str(home / k / "model.safetensors") for k in ("second", "first")]
+    assert model_files(["~/s*", "~/first", "~/second"]) == [home / k / "model.safetensors" for k in ("second", "first")]
     assert torch.equal(robustft.load("~/first").head.weight, robustft.load(home / "first").head.weight)
     with pytest.raises(UserError, match="checkpoints=~/third: no such file"):
         do(work / "none", "method=soup", "checkpoints=['~/first','~/third']")

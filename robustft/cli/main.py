@@ -66,7 +66,7 @@ def main() -> int:
             raise _failures.pop()
         return _report_failed(plan.sweep, started) if plan.sweep else 0
     except KeyboardInterrupt as stop:
-        if processes.is_first():
+        if processes.is_first_process():
             print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
@@ -101,7 +101,7 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         # A run that has begun has written its settings. One that has not leaves another's folder as it was.
         others = stamp is not None and stamp == run_folder.settings_stamp(folder)
         untouched = others or isinstance(mistake, FolderTaken)
-        if processes.is_first():
+        if processes.is_first_process():
             text = str(mistake) if mistake else traceback.format_exc()
             run_folder.leave_error(folder, text, untouched=untouched)
         with run_folder.log_to_screen_alone() if untouched else nullcontext():
@@ -128,7 +128,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
     identity.resolve(cfg, sweep=sweep)
     if sweep and resuming.is_finished(folder):
         return _finished_before(cfg, folder, name)
-    first = processes.is_first()
+    first = processes.is_first_process()
     with run_folder.held(folder) if first else nullcontext():
         if sweep and resuming.is_finished(folder):  # by another process, just now
             return _finished_before(cfg, folder, name)
@@ -154,7 +154,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
                 if cfg.overwrite:  # here the folder is known, whatever was typed for it
                     run_folder.refuse_own_models(cfg, folder)
             run_folder.begin(folder, cfg, typed)
-        log.info("%s%s", "continuing " if cfg.resume else "", run_folder.readable(folder))
+        log.info("%s%s", "continuing " if cfg.resume else "", paths.readable(folder))
 
         homes.stand_in()
         from robustft import experiment  # torch, lightning and open_clip take seconds to import
@@ -198,7 +198,7 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif run_folder.can_go_on(folder):
-            how = f"Resume with: {entry.program()} {paths.typed('resume', run_folder.readable(folder))}"
+            how = f"Resume with: {entry.program()} {paths.typed('resume', paths.readable(folder))}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None

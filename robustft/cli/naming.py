@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from robustft.common.errors import UserError
 
@@ -76,16 +76,6 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return [slug(key) if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
 
 
-def job_folder(swept: Sequence[str], cfg: DictConfig, choices: Mapping[str, Any]) -> str:
-    """The name that `job_name` gives to the run with the config ``cfg``.
-
-    Args:
-        choices: the options of the config groups.
-    """
-    values = [choices[key] if key in choices else OmegaConf.select(cfg, key) for key in swept]
-    return "_".join(f"{short}-{slug(value)}" for short, value in zip(short_names(swept), values, strict=True)) or "run"
-
-
 def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
     """An OmegaConf expression for the name of a sweep's run: swept keys with their values, nothing else.
 
@@ -96,8 +86,8 @@ def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
     return "_".join(parts) or "run"
 
 
-def readable_name(values: Mapping[str, Any], swept: Sequence[str]) -> str:
-    """The name of a sweep's run by `job_name`, given the values of what is swept."""
+def job_folder(swept: Sequence[str], values: Mapping[str, Any]) -> str:
+    """The name that `job_name` comes to, given the values of what is swept."""
     return (
         "_".join(f"{short}-{slug(values[key])}" for short, key in zip(short_names(swept), swept, strict=True)) or "run"
     )

@@ -73,8 +73,8 @@ def _with_recorded(folder: Path, typed: list[Override]) -> list[Override]:
         for override in before
         if override.key_or_group in gone
     ]
-    if notes and processes.is_first():
-        print(f"resume={run_folder.readable(folder)}: it was started with an earlier version. {'; '.join(notes)}")
+    if notes and processes.is_first_process():
+        print(f"resume={paths.readable(folder)}: it was started with an earlier version. {'; '.join(notes)}")
     return [override for override in before if override.key_or_group not in gone] + typed
 
 
@@ -110,11 +110,11 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
     if resume == "auto":
         candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
         # Where processes are started together, the first one may be at work in the folder already.
-        find = run_folder.newest_resumable if processes.is_first() else resuming.newest_interrupted
+        find = run_folder.newest_resumable if processes.is_first_process() else resuming.newest_interrupted
         found = find(cfg, [path for path in candidates if path.is_dir()])
         if found is None:
             _check_folder(cfg, given)
-            if processes.is_first():
+            if processes.is_first_process():
                 print("resume=auto: found no interrupted run with this config, starting a new one")
             return ["resume=null", _placed("hydra.run.dir", given or naming.new_folder(cfg))]
         return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
@@ -123,7 +123,7 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
         raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
     advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
     resuming.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
-    if processes.is_first():
+    if processes.is_first_process():
         run_folder.refuse_in_use(folder)
     return [_placed("hydra.run.dir", folder)]
 
@@ -152,7 +152,7 @@ def _with_configs(arguments: list[str], typed: str) -> list[str]:
 
 def _check_folder(cfg: DictConfig, given: str | None) -> None:
     """Refuses a typed folder that is another run's, before Hydra opens a log there."""
-    if given is None or not processes.is_first():  # the first process has made it its own already
+    if given is None or not processes.is_first_process():  # the first process has made it its own already
         return
     run_folder.refuse_in_use(Path(given))
     run_folder.refuse_taken(Path(given), overwrite=cfg.overwrite)
@@ -196,8 +196,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     folder = paths.expand(_value(parsed, "hydra.sweep.dir") or naming.SWEEPS / name)
     own_names = "hydra.sweep.subdir" not in typed
     if own_names:
-        first = folder / naming.job_folder(swept, cfg, {k: choices.get(k) for k in groups()})
-        _refuse_other_sweep(cfg, first)
+        first = {key: choices[key] if key in groups() else OmegaConf.select(cfg, key) for key in swept}
+        _refuse_other_sweep(cfg, folder / naming.job_folder(swept, first))
     # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
     may_skip = choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed
     skip = _check_all(parsed, preset, swept, may_skip=may_skip)
@@ -211,7 +211,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if skip:
         added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
     if not swept:
-        print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
+        print(f"nothing is swept: one run, in {paths.readable(folder)}")
     return added, folder
 
 
@@ -236,14 +236,14 @@ def _check_all(
         except OmegaConfBaseException:  # refers to what is known in the run alone
             continue
         except UserError as error:
-            one = f" (of the run {naming.readable_name(job.choices, swept)}; none was started)" if len(jobs) > 1 else ""
+            one = f" (of the run {naming.job_folder(swept, job.choices)}; none was started)" if len(jobs) > 1 else ""
             raise UserError(f"{error}{one}") from error
     if not may_skip:
         return []
     first = identity.distinct(cfgs)
     skip = [number for number, same in enumerate(first) if same != number]
     for number in skip:
-        one, other = (naming.readable_name(jobs[n].choices, swept) for n in (number, first[number]))
+        one, other = (naming.job_folder(swept, jobs[n].choices) for n in (number, first[number]))
         print(f"{one}: the same run as {other}, which is made once")
     return skip
 

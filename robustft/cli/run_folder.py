@@ -55,7 +55,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path, owner: str) -> str:
-    return f"{readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
+    return f"{paths.readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
 
 
 def refuse_in_use(folder: Path) -> None:
@@ -240,10 +240,6 @@ def read_notes(sweep: Path) -> dict[Path, str]:
     }
 
 
-def readable(folder: Path) -> str:
-    return os.path.relpath(folder) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else str(folder)
-
-
 @contextmanager
 def log_to_screen_alone() -> Iterator[None]:
     """The log in a folder that is to stay as it is does not grow."""
@@ -278,7 +274,7 @@ def disk_errors(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Make room, then go on with the sweep by the same command"
         elif can_go_on(folder):
-            resume = f"{entry.program()} {paths.typed('resume', readable(folder))}"
+            resume = f"{entry.program()} {paths.typed('resume', paths.readable(folder))}"
             how = f"What was kept before is whole: make room, then go on with {resume}"
         else:
             how = "Make room, then start the run again: nothing was kept yet to go on from"

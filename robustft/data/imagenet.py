@@ -150,7 +150,7 @@ class ImageNetData(RobustnessData):
         super().verify(training)
         if prepared := [name for name, images in found.items() if isinstance(images, PreparedImages)]:
             log.info("prepared copies of %s in %s", ", ".join(prepared), self._place)
-        if processes.is_first():
+        if processes.is_first_process():
             self._refuse_damaged_files(training)
 
     def prepare(self, training: bool = True) -> None:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.report.runs import Record, Run, flatten
+from robustft.common.configs import flatten
+from robustft.report.runs import Record, Run
 from robustft.report.stats import mean_std, within_seeds
 
 METHODS = {
@@ -145,7 +146,7 @@ def label(record: Record, count: int = 1) -> str:
     kind = mask.get("kind") or "none"
     parts = [METHODS.get(method, method.replace("_", " "))]
     if method == "soup":
-        parts = ["greedy soup" if flatten(record["config"]).get("method.greedy") else "uniform soup"]
+        parts = ["greedy soup" if dict(flatten(record["config"])).get("method.greedy") else "uniform soup"]
     if kind != "none":
         parts = ([] if method == "counterfactual" else parts) + [
             f"{kind} mask",

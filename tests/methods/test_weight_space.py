@@ -9,6 +9,7 @@ import torch
 from robustft.common.errors import UserError
 from robustft.methods import soup, wiseft
 from robustft.models.classifier import Classifier
+from robustft.models.files import model_files
 from robustft.models.weights import load_classifier, save_classifier
 from tests.methods.micro import CLASSES, micro, run_with, same_bits, saved, zeros_signed
 
@@ -94,10 +95,11 @@ def test_greedy_soup_against_a_plain_loop(files: list[str], seed: int) -> None:
 
 def test_checkpoints_may_be_a_glob_or_a_list_of_both(files: list[str]) -> None:
     folder = Path(files[0]).parent
-    assert soup.expand(str(folder / "*.safetensors")) == files
-    assert soup.expand([files[3], str(folder / "[12].safetensors"), files[3]]) == [files[3], *files[:2]]
+    paths = [Path(file) for file in files]
+    assert model_files(str(folder / "*.safetensors")) == paths
+    assert model_files([files[3], str(folder / "[12].safetensors"), files[3]]) == [paths[3], *paths[:2]]
     with pytest.raises(UserError, match="no such file"):
-        soup.expand(str(folder / "*.pt"))
+        model_files(str(folder / "*.pt"))
 
 
 def test_mismatched_models_are_refused(files: list[str], tmp_path: Path) -> None:
