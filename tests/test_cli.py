@@ -34,7 +34,7 @@ SHIFTS = "imagenet imagenet_v2 imagenet_r imagenet_sketch objectnet imagenet_a".
 
 # Python imports sitecustomize at its start: the command finds this in place of the real module.
 STAND_IN = """
-import json, pathlib, sys, types
+import json, pathlib, sys, types, zipfile
 
 def run(cfg):
     from robustft.common import configs, errors
@@ -46,7 +46,7 @@ def run(cfg):
     if cfg.beta == 4:
         raise RuntimeError("a bug")
     if cfg.beta == 7 and cfg.resume is None:
-        (folder / "last.ckpt").touch()
+        zipfile.ZipFile(folder / "last.ckpt", "w").close()  # as whole as an empty state can be
         raise KeyboardInterrupt
     results = {"schema": 1, "config": configs.plain(cfg)}
     (folder / "results.json").write_text(json.dumps(results))

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def test_another_schedule_is_refused(work, stops):  # noqa: F811
 def test_the_command_refuses_another_schedule(work):  # noqa: F811
     folder = work / "refused"
     folder.mkdir()
-    (folder / LAST).touch()
+    zipfile.ZipFile(folder / LAST, "w").close()
     saved = (ROOT / "conf").name  # a config that cannot be the run's
     (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\n")
     answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")

@@ -19,6 +19,7 @@ import robustft
 from robustft.cli import main as cli
 from robustft.common import files
 from robustft.common.errors import FolderTaken, UserError
+from robustft.common.machine import missing_devices
 from robustft.models.files import BEST
 from robustft.training.checkpoints import LAST, KeepState
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
@@ -133,8 +134,8 @@ def test_an_interrupted_run_is_refused_and_a_failed_one_is_not(work, monkeypatch
     said = refused("hydra.run.dir=stopped")
     assert "stopped holds an interrupted run (finetune, " in said and "resume=stopped" in said
     assert "leave out overwrite" in refused("resume=stopped", "overwrite=true")
-    with pytest.raises(UserError, match="leaves no step|training images"):
-        do(Path("failed"), "data.batch_size=64")
+    with pytest.raises(UserError, match="limit_val_batches"):
+        do(Path("failed"), "trainer.limit_val_batches=0.01")
     (Path("failed") / "error.txt").write_text("a mistake\n")
     assert do(Path("failed"), "method=finetune", "trainer.max_steps=1")["method"] == "finetune"
     assert not (Path("failed") / "error.txt").exists()
@@ -162,7 +163,8 @@ def test_overwriting_begins_when_the_new_run_is_sure_to_start(tmp_path):
     before = snapshot(tmp_path / "mine")
     before.pop("run.log")
     assert_refused(
-        command(tmp_path, *line, "overwrite=true", "data.batch_size=64", **environment), "data.batch_size=64"
+        command(tmp_path, *line, "overwrite=true", "trainer.limit_val_batches=0.01", **environment),
+        "trainer.limit_val_batches=0.01",
     )
     after = snapshot(tmp_path / "mine")
     after.pop("run.log")
@@ -420,3 +422,49 @@ def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa
     assert others.is_dir() and all(path.exists() for path in folder.glob("wandb/*"))
     do(folder, "method=finetune", "trainer.max_steps=1", "overwrite=true")
     assert not (folder / "wandb_id.txt").exists() and list(folder.glob("wandb/*")) == [others]
+
+
+# Mistakes that are found before anything is done
+
+
+def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path):
+    late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
+    environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
+    assert_refused(command(tmp_path, *late, **environment), "limit_val_batches=0.01")
+    assert_refused(command(tmp_path, *late, "hydra.run.dir=new", **environment), "limit_val_batches=0.01")
+    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("runs/*"))
+    (tmp_path / "mine").mkdir()  # is the user's
+    assert_refused(command(tmp_path, *late, "hydra.run.dir=mine", **environment), "limit_val_batches=0.01")
+    assert "limit_val_batches" in (tmp_path / "mine" / "error.txt").read_text()
+
+
+def test_what_was_cut_off_or_is_not_there_is_said_at_once(work, monkeypatch, refused):  # noqa: F811
+    monkeypatch.chdir(work)
+    stopped(monkeypatch, Path("cut"))
+    (Path("cut") / LAST).write_bytes((Path("cut") / LAST).read_bytes()[:5000])
+    settings = ("method=finetune", "logger=none")
+    for line in (("resume=cut",), (*settings, "hydra.run.dir=cut", "resume=auto")):
+        said = refused(*line)
+        assert "cut/last.ckpt cannot be read: it is damaged or cut off" in said
+    Path("half.safetensors").write_bytes((Path("cut") / BEST).read_bytes()[:5000])
+    for line in (
+        ("init=half.safetensors",),
+        ("teacher=half.safetensors",),
+        ("method=evaluate", "checkpoint=half.safetensors"),
+        ("method=soup", "checkpoints=half.safetensors"),
+        ("model.pretrained=half.safetensors",),
+    ):
+        assert "half.safetensors: not a readable weights file" in refused(*line), line
+    assert "more than the 48 training images" in refused("data.batch_size=64")
+    assert "leaves nothing to train on" in refused("data.holdout=64")
+    for accelerator in {"cuda", "mps"} - {getattr(torch.accelerator.current_accelerator(), "type", None)}:
+        said = refused(f"trainer.accelerator={accelerator}")
+        assert f"trainer.accelerator={accelerator} trainer.devices=1: PyTorch" in said and "no such device here" in said
+    assert not Path("runs").exists()
+
+
+def test_devices_beyond_those_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert missing_devices("gpu", 2) is None and missing_devices("cuda") is None
+    assert missing_devices("cuda", 4) == "there are 2 of 4 such devices here"

@@ -17,6 +17,7 @@ from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, 
 from robustft.common import processes
 from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
+from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
@@ -159,6 +160,18 @@ def _check_length(cfg: DictConfig) -> None:
 
 
 def _check_batch(cfg: DictConfig) -> None:
+    counted = OmegaConf.select(cfg, "data.takes.training_images")
+    if counted is not None and cfg.data.holdout is not None:
+        images = OmegaConf.select(cfg, counted) - cfg.data.holdout
+        if images < 1:
+            raise UserError(
+                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {counted}={images + cfg.data.holdout}"
+            )
+        if cfg.data.batch_size > images:
+            raise UserError(
+                f"data.batch_size={cfg.data.batch_size} is more than the {images} training images: there would be no"
+                " step. Give a smaller data.batch_size"
+            )
     devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
     if accumulate == "auto" and devices > 1:
@@ -186,15 +199,19 @@ def _check_inputs(cfg: DictConfig) -> None:
                 kept = Path(cfg[name]).is_dir() and "that folder holds no model (runs of sweeps keep theirs only with"
                 what = f"{kept} trainer.enable_checkpointing=true)" if kept else "no such file"
                 raise UserError(f"{name}={cfg[name]}: {what}. Expected the model.safetensors of a run")
+            refuse_damaged(Path(cfg[name]), name)
     if cfg.checkpoints is not None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         if not listed or not all(isinstance(item, str) for item in listed):
             raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
-        model_files(listed)
+        for path in model_files(listed):
+            refuse_damaged(path, "checkpoints")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
+    if named:
+        refuse_damaged(weights_file(pretrained), "model.pretrained")
     root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
     if root is not None and on_disk is False and expand(root).is_dir():
         inside = [path.name for path in expand(root).iterdir()]

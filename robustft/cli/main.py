@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
 OmegaConf.register_new_resolver("program", entry.program, replace=True)
 OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
+OmegaConf.register_new_resolver("settings", compose.listed, replace=True)
 
 _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra has finished
 
@@ -101,7 +102,9 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         # A run that has begun has written its settings. One that has not leaves another's folder as it was.
         others = stamp is not None and stamp == run_folder.settings_stamp(folder)
         untouched = others or isinstance(mistake, FolderTaken)
-        if processes.is_first_process():
+        if mistake is not None and not sweep and run_folder.leave_nothing(folder):
+            untouched = True
+        elif processes.is_first_process():
             text = str(mistake) if mistake else traceback.format_exc()
             run_folder.leave_error(folder, text, untouched=untouched)
         with run_folder.log_to_screen_alone() if untouched else nullcontext():
@@ -138,6 +141,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
             cfg.run_dir, cfg.run_name = str(folder), name
             if cfg.resume:
+                resuming.refuse_damaged(folder)
                 identity.take_recorded(cfg, resuming.saved_config(folder) or {})
             if cfg.threads is None:
                 cfg.threads = threads.choose(cfg.model.recipe.get("threads"), _processes_here(cfg))

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
-from robustft.common import configs, paths, processes, threads
+from robustft.common import configs, machine, paths, processes, threads
 from robustft.common.errors import UserError
 
 
@@ -104,28 +104,47 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
         raise UserError("overwrite=true replaces the run in a folder: name that folder with hydra.run.dir=DIR")
     if cfg.overwrite and (cfg.check is not None or cfg.prepare):
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
-    if resume in (None, "null"):
-        _check_folder(cfg, given)
-        return [_placed("hydra.run.dir", given or naming.new_folder(cfg))]
+    found = None  # the run that goes on
     if resume == "auto":
         candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
         # Where processes are started together, the first one may be at work in the folder already.
         find = run_folder.newest_resumable if processes.is_first_process() else resuming.newest_interrupted
         found = find(cfg, [path for path in candidates if path.is_dir()])
-        if found is None:
-            _check_folder(cfg, given)
-            if processes.is_first_process():
-                print("resume=auto: found no interrupted run with this config, starting a new one")
-            return ["resume=null", _placed("hydra.run.dir", given or naming.new_folder(cfg))]
+        if found is not None:
+            resuming.refuse_damaged(found)
+    elif resume not in (None, "null"):
+        found = paths.expand(str(resume))
+        if given is not None and Path(given).resolve() != found.resolve():
+            raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
+        advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
+        resuming.refuse_other_config(cfg, found, f"the run in {found}", advice)
+        if processes.is_first_process():
+            run_folder.refuse_in_use(found)
+    if found is None:
+        _check_folder(cfg, given)
+    _check_accelerator(cfg)
+    if found is not None:
         return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
-    folder = paths.expand(str(resume))
-    if given is not None and Path(given).resolve() != folder.resolve():
-        raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
-    advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
-    resuming.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
-    if processes.is_first_process():
-        run_folder.refuse_in_use(folder)
-    return [_placed("hydra.run.dir", folder)]
+    if resume == "auto" and processes.is_first_process():
+        print("resume=auto: found no interrupted run with this config, starting a new one")
+    folder = naming.new_folder(cfg) if given is None else Path(given)
+    if given is None or not folder.exists():
+        run_folder.MADE.add(folder.absolute())
+    placed = _placed("hydra.run.dir", folder)
+    return ["resume=null", placed] if resume == "auto" else [placed]
+
+
+def _check_accelerator(cfg: DictConfig) -> None:
+    """Refuses devices that this machine has not, before it takes seconds to import all that would use them."""
+    if cfg.check is not None or cfg.prepare:
+        return
+    accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
+    threads.sleep_early()  # before torch is imported to be asked
+    if lacks := machine.missing_devices(accelerator, configs.device_count(devices)):
+        raise UserError(
+            f"trainer.accelerator={accelerator} trainer.devices={devices}: {lacks}. Use what there is with"
+            " trainer.accelerator=auto trainer.devices=auto, or trainer.accelerator=cpu"
+        )
 
 
 def _placed(key: str, folder: Path | str) -> str:
@@ -169,6 +188,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if slurm and shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
     _check_devices(cfg, own_process=slurm)
+    if hydra_config.runtime.choices.get("hydra/launcher") == "basic":  # others may run elsewhere
+        _check_accelerator(cfg)
     if cfg.overwrite:
         raise UserError("overwrite=true is for single runs: name another sweep with sweep=..., or delete its folder")
     _check_jobs(hydra_config)

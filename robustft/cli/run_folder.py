@@ -29,6 +29,7 @@ SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
 WANDB_ID = "wandb_id.txt"
 LOGS = ("metrics.csv", "disagreement.csv", WANDB_ID, "error.txt", "run.log", *SETTINGS)
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
+MADE: set[Path] = set()  # folders that this process has made for a run which has not done anything yet
 
 
 @contextmanager
@@ -164,6 +165,7 @@ def start_over(folder: Path) -> None:
 
     Without settings that were put aside there is nothing to do.
     """
+    MADE.discard(folder.absolute())
     aside = folder / ASIDE
     if not aside.is_dir():
         return
@@ -180,6 +182,23 @@ def start_over(folder: Path) -> None:
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
     aside.rmdir()
+
+
+def leave_nothing(folder: Path) -> bool:
+    """Takes a run's folder away again where this process has made it and the run was refused before it did anything.
+
+    Returns:
+        Whether it is gone.
+    """
+    early = {*SETTINGS, "run.log", "error.txt", WANDB_ID}
+    others = [path for path in folder.glob("*") if path.name not in early and not path.name.startswith(".run.")]
+    if folder.absolute() not in MADE or others:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder.parent.parent.resolve() == naming.RUNS.resolve():
+        with suppress(OSError):  # other runs are in there
+            folder.parent.rmdir()
+    return True
 
 
 def _forget_wandb(folder: Path) -> None:
