@@ -165,7 +165,6 @@ class KeepState(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Where an evaluation is due, the loops are described as they will be after it: Lightning skips it."""
         checkpoint["evaluation_due"] = self._evaluation_due
-        checkpoint["threads"] = torch.get_num_threads()
         if not self._evaluation_due:
             return
         loops = checkpoint["loops"]["fit_loop"]
