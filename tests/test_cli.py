@@ -15,6 +15,7 @@ import lightning
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.numpy import save_file
 
 from robustft.cli import checks, identity, naming, settings
 from robustft.cli import main as cli
@@ -169,7 +170,7 @@ def test_what_cannot_work_is_refused(arguments, expected):
 
 
 def test_a_runs_folder_stands_for_its_model(tmp_path):
-    (tmp_path / "model.safetensors").touch()
+    save_file({}, tmp_path / "model.safetensors")
     cfg = composed("method=wiseft", f"checkpoint={tmp_path}")
     checks.check(cfg)
     assert cfg.checkpoint == str(tmp_path / "model.safetensors")
