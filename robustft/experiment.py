@@ -3,51 +3,50 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import import_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import resuming
+from robustft.cli.checks import least_images
+from robustft.cli.display import dials, display
 from robustft.cli.run_folder import start_over
+from robustft.cli.settings import Settings
 from robustft.common import configs
-from robustft.common.cache import cache_folder, fingerprint, one_at_a_time
 from robustft.common.errors import UserError
-from robustft.common.files import disk_error
-from robustft.common.memory import EVALUATION, enough_memory, is_out_of_memory
-from robustft.common.paths import expand, readable
+from robustft.common.files import disk_error, save_tensors
+from robustft.common.memory import is_out_of_memory
+from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
-from robustft.counterfactual.distillation import Distillation, make_distillation
-from robustft.counterfactual.teacher_maps import teacher_maps
-from robustft.data.datamodule import RobustnessData
-from robustft.data.sets import EvaluationSet
+from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
-from robustft.evaluation.evaluator import Evaluator, as_scores, summary
+from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
+from robustft.evaluation.evaluator import MakeMetrics, as_scores, summary
 from robustft.evaluation.gallery import write_gallery
+from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
-from robustft.evaluation.predictions import write_predictions
+from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.evaluation.score_cache import ScoreCache
+from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL
-from robustft.models.weights import load_classifier, save_classifier
-from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
+from robustft.models.weights import save_classifier
 from robustft.training import tracking
+from robustft.training.accumulation import micro_batches_that_fit
 from robustft.training.checkpoints import check_best, read_position
-from robustft.training.loop import AUTO, Trained, check_limits, make_trainer, resolve_precision, train
+from robustft.training.loop import Trained, check_limits, train
+from robustft.training.method import Method
+from robustft.training.recipe import Training
 from robustft.training.tracking import log_results, make_loggers
+from robustft.training.trainer import AUTO, make_trainer
 
 log = logging.getLogger(__name__)
 
@@ -58,286 +57,222 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     Raises:
         UserError: the user can put it right. Nothing is left that looks finished.
     """
-    this = Run(cfg)
+    started, folder, takes = time.perf_counter(), Path(cfg.run_dir), cfg.method.takes
     quieten()
     seed_everything(cfg.seed, workers=True, verbose=False)
+    data = make_data(cfg)
     if cfg.check == "data":
         from robustft.data.check import check
 
-        check(this.data)
+        check(data)
         return None
     if cfg.prepare:
-        this.data.prepare(training=cfg.method.takes.trains)
+        data.prepare(training=takes.trains)
         return None
-    if cfg.resume:
-        check_best(read_position(this.folder))  # refused before time is spent, if at all
+
+    # What can be refused is refused before time is spent.
+    position = read_position(folder) if cfg.resume else None
+    if position is not None:
+        check_best(position)
+        if position.threads not in (None, torch.get_num_threads()):
+            log.warning(
+                "the run was begun with %s threads and goes on with %s: last digits will differ",
+                position.threads,
+                torch.get_num_threads(),
+            )
     tracking.check(cfg)
-    this.data.trainer = make_trainer(configs.plain(cfg)["trainer"], this.folder)  # it knows how many devices there are
-    if cfg.trainer.accumulate_grad_batches == AUTO and this.together:
+    lightning = make_trainer(options(cfg), folder)
+    data.devices = Devices.of(lightning)
+    if cfg.trainer.accumulate_grad_batches == AUTO and lightning.world_size > 1:
         raise UserError(
-            f"trainer.accumulate_grad_batches=auto tries one device, and this run has {this.data.trainer.world_size}:"
-            " give a number, or trainer.devices=1."
+            f"trainer.accumulate_grad_batches=auto tries one device, and this run has {lightning.world_size}: give a"
+            " number, or trainer.devices=1."
         )
-    this.data.verify(training=cfg.method.takes.trains)
-    if cfg.method.takes.trains:
-        this.data.check_batch_size(least=1 if cfg.fill.kind == "none" else 2)
-    this.data.setup()
-    check_limits(this.data, this.data.trainer, training=cfg.method.takes.trains)
+    data.verify(training=takes.trains)
+    if takes.trains:
+        data.check_batch_size(least=least_images(Settings(cfg)))
+    data.setup()
+    check_limits(data, lightning, training=takes.trains)
+    inputs = Inputs(cfg, data, lightning.strategy.root_device)
+    make = component("method", configs.plain(cfg)["method"], inputs)
     for path in (cfg.checkpoint, cfg.init, cfg.teacher):
         if path is not None:
-            this.load(path)  # refused before time is spent, if at all
-    _ = this.loggers  # so are loggers that cannot log
-    method = import_module(f"robustft.methods.{cfg.method.name}")
-    baseline = this.zeroshot_scores()
+            inputs.load(path)
+    loggers = make_loggers(cfg, folder, None if position is None else position.step)
+
+    metrics = make_metrics(cfg, inputs)
+    inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
+    compares = has_text(cfg) and not is_reference(cfg)
+    baseline = zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics) if compares else None
     if is_first_process():
-        start_over(this.folder)  # with overwrite=true: from here on there is no way back to what lies there
-    if cfg.method.takes.trains and cfg.trainer.accumulate_grad_batches == AUTO:
-        this.choose_accumulation(head_alone=getattr(method, "HEAD_ALONE", False))
-    made: Trained = method.make(this)
-    record = this.finish(made, baseline)
+        start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
+    system = make()
+    trains = isinstance(system, Method)
+    trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
+    return finish(trained, baseline, metrics, cfg, inputs, loggers, started)
+
+
+def options(cfg: DictConfig) -> dict[str, Any]:
+    """Arguments of Lightning's Trainer."""
+    return configs.plain(cfg)["trainer"]
+
+
+def is_reference(cfg: DictConfig) -> bool:
+    """Whether the run is the zero-shot model's own, with which others are compared."""
+    return bool(cfg.method.takes.get("reference", False))
+
+
+def has_text(cfg: DictConfig) -> bool:
+    """Whether the model has a text tower, and with it a zero-shot head."""
+    return bool(OmegaConf.select(cfg, "model.takes.text", default=True))
+
+
+def train_method(
+    method: Method, cfg: DictConfig, inputs: Inputs, loggers: list[Logger], started: float | None = None
+) -> Trained:
+    """Train as the config says; settles ``trainer.accumulate_grad_batches=auto`` first."""
+    if cfg.trainer.accumulate_grad_batches == AUTO:
+        training = make_training(cfg, inputs, loggers, started)
+        count = micro_batches_that_fit(method, training, least_images(Settings(cfg)))
+        cfg.trainer.accumulate_grad_batches = count
+        resuming.record(inputs.folder, cfg, f"{configs.ACCUMULATE}={count}")
+        inputs.data.devices = replace(inputs.data.devices, accumulate=count)
+    return train(method, make_training(cfg, inputs, loggers, started))
+
+
+def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], started: float | None = None) -> Training:
+    """How the config says to train, whatever the method."""
+
+    def watch(steps: int, done: Callable[[], None]) -> Disagreement:
+        chosen = {"times": cfg.disagreement, "steps": steps, "seed": cfg.seed}
+        return Disagreement(inputs["teacher"], inputs.data, inputs.folder, **chosen, done=done)
+
+    return Training(
+        data=inputs.data,
+        folder=inputs.folder,
+        trainer=options(cfg),
+        recipe=make_recipe(cfg),
+        seed=cfg.seed,
+        constraints=make_constraints(cfg, inputs),
+        loggers=loggers,
+        resume=cfg.resume is not None,
+        started=started,
+        save_minutes=cfg.save_minutes,
+        watch=watch if cfg.disagreement else None,
+    )
+
+
+def finish(
+    trained: Trained,
+    zeroshot: tuple[Scores, float | None] | None,
+    metrics: MakeMetrics,
+    cfg: DictConfig,
+    inputs: Inputs,
+    loggers: list[Logger],
+    started: float,
+) -> dict[str, Any]:
+    """Evaluate the model and leave everything in the run's folder, results.json last."""
+    folder, data, plain = inputs.folder, inputs.data, configs.plain(cfg)
+    log.info("evaluating")
+    found = evaluate(
+        trained.model,
+        data,
+        options(cfg),
+        folder,
+        metrics=metrics,
+        keep_predictions=True,
+        keep_logits=bool(cfg.keep_logits),
+    )
+    scores = as_scores(found.scores)
+    reference, zeroshot_temperature = zeroshot or (scores if has_text(cfg) else None, found.temperature)
+    keep = bool(cfg.trainer.enable_checkpointing)
+    pictures: list[Path] = []
+    if is_first_process():
+        if keep:
+            save_classifier(folder / MODEL, trained.model, data.class_names)
+        write_predictions(folder / PREDICTIONS, found, data.class_names)
+        if cfg.keep_logits:
+            save_tensors(folder / LOGITS, found.logits, {})
+        with keeps_going("the gallery"):
+            pictures = gallery(trained.model, found, cfg, inputs)
+    masked = bool(cfg.method.takes.masks)
+    record = results_record(
+        scores,
+        name=cfg.run_name,
+        method=cfg.method.name,
+        model=cfg.model.name,
+        seed=cfg.seed,
+        partial=data.partial or cfg.trainer.limit_val_batches is not None or bool(cfg.trainer.fast_dev_run),
+        wall_s=trained.earlier_s + time.perf_counter() - started,
+        config=plain,
+        versions=versions(),
+        zeroshot=reference,
+        mask=plain["mask"] if masked else None,
+        fill=cfg.fill.kind if masked else None,
+        beta=cfg.beta,
+        alpha=cfg.alpha,
+        temperature=cfg.temperature,
+        checkpoint=MODEL if keep else None,
+        train_images_per_s=trained.images_per_s,
+        settings=dials(cfg),
+        display=display(cfg),
+        protocol=protocol(cfg, data),
+        metrics=described(metrics()),
+        calibration=None
+        if found.temperature is None
+        else {"temperature": found.temperature, "zeroshot_temperature": zeroshot_temperature},
+    )
+    if is_first_process():
+        with keeps_going("the loggers"):
+            log_results(loggers, summary(found.scores), record, pictures)
+        write_results(folder / "results.json", record)
+        (folder / BEST).unlink(missing_ok=True)
+        print_table(record)
+        left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
+        left += ["gallery/"] if pictures else []
+        log.info("in %s: %s", readable(folder), ", ".join(left))
     return record
 
 
-@dataclass
-class Run:
-    """What methods work with: the config, the data, the models, training and evaluation."""
+def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
+    """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
+    plain = configs.plain(cfg)
+    distils = bool(cfg.method.takes.masks) and bool(plain["beta"])
+    if is_reference(cfg):
+        models = {"zero-shot model": student}
+    elif not distils:
+        models = {"zero-shot model": inputs.zeroshot, "final model": student}
+    elif cfg.teacher is None:
+        models = {"zero-shot teacher": inputs.zeroshot, "fine-tuned student": student}
+    else:
+        models = {"zero-shot": inputs.zeroshot, "teacher": inputs["teacher"], "fine-tuned student": student}
+    titles = list(models)
+    return write_gallery(
+        inputs.folder / "gallery",
+        [s for s in evaluation.sets if s.name in evaluation.scores and s.name != "holdout"],
+        models,
+        inputs.data.class_names,
+        mask=plain["mask"] if distils else {**dict.fromkeys(plain["mask"]), "kind": "none"},
+        fill=plain["fill"]["kind"],
+        source=titles[-2] if distils and plain["mask"]["source"] == "teacher" else titles[-1],
+        device=inputs.device,
+    )
 
-    cfg: DictConfig
-    started: float = field(default_factory=time.perf_counter)
 
-    @property
-    def folder(self) -> Path:
-        return Path(self.cfg.run_dir)
-
-    @cached_property
-    def data(self) -> RobustnessData:
-        model = self.cfg.model
-        preprocess = preprocess_of(model.architecture, model.pretrained)
-        options = {key: value for key, value in self.cfg.data.items() if key != "takes"}
-        try:
-            make = instantiate(options, _partial_=True, _convert_="all")
-        except InstantiationException as error:
-            hint = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
-            why = " ".join(str(error.__cause__ or error).split())
-            raise UserError(f"data._target_={self.cfg.data._target_}: cannot be imported ({why}). {hint}") from error
-        return make(preprocess=preprocess, seed=self.cfg.seed)
-
-    @cached_property
-    def zeroshot(self) -> Classifier:
-        """The zero-shot model, on the CPU. Never changed: who trains takes a copy."""
-        model = self.cfg.model
-        tokenizer = model.get("tokenizer")
-        return zeroshot_classifier(
-            model.architecture,
-            model.pretrained,
-            self.data.class_names,
-            self.data.templates,
-            seed=self.cfg.seed,
-            tokenizer=instantiate(tokenizer) if tokenizer else None,
-            cache=cache_folder() / "heads",
-            device=self.device,
-        )
-
-    @cached_property
-    def device(self) -> torch.device:
-        """This process's device, of training and evaluation; what is no part of these is computed there too."""
-        return make_trainer(configs.plain(self.cfg)["trainer"], self.folder).strategy.root_device
-
-    @cached_property
-    def loggers(self) -> list[Logger]:
-        resume_at = read_position(self.folder).step if self.cfg.resume else None
-        return make_loggers(self.cfg, self.folder, resume_at)
-
-    def load(self, path: str) -> Classifier:
-        """A model left by a run, of this run's architecture and classes."""
-        return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
-
-    def student(self) -> Classifier:
-        """What training starts from: ``init``, or the zero-shot model."""
-        student = deepcopy(self.zeroshot) if self.cfg.init is None else self.load(self.cfg.init)
-        student.visual.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
-        return student
-
-    def teacher(self) -> Classifier:
-        """Who teaches: ``teacher``, or the zero-shot model."""
-        return deepcopy(self.zeroshot) if self.cfg.teacher is None else self.load(self.cfg.teacher)
-
-    def distillation(self, temperature: float | None = None) -> Distillation | None:
-        """The configured second term of the loss; None where β is 0."""
-        cfg, distillation = self.cfg, self._distillation(temperature)
-        if distillation is None or cfg.mask.source != "teacher":
-            return distillation
-        cams = teacher_maps(distillation.teacher, self.data, cfg.mask, configs.plain(cfg)["trainer"], self.folder)
-        return distillation if cams is None else distillation.with_maps(cams)
-
-    def _distillation(self, temperature: float | None) -> Distillation | None:
-        """Without maps that are known already."""
-        cfg = self.cfg
-        if not cfg.beta:
-            return None
-        return make_distillation(
-            self.teacher(), beta=cfg.beta, mask=cfg.mask, fill=cfg.fill.kind, temperature=temperature
-        )
-
-    def choose_accumulation(self, head_alone: bool) -> None:
-        """Settle ``trainer.accumulate_grad_batches=auto``, here and in what the folder says of the run.
-
-        Args:
-            head_alone: the head is trained on features, which takes next to no memory.
-        """
-        from robustft.training.accumulation import micro_batches_that_fit
-
-        cfg, count = self.cfg, 1
-        if not head_alone:
-            count = micro_batches_that_fit(
-                self.student(),
-                self._distillation(cfg.temperature),
-                self.data,
-                configs.plain(cfg)["trainer"],
-                self.folder,
-                least=2 if cfg.fill.kind != "none" or cfg.disagreement else 1,
-            )
-        cfg.trainer.accumulate_grad_batches = count
-        resuming.record(self.folder, cfg, f"{configs.ACCUMULATE}={count}")
-        self.data.trainer = make_trainer(configs.plain(cfg)["trainer"], self.folder)
-
-    def train(self, student: Classifier, distillation: Distillation | None = None, **changes: Any) -> Trained:
-        """Train ``student`` on the run's data with the run's settings; ``changes`` replace arguments of ``train``."""
-        cfg = configs.plain(self.cfg)
-        arguments: dict[str, Any] = {
-            "data": self.data,
-            "folder": self.folder,
-            "trainer": cfg["trainer"],
-            "optimizer": cfg["optimizer"],
-            "distillation": distillation,
-            "loggers": self.loggers,
-            "seed": self.cfg.seed,
-            "started": self.started,
-            "resume": self.cfg.resume is not None,
-            "save_minutes": self.cfg.save_minutes,
-            "watch": self.watch if self.cfg.disagreement else None,
-        }
-        return train(student, **(arguments | changes))
-
-    def watch(self, steps: int, done: Callable[[], None]) -> Disagreement:
-        """Measures student against teacher while they train; see ``train``."""
-        options = {"times": self.cfg.disagreement, "steps": steps, "seed": self.cfg.seed}
-        return Disagreement(self.teacher(), self.data, self.folder, **options, done=done)
-
-    def evaluate(
-        self, model: Classifier, sets: Sequence[EvaluationSet] | None = None, keep_predictions: bool = False
-    ) -> Evaluator:
-        """``model`` on ``sets`` (default: all); see ``scores`` and ``predictions`` of what is returned."""
-        options = configs.plain(self.cfg)["trainer"]
-        self.data.setup("validate")
-        sets = self.data.sets if sets is None else list(sets)
-        evaluator = Evaluator(model, sets, keep_predictions)
-        trainer = make_trainer(options, self.folder)
-        self.data.trainer = trainer
-        loaders = [self.data.eval_loader(evaluation_set) for evaluation_set in sets]
-        with enough_memory("evaluating", EVALUATION):
-            trainer.validate(evaluator, dataloaders=loaders, verbose=False)
-        model.cpu()
-        return evaluator
-
-    def zeroshot_scores(self) -> Scores | None:
-        """Scores of the zero-shot model; each set is evaluated once and remembered by model and images."""
-        if self.cfg.method.name == "zeroshot":
-            return None
-        self.data.setup("validate")
-        cache = ScoreCache(cache_folder() / "scores", fingerprint(self.zeroshot), self._evaluation_settings())
-        whole = self.cfg.trainer.limit_val_batches is None and not self.cfg.trainer.fast_dev_run
-        with nullcontext() if self.together or not whole else one_at_a_time(cache.folder / fingerprint(self.zeroshot)):
-            known = {s.name: cache.get(s) if whole else None for s in self.data.sets}
-            missing = [s for s in self.data.sets if known[s.name] is None]
-            if missing:
-                log.info("evaluating the zero-shot model")
-                for name, score in self.evaluate(self.zeroshot, missing).scores.items():
-                    known[name] = score
-                    if whole and is_first_process():
-                        cache.put(next(s for s in missing if s.name == name), score)
-        return as_scores({name: score for name, score in known.items() if score is not None})
-
-    @property
-    def together(self) -> bool:
-        """Several processes share the work of this run."""
-        return self.data.trainer is not None and self.data.trainer.world_size > 1
-
-    def _evaluation_settings(self) -> dict[str, Any]:
-        """What else a score depends on."""
-        trainer = self.cfg.trainer
-        return {"precision": resolve_precision(trainer.precision, trainer.accelerator), "device": self.device.type}
-
-    def finish(self, made: Trained, zeroshot: Scores | None) -> dict[str, Any]:
-        """Evaluate the model and leave everything in the run's folder, results.json last."""
-        cfg = self.cfg
-        log.info("evaluating")
-        evaluator = self.evaluate(made.model, keep_predictions=True)
-        scores = as_scores(evaluator.scores)
-        keep = bool(cfg.trainer.enable_checkpointing)
-        if is_first_process():
-            if keep:
-                save_classifier(self.folder / MODEL, made.model, self.data.class_names)
-            names = self.data.class_names
-            write_predictions(self.folder / PREDICTIONS, evaluator.sets, evaluator.predictions, names)
-        gallery: list[Path] = []
-        if is_first_process():
-            with keeps_going("the gallery"):
-                gallery = self.gallery(made.model, evaluator)
-        plain = configs.plain(cfg)
-        masked = bool(cfg.method.takes.masks)
-        record = results_record(
-            scores,
-            name=cfg.run_name,
-            method=cfg.method.name,
-            model=cfg.model.name,
-            seed=cfg.seed,
-            partial=self.data.partial or cfg.trainer.limit_val_batches is not None or bool(cfg.trainer.fast_dev_run),
-            wall_s=made.earlier_s + time.perf_counter() - self.started,
-            config=plain,
-            versions=versions(),
-            zeroshot=zeroshot if zeroshot is not None else scores if cfg.method.name == "zeroshot" else None,
-            mask=plain["mask"] if masked else None,
-            fill=cfg.fill.kind if masked else None,
-            beta=cfg.beta,
-            alpha=cfg.alpha,
-            temperature=cfg.temperature,
-            checkpoint=MODEL if keep else None,
-            train_images_per_s=made.images_per_s,
-        )
-        if is_first_process():
-            with keeps_going("the loggers"):
-                log_results(self.loggers, summary(evaluator.scores), record, gallery)
-            write_results(self.folder / "results.json", record)
-            (self.folder / BEST).unlink(missing_ok=True)
-            print_table(record)
-            left = ["results.json", PREDICTIONS, *([MODEL] if keep else []), *(["gallery/"] if gallery else [])]
-            log.info("in %s: %s", readable(self.folder), ", ".join(left))
-        return record
-
-    def gallery(self, student: Classifier, evaluator: Evaluator) -> list[Path]:
-        """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
-        cfg = configs.plain(self.cfg)
-        distils = bool(self.cfg.method.takes.masks) and bool(cfg["beta"])
-        if cfg["method"]["name"] == "zeroshot":
-            models = {"zero-shot model": student}
-        elif not distils:
-            models = {"zero-shot model": self.zeroshot, "final model": student}
-        elif self.cfg.teacher is None:
-            models = {"zero-shot teacher": self.zeroshot, "fine-tuned student": student}
-        else:
-            models = {"zero-shot": self.zeroshot, "teacher": self.teacher(), "fine-tuned student": student}
-        titles = list(models)
-        return write_gallery(
-            self.folder / "gallery",
-            [s for s in evaluator.sets if s.name in evaluator.scores and s.name != "holdout"],
-            models,
-            self.data.class_names,
-            mask=cfg["mask"] if distils else {**dict.fromkeys(cfg["mask"]), "kind": "none"},
-            fill=cfg["fill"]["kind"],
-            source=titles[-2] if distils and cfg["mask"]["source"] == "teacher" else titles[-1],
-            device=self.device,
-        )
+def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
+    """How the model was trained and is evaluated, as far as readers of results compare by it."""
+    takes, trains = cfg.method.takes, bool(cfg.method.takes.trains)
+    typed = [name for name in ("lr", "weight_decay", "warmup") if cfg.optimizer[name] != cfg.model.recipe.get(name)]
+    return {
+        "selection": ("last" if data.holdout == 0 else "holdout") if trains else None,
+        "head": takes.get("head", "random" if cfg.model.pretrained is None else "zeroshot"),
+        "schedule": cfg.schedule.name if trains else None,
+        "train": "head" if takes.get("features") else "all" if trains else None,
+        "recipe": ("typed" if typed else "model") if trains else None,
+        "models_at_inference": 1,
+        "transductive": False,
+        "test_set_used": False,
+    }
 
 
 @contextmanager

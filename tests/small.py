@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,13 @@ from omegaconf import open_dict
 from robustft.cli import checks, compose, identity
 from robustft.cli.main import run_in
 from robustft.cli.sources import CONF
-from robustft.experiment import Run
+from robustft.common import configs
+from robustft.experiment import make_training, options
+from robustft.inputs import Inputs, component, make_data
+from robustft.models.classifier import Classifier
+from robustft.training.loop import train
+from robustft.training.method import Method
+from robustft.training.trainer import make_trainer
 
 ROOT = CONF.parent
 SMALL = """model=tiny model.pretrained=null data=scenes data.train_images=64 data.holdout=16 data.test_images=16
@@ -50,15 +57,32 @@ def composed(*settings: str):
     return cfg
 
 
-def prepared(folder: Path, *settings: str) -> Run:
-    """A run as it stands before its method begins."""
+def prepared(folder: Path, *settings: str) -> Inputs:
+    """A run as it stands before its method is made."""
     cfg = composed(*settings)
     checks.check(cfg)
     identity.resolve(cfg)
     with open_dict(cfg):
         cfg.run_dir, cfg.run_name, cfg.resume = str(folder), folder.name, None
     torch.manual_seed(0)
-    return Run(cfg)
+    return Inputs(cfg, make_data(cfg), make_trainer(options(cfg), folder).strategy.root_device)
+
+
+def method_of(run: Inputs) -> Any:
+    """The run's method, or the model that it gives."""
+    return component("method", configs.plain(run.cfg)["method"], run)()
+
+
+def trained(run: Inputs, watch: Any = None) -> Classifier:
+    """The model that the run's training leaves.
+
+    Args:
+        watch: see ``Training``.
+    """
+    method = method_of(run)
+    assert isinstance(method, Method)
+    training = make_training(run.cfg, run, [])
+    return train(method, training if watch is None else replace(training, watch=watch)).model
 
 
 def do(folder: Path, *settings: str, resume: bool = False) -> dict[str, Any]:

@@ -129,5 +129,5 @@ def test_a_file_system_without_locks(tmp_path):
     line = ("trainer.max_steps=1", "method=finetune", "hydra.run.dir=mine")
     end = command(tmp_path, *line, stand_in=NO_FLOCK, **kept)
     assert end.returncode == 0 and not end.stderr.strip(), end.stderr
-    assert json.loads((tmp_path / "mine/results.json").read_text())["schema"] == 1
+    assert json.loads((tmp_path / "mine/results.json").read_text())["schema"] == 2
     assert not list(tmp_path.rglob("*.softlock")) and list((tmp_path / "cache").rglob("*.json"))

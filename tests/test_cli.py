@@ -211,6 +211,16 @@ def test_bad_input_gets_one_message(command, tmp_path):
         "resume=nowhere": "resume=nowhere: no such folder",
         "hydra.run.dir='a,b'": "hydra.run.dir=a,b",
         "hydra/launcher=foo": "hydra/launcher=foo: no such option",
+        "sweep=foo": "sweep=foo names a sweep, and this is a single run: add -m",
+        "overwrite=true": "say in which one, hydra.run.dir=DIR",
+        "-m seed=1,2 --cfg job": "--cfg shows the config of one run",
+        "data.root=/nowhere/scenes": "data.root=/nowhere/scenes: there is no folder /nowhere",
+        "schedule=cosine": "Did you mean schedule=warmup_cosine",
+        "optimizer.beta1=0.8": "optimizer.beta1=0.8 does nothing with schedule=one_cycle",
+        "schedule=warmup_cosine optimizer.max_momentum=0.9": "does nothing with schedule=warmup_cosine",
+        "method=zeroshot schedule=warmup_cosine": "schedule=warmup_cosine does nothing with method=zeroshot",
+        "constraint.anchor=init": "constraint.anchor=init does nothing with constraint=none",
+        "constraint=[nothing]": "constraint=nothing: no such option",
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         answers = pool.map(lambda line: command(*line.split()), cases)
@@ -235,6 +245,15 @@ def test_processes_started_by_torchrun_need_one_folder(monkeypatch, capsys, tmp_
                 said = capsys.readouterr().err
                 assert said.startswith(f"error: {launcher}") and expected in said and said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_another_sweeper_is_not_told_of_repeated_runs(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    swept = ["-m", "mask=random,object", "mask.threshold=0.3,0.4"]
+    added = make_plan(swept).arguments
+    assert "hydra/sweeper=combinations" in added and "which is made once" in capsys.readouterr().out
+    added = make_plan([*swept, "hydra/sweeper=basic"]).arguments
+    assert "hydra/sweeper=combinations" not in added and "made once" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("variable", processes.RANKS)
@@ -329,13 +348,6 @@ def test_jobs_that_are_the_same_run_are_made_once(command, tmp_path):
     assert again.returncode == 0 and again.stdout.count("finished before, skipped") == 3
 
 
-def test_a_sweeper_that_is_typed_makes_every_run(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    for typed, skips in (["mask=random,object"], True), (["mask=random,object", "hydra/sweeper=basic"], False):
-        plan = make_plan(["-m", "mask.threshold=0.3,0.4", *typed])
-        assert ("made once" in capsys.readouterr().out) == ("hydra/sweeper=combinations" in plan.arguments) == skips
-
-
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
@@ -345,8 +357,8 @@ def test_a_sweeper_that_is_typed_makes_every_run(monkeypatch, capsys, tmp_path):
         ("-m method=evaluate checkpoint=run.py,no.safetensors", "no.safetensors: no such file"),
         ("-m seed=1,2 data.root=typo/scenes", "typo"),
         ("sweep=foo", "sweep=foo names a sweep, and this is a single run: add -m"),
-        ("overwrite=true", "name that folder with hydra.run.dir=DIR"),
-        ("overwrite=true resume=auto", "name that folder with hydra.run.dir=DIR"),
+        ("overwrite=true", "say in which one, hydra.run.dir=DIR"),
+        ("overwrite=true resume=auto", "say in which one, hydra.run.dir=DIR"),
         ("-m seed=1,2 overwrite=true", "overwrite=true is for single runs"),
     ],
 )

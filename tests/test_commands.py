@@ -274,6 +274,8 @@ def test_several_paths_need_no_quotes_either(argument, expected):
         ("logger=none logger.wandb.project=x", "It belongs to logger=wandb, which is not chosen"),
         ("logger=csv logger.wandb.tags=x", "It belongs to logger=wandb, which is not chosen"),
         ("model=vitb32 data.root=. data.correlation=1", "It belongs to data=scenes, which is not chosen"),
+        ("model.backbone=timm", "It belongs to model=timm, which is not chosen"),
+        ("metric=top1 metric.ece.bins=3", "It belongs to metric=ece, which is not chosen"),
         ("mask.treshold=0.3", "Did you mean mask.threshold?"),
         ("trainer.precision=7", "one of auto, 32-true, bf16-mixed, 16-mixed, 32, bf16, 16\n"),
     ],

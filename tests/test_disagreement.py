@@ -27,7 +27,7 @@ def test_through_training(work, method):  # noqa: F811
     student = robustft.load(work / method / "model.safetensors")
     run = prepared(work / f"{method}-plain", *settings)
     run.data.setup()
-    teacher, images = run.teacher(), next(s for s in run.data.sets if s.name == "holdout").dataset
+    teacher, images = run["teacher"], next(s for s in run.data.sets if s.name == "holdout").dataset
     chosen = draw(len(images), len(images), run.cfg.seed)
     x, y = student.preprocess.normalise(torch.stack([images[int(k)][0] for k in chosen])), images.labels[chosen]
     expected = dict.fromkeys(("factual", "object_single"), 0.0)

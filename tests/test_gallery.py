@@ -180,7 +180,7 @@ def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
         with open_dict(cfg):
             cfg.pop("hydra")
         run_in(cfg, tmp_path / name, list(more))
-        assert json.loads((tmp_path / name / "results.json").read_text())["schema"] == 1
+        assert json.loads((tmp_path / name / "results.json").read_text())["schema"] == 2
         return sorted(path.name for path in (tmp_path / name).glob("gallery/*"))
 
     sets = ("scenes", "scenes_a", "scenes_objectnet", "scenes_r", "scenes_sketch", "scenes_v2")

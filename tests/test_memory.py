@@ -1,5 +1,7 @@
 """Out of memory: one line that says what would help. (On a device with memory of its own: tests/device, tests/gpu.)"""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -8,11 +10,13 @@ from robustft.cli import checks, identity, resuming
 from robustft.common import configs
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory, is_out_of_memory, largest_that_fits
+from robustft.experiment import make_training
+from robustft.methods.finetune import Finetune
 from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import text_rows
-from robustft.training.finetuner import Finetuner
-from tests.small import composed, do, prepared, work  # noqa: F401 (a fixture)
+from robustft.training.method import Method
+from tests.small import composed, do, method_of, prepared, work  # noqa: F401 (a fixture)
 
 SAID = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ..."),
@@ -54,7 +58,7 @@ def fails(error: Exception):
 
 
 def test_in_training(work, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(Finetuner, "objective", fails(SAID["cpu"]))
+    monkeypatch.setattr(Finetune, "training_step", fails(SAID["cpu"]))
     helps = "accumulate_grad_batches=2: 16 images at a time now, or model.grad_checkpointing=true, or trainer.precision"
     with pytest.raises(UserError, match=f"while training .*{helps}=bf16.*, or a smaller data.batch_size") as caught:
         do(work / "training", "method=finetune")
@@ -129,17 +133,19 @@ def test_tries_leave_everything_as_it_is(work, monkeypatch):  # noqa: F811
 
     run = prepared(work / "tries")
     run.data.setup()
-    student, distillation = run.student(), run.distillation()
-    before = [{k: v.clone() for k, v in model.state_dict().items()} for model in (student, distillation.teacher)]
+    method = method_of(run)
+    student, teacher = method.student, method.teacher
+    before = [{k: v.clone() for k, v in model.state_dict().items()} for model in (student, teacher)]
     drawn = torch.get_rng_state()
     seen = []
-    step = Finetuner.optimizer_step
-    monkeypatch.setattr(Finetuner, "optimizer_step", lambda self, *rest: (seen.append(self.student), step(self, *rest)))
-    options = configs.plain(run.cfg)["trainer"] | {"precision": "bf16-mixed"}
-    accumulation._two_steps(student, distillation, 4, 2, options, run.folder)
+    step = Method.optimizer_step
+    monkeypatch.setattr(Method, "optimizer_step", lambda self, *rest: (seen.append(self.student), step(self, *rest)))
+    training = make_training(run.cfg, run, [])
+    training = replace(training, trainer=training.trainer | {"precision": "bf16-mixed"})
+    accumulation._two_steps(method, training, 4, 2)
     assert len(seen) == 2 and seen[0] is not student
     assert any(not torch.equal(value, before[0][key]) for key, value in seen[0].state_dict().items())
-    for model, values in zip((student, distillation.teacher), before, strict=True):
+    for model, values in zip((student, teacher), before, strict=True):
         assert all(
             torch.equal(value, values[key]) and value.dtype == values[key].dtype
             for key, value in model.state_dict().items()

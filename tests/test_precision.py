@@ -6,7 +6,7 @@ import torch
 from robustft.cli import checks
 from robustft.common import configs
 from robustft.common.errors import UserError
-from robustft.training.loop import make_trainer, resolve_precision
+from robustft.training.trainer import make_trainer, resolve_precision
 from tests.small import assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
 from tests.test_resume import go_on_until_done, same_results, stops  # noqa: F401 (a fixture)
 

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -66,3 +67,21 @@ def number(text: str) -> float | str:
 
 def near(value: float | str) -> object:
     return value if isinstance(value, str) else pytest.approx(value, abs=1e-9)
+
+
+def test_the_page_of_methods_has_them_all():
+    """And calls them as reports do."""
+    from omegaconf import open_dict
+
+    from robustft.cli.display import display
+    from robustft.cli.sources import groups
+    from tests.small import composed
+
+    text = (ROOT / "docs" / "methods.md").read_text("utf-8")
+    rows = re.findall(r"^\| `([^`]+)` \| ([^|]+) \|", text, re.MULTILINE)[1:]
+    assert {row[0].split()[0] for row in rows} == set(groups()["method"])
+    for typed, label in rows:
+        name, *more = typed.split()
+        cfg = composed(f"method={name}", *more)
+        with open_dict(cfg):
+            assert display(cfg)["label"] == label.strip(), typed

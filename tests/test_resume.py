@@ -13,12 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf, open_dict
 from safetensors.torch import load_file
 
-from robustft.cli.compose import compose_first, parse
-from robustft.cli.main import run_in
-from robustft.cli.plan import make_plan
 from robustft.common.errors import UserError
 from robustft.models.files import BEST
 from robustft.training.callbacks import Speed
@@ -192,7 +188,7 @@ def test_the_command_refuses_another_schedule(work):  # noqa: F811
     folder.mkdir()
     zipfile.ZipFile(folder / LAST, "w").close()
     saved = (ROOT / "conf").name  # a config that cannot be the run's
-    (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\n")
+    (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\nschedule: {{name: one_cycle}}\n")
     answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")
     assert answer.returncode == 1 and "has other settings" in answer.stderr and "Traceback" not in answer.stderr
 
@@ -242,39 +238,6 @@ def test_every_method_reports_the_time_of_all_its_sessions(work, stops, settings
     record = do(folder, *settings, resume=True)
     assert 5000 < record["wall_s"] < 5000 + 600
     assert 16 <= record["train_images_per_s"] < 64  # 100 steps of 16 images in 50 s, and a few more
-
-
-def test_a_run_of_an_earlier_version_goes_on(work, stops, monkeypatch, capsys):  # noqa: F811
-    """Its settings are in the names and rules of then; what is typed now is held to those of now."""
-    folder = work / "earlier"
-    settings = ("method=finetune", "optimizer.beta2=0.9", "trainer.max_epochs=1", "seed=8")
-    stops[1].append(("step", 2, 0))
-    with pytest.raises(KeyboardInterrupt):
-        do(folder, *settings)
-    old = "optimizer.betas=[0.8,0.9] trainer.num_sanity_val_steps=0 trainer.min_steps=1 left.over=3".split()
-    started = [*SMALL, *(line for line in settings if "beta2" not in line), *old]
-    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(started)))
-    config = OmegaConf.load(folder / "config.yaml")
-    for name in ("beta2", "max_momentum", "base_momentum"):
-        del config.optimizer[name]
-    config.optimizer.betas = [0.8, 0.9]
-    config.trainer.update(min_steps=1, num_sanity_val_steps=0)
-    OmegaConf.save(config, folder / "config.yaml")
-    plan = make_plan([f"resume={folder}"])
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "earlier version" in said, said
-    for part in ("is now optimizer.beta2=0.9", "num_sanity_val_steps=0 is left out", "left.over=3 is left out"):
-        assert part in said
-    assert "optimizer.beta2=0.9" in plan.arguments and "trainer.min_steps=1" in plan.arguments
-    cfg = compose_first(parse(plan.arguments))
-    with open_dict(cfg):
-        cfg.pop("hydra")
-    run_in(cfg, folder, plan.arguments)
-    assert json.loads((folder / "results.json").read_text())["config"]["optimizer"]["beta2"] == 0.9
-    (folder / "results.json").unlink()
-    for typed in ("trainer.num_sanity_val_steps=0", "trainer.min_steps=1", "left.over=3", "optimizer.betas=[0.8,0.9]"):
-        with pytest.raises(UserError, match=typed.partition("=")[0]):
-            make_plan([f"resume={folder}", typed])
 
 
 # The second process sees the folder when the first one is at work there.

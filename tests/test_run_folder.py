@@ -14,6 +14,7 @@ import pytest
 import torch
 import wandb
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from omegaconf import OmegaConf
 
 import robustft
 from robustft.cli import main as cli
@@ -21,7 +22,7 @@ from robustft.common import files
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.machine import missing_devices
 from robustft.models.files import BEST
-from robustft.training.checkpoints import LAST, KeepState
+from robustft.training.checkpoints import LAST, KeepState, read_position
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
 from tests.test_cli import STAND_IN
 
@@ -386,10 +387,10 @@ def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_
     (folder / "results.json").unlink()  # interrupted
     before = snapshot(folder)
 
-    def stop(self):
+    def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("robustft.experiment.Run.zeroshot_scores", stop)
+    monkeypatch.setattr("robustft.experiment.zeroshot_scores", stop)
     with pytest.raises(KeyboardInterrupt, match="Nothing was kept yet to resume from"):
         do(folder, "method=finetune", "trainer.max_steps=2", "logger=wandb", "overwrite=true")
     assert {name: text for name, text in snapshot(folder).items() if name in before and "/" not in name} == {
@@ -405,7 +406,7 @@ def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa
     settings = ("method=finetune", "trainer.max_steps=1", "logger=wandb")
     if how == "failed":
         with pytest.raises(RuntimeError), monkeypatch.context() as patch:
-            patch.setattr("robustft.experiment.Run.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
+            patch.setattr("robustft.experiment.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
             do(folder, *settings)
         wandb.finish()
         for state in (LAST, BEST):  # with which it could go on
@@ -422,6 +423,22 @@ def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa
     assert others.is_dir() and all(path.exists() for path in folder.glob("wandb/*"))
     do(folder, "method=finetune", "trainer.max_steps=1", "overwrite=true")
     assert not (folder / "wandb_id.txt").exists() and list(folder.glob("wandb/*")) == [others]
+
+
+def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refused):  # noqa: F811
+    folder = work / "earlier"
+    do(folder, "method=finetune", "trainer.max_steps=1")
+    (folder / "results.json").unlink()
+    config = folder / "config.yaml"
+    saved = OmegaConf.load(config)
+    del saved["schedule"]
+    OmegaConf.save(saved, config)
+    assert "started by an earlier version of robustft" in refused(f"resume={folder}")
+    state = torch.load(folder / LAST, weights_only=True)
+    del state["recipe"]
+    torch.save(state, folder / LAST)
+    with pytest.raises(UserError, match="was left by an earlier version of robustft.*remove it"):
+        read_position(folder)
 
 
 # Mistakes that are found before anything is done

@@ -43,7 +43,9 @@ MATTERS = {
     "save_minutes data.batch_size data.validate": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
-    "method.name model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
+    "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
+    "schedule.name schedule._target_": TRAINED,
+    "optimizer.beta1 constraint.anchor constraint.head": NEVER,  # of schedule=warmup_cosine, of constraints
     "model.recipe.weight_decay": BY_GRADIENTS,  # of probes it is 0
     "model.recipe.lr model.recipe.epochs model.recipe.warmup model.recipe.batch_size model.recipe.log_every": TRAINED,
     "model.recipe.beta": ["counterfactual"],
@@ -56,6 +58,9 @@ MATTERS = {
     "data.num_workers": ALL,
     "trainer.accelerator trainer.strategy trainer.devices trainer.num_nodes trainer.precision": ALL,
     "trainer.fast_dev_run trainer.limit_val_batches trainer.enable_checkpointing trainer.enable_progress_bar": ALL,
+    "keep_logits metric.ece.bins metric.ece_calibrated.bins": ALL,
+    "metric.per_class._target_ metric.macro_f1._target_ metric.worst_class._target_ metric.ece._target_": ALL,
+    "metric.ece_calibrated._target_ metric.nll._target_ metric.brier._target_": ALL,
     "trainer.deterministic trainer.benchmark trainer.profiler": ALL,
     "trainer.max_epochs trainer.max_steps trainer.max_time trainer.limit_train_batches": TRAINED,
     "trainer.val_check_interval trainer.check_val_every_n_epoch trainer.log_every_n_steps": TRAINED,
@@ -73,6 +78,7 @@ CASES = [
     ("mask=context", "mask.threshold", "mask.rate"),
     ("mask=none", "mask.kind beta teacher", "fill.kind mask.threshold mask.rate"),
     ("mask.cam=gradcam", "mask.threshold", "mask.layers"),
+    ("schedule=warmup_cosine", "optimizer.beta1 optimizer.warmup", "optimizer.max_momentum optimizer.base_momentum"),
     ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher"),
     ("beta=0 disagreement=1", "teacher", "mask.kind"),
     ("method=kd beta=0", "beta", "temperature mask.kind teacher"),
@@ -220,7 +226,8 @@ def test_a_users_method_and_mask_are_held_to_what_they_say(tmp_path):
     )
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "finetune_softly.yaml").write_text(
-        "name: finetune\nsoftness: 1\ntakes: {trains: true, masks: false, settings: {method.softness: {from: 0}}}\n"
+        "name: finetune\n_target_: mine.Softly\nsoftness: 1\n"
+        "takes: {trains: true, masks: false, settings: {method.softness: {from: 0}}}\n"
     )
 
     def cfg(*typed: str):
@@ -256,11 +263,11 @@ def test_descriptions_are_sound():
     for group, options in groups().items():
         for option in options:
             extra = {"openclip": ("model.architecture=x", "model.pretrained=null")}.get(option, ())
-            if group in ("method", "mask", "data"):
+            if group in ("method", "mask", "data", "schedule"):
                 found = Settings(whole(f"{group}={option}", *extra))
                 for name, described in [*settings.CORE.items(), *_own(found)]:
                     assert settings.expected(described)
-                    assert set(described) <= set("kind from to above below of any match words or_null when".split())
+                    assert set(described) <= set("kind from to above below of any match words or_null when by".split())
                     for case in described.get("when", ()):
                         assert all(".takes." in key or key in found.values for key in case), (name, case)
                 for name, _ in _own(found):
@@ -417,7 +424,7 @@ def test_limits_that_leave_nothing_are_refused_once_the_data_is_known(work):  # 
         "trainer.accelerator=mps": "trainer: ",
     }.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("robustft.experiment.zeroshot_classifier", lambda *_, **__: pytest.fail("too late"))
+            patch.setattr("robustft.inputs.zeroshot_classifier", lambda *_, **__: pytest.fail("too late"))
             with pytest.raises(UserError, match=expected) as raised:
                 do(work / "refused", line)
         assert "\n" not in str(raised.value)
@@ -429,18 +436,14 @@ def test_a_profile_is_written(work):  # noqa: F811
 
 
 def test_the_schedule_cycles_momentum_between_what_is_set():
-    from types import SimpleNamespace
-
     import torch
 
-    from robustft.training.finetuner import Finetuner, Schedule
+    from robustft.training.recipe import Recipe
 
-    schedule = Schedule(1.0, 0.0, 0.5, 10, beta2=0.9, base_momentum=0.5, max_momentum=0.7)
-    trainer = SimpleNamespace(precision="32-true")
-    made = Finetuner.configure_optimizers(
-        SimpleNamespace(schedule=schedule, student=torch.nn.Linear(1, 1), trainer=trainer)
-    )
-    optimizer, cycle = made["optimizer"], made["lr_scheduler"]["scheduler"]
+    settings = {"lr": 1.0, "weight_decay": 0.0, "warmup": 0.5, "beta2": 0.9, "base_momentum": 0.5, "max_momentum": 0.7}
+    recipe = Recipe(settings)
+    optimizer = torch.optim.AdamW(torch.nn.Linear(1, 1).parameters(), **recipe.adam)
+    cycle = recipe.scheduler(optimizer, 10)
     seen = []
     for _ in range(9):
         seen.append(optimizer.param_groups[0]["betas"])
@@ -448,12 +451,6 @@ def test_the_schedule_cycles_momentum_between_what_is_set():
         cycle.step()
     momenta, second = zip(*seen, strict=True)
     assert set(second) == {0.9} and momenta[0] == 0.7 and min(momenta) == pytest.approx(0.5, abs=1e-6)
-
-    earlier = {"lr": 1.0, "weight_decay": 0.0, "betas": (0.9, 0.999), "warmup": 0.5, "steps": 10}
-    default = SimpleNamespace(schedule=Schedule(1.0, 0.0, 0.5, 10))
-    Finetuner.on_load_checkpoint(default, {"schedule": earlier})
-    with pytest.raises(UserError, match="beta2 was 0.99"):
-        Finetuner.on_load_checkpoint(default, {"schedule": earlier | {"betas": (0.9, 0.99)}})
 
 
 def test_composed_small_config_is_the_commands():

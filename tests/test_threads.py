@@ -10,11 +10,12 @@ import torch
 from omegaconf import OmegaConf
 
 from robustft import experiment
-from robustft.cli import checks, identity, resuming
-from robustft.cli import main as cli
-from robustft.cli.main import run_in
+from robustft.cli import checks, identity
+from robustft.cli.main import _processes_here, run_in
+from robustft.cli.plan import make_plan
 from robustft.common import configs, threads
 from robustft.common.errors import UserError
+from robustft.training.checkpoints import read_position
 from tests.small import ROOT, composed, do, small, work  # noqa: F401
 from tests.test_launchers import STAND_IN
 
@@ -50,13 +51,13 @@ def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F
     try:
         record = do(work / "two", "method=finetune", "trainer.max_steps=1", "threads=2")
         assert record["config"]["threads"] == 2 and record["versions"]["threads"] == "2"
-        assert resuming.saved_config(work / "two")["threads"] == 2  # whoever goes on takes it from there
         (work / "two" / "results.json").unlink()  # as if interrupted before its end
         taken = []
         monkeypatch.setattr(experiment, "run", lambda cfg: taken.append((cfg.threads, torch.get_num_threads())))
         threads.use(1)
         run_in(composed("method=finetune", "trainer.max_steps=1", "resume=auto"), work / "two", [])
         assert taken == [(2, 2)]
+        assert read_position(work / "two").threads == 2  # it stands beside the state, too
     finally:
         threads.use(before)
 
@@ -89,20 +90,30 @@ def test_workers_of_a_sweep_take_what_the_user_asked_for(tmp_path, asked, expect
     assert os.getpid() not in {record["process"] for record in records}
 
 
+@pytest.mark.parametrize(("launcher", "carried"), [("basic", True), ("local", True), ("slurm", False)])
+def test_a_job_of_a_cluster_takes_what_its_script_says(monkeypatch, tmp_path, launcher, carried):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/srun")
+    plan = make_plan(["-m", "seed=1,2", f"hydra/launcher={launcher}"])
+    assert any(threads.CARRIED in argument for argument in plan.arguments) == carried
+
+
 @pytest.mark.parametrize(
-    ("settings", "there", "processes"),
+    ("typed", "gpu", "expected"),
     [
-        (["trainer.accelerator=auto", "trainer.devices=2"], False, 2),
-        (["trainer.accelerator=auto", "trainer.devices=2"], True, 1),  # they compute elsewhere
-        (["trainer.accelerator=cpu", "trainer.devices='2'"], True, 2),
-        (["trainer.accelerator=auto", "trainer.devices='2'"], False, 2),
-        (["trainer.accelerator=auto", "trainer.devices=auto"], False, 1),
-        (["trainer.accelerator=gpu", "trainer.devices=[0,1]"], True, 1),
+        (("trainer.devices=2",), False, 2),
+        (("trainer.devices='2'",), False, 2),
+        (("trainer.devices=2",), True, 1),  # they compute elsewhere
+        (("trainer.accelerator=cpu", "trainer.devices=2"), True, 2),
+        (("trainer.accelerator=cpu", "trainer.devices='2'"), True, 2),
+        (("trainer.accelerator=gpu", "trainer.devices=[0,1]"), True, 1),
+        (("trainer.devices=auto",), False, 1),
     ],
 )
-def test_processes_that_compute_on_the_cpu_share_its_cores(monkeypatch, settings, there, processes):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: there)
-    assert cli._processes_here(composed(*settings)) == processes
+def test_processes_that_share_a_cpu(monkeypatch, typed, gpu, expected):
+    """Also where nobody typed that they do: on a machine without a GPU."""
+    monkeypatch.setattr("robustft.common.machine.has_accelerator", lambda: gpu)
+    assert _processes_here(composed("trainer.accelerator=auto", *typed)) == expected
 
 
 def test_devices_as_they_are_typed():

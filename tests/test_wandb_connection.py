@@ -84,6 +84,7 @@ def test_with_a_key_and_no_network_a_run_logs_offline(dead: str, monkeypatch, tm
     assert time.monotonic() - started < 40 and record["holdout"]
     (said,) = [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()]
     assert dead in said and "does not answer" in said and "wandb sync" in said and str(tmp_path / "run") in said
+    wandb.teardown()  # as at the end of the process: until then its service may hold back what it has to write
     (logged,) = read_logged([tmp_path / "run"])
     assert "holdout/top1" in logged.summary
     assert list(tmp_path.glob("run/wandb/offline-run-*"))

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from robustft.common.files import write
 from robustft.evaluation.disagreement import FILE, KINDS, read
-from robustft.report.plot import FILLS, MASKS
+from robustft.report.schema1 import FILLS, MASKS
 from robustft.report.stats import mean_std, paired_difference
 from robustft.studies.main import main
 from robustft.studies.study import Entry, Results

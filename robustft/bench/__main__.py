@@ -25,7 +25,7 @@ from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, TITLES, VARIANTS, Bench
 from robustft.common import entry, files, paths, terminal
 from robustft.common.machine import cpu_name
-from robustft.training.loop import resolve_precision
+from robustft.training.trainer import resolve_precision
 
 CAPTION = (
     "× direct fp32: speed against the direct step in float32. Cost in vanilla steps: at the same precision."

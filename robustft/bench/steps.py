@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from robustft.bench import direct
 from robustft.common.errors import UserError
-from robustft.counterfactual.distillation import Distillation, make_distillation
 from robustft.counterfactual.fill import make_fill
 from robustft.counterfactual.mask import make_mask
+from robustft.data.sets import Batch
+from robustft.methods.counterfactual import CounterfactualFinetune
+from robustft.methods.finetune import Finetune
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import preprocess_of
-from robustft.training.finetuner import AUTOCAST, Finetuner, Schedule
+from robustft.training.method import AUTOCAST, Method
 
 # Name of a model -> (open_clip's name, classes).
 MODELS = {
@@ -106,7 +108,7 @@ class Bench:
         if kind == "no_fill":
             return x + (x_cf + teacher) * (1 + int(self.student.patches * (1 - RATE))) / (1 + self.student.patches)
         if kind == "last_layer":
-            gradient_of_map /= len(self.student.blocks)
+            gradient_of_map /= len(self.student.tower.attentions())
         return x + x_cf + teacher + gradient_of_map
 
     def autocast(self, variant: str) -> torch.dtype | None:
@@ -132,17 +134,18 @@ class Bench:
         dtype, kind = self.autocast(variant), variant.removesuffix("_fp32")
         random = torch.Generator(self.device).manual_seed(self.seed)
         precision = partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
-        distillation = self._distillation(kind, dtype)
         if kind == "direct":
             return partial(self._direct, precision, random)
-        finetuner = Finetuner(self.student, [], Schedule(0.0, 0.0, 0.1, 1), distillation)
-        indices = torch.arange(self.batch, device=self.device)
+        method = self._method(kind, dtype)
+        method.random = lambda batch_idx: random  # type: ignore[method-assign]
+        batch = Batch(self.x, self.y, torch.arange(self.batch, device=self.device))
         later: list[Tensor] = []
-        back = later.append if kind == "one_backward" else Tensor.backward
+        if kind == "one_backward":
+            method.back_propagate = partial(_keep, later)  # type: ignore[method-assign]
 
         def backward() -> Tensor:
             with precision():
-                loss = finetuner.objective(self.x, self.y, random, back, indices=indices)["loss"]
+                loss = method.training_step(batch, 0)
             rest = sum(later, loss)
             later.clear()
             rest.backward()
@@ -150,16 +153,18 @@ class Bench:
 
         return backward
 
-    def _distillation(self, kind: str, dtype: torch.dtype | None) -> Distillation | None:
+    def _method(self, kind: str, dtype: torch.dtype | None) -> Method:
         if kind == "vanilla":
-            return None
+            return Finetune(self.student)
         teacher = self.teacher
         if dtype is not None:
             teacher = deepcopy(teacher)
             teacher.keep_in(dtype)
         fill = "none" if kind == "no_fill" else FILL
-        made = make_distillation(teacher, beta=BETA, mask=MASK | CHANGES.get(kind, {}), fill=fill)
-        return made.with_maps(self.maps) if kind == "cached" else made
+        mask = MASK | CHANGES.get(kind, {})
+        method = CounterfactualFinetune(self.student, teacher, beta=BETA, mask=mask, fill=fill)
+        method.maps = self.maps if kind == "cached" else None
+        return method
 
     def _direct(self, precision: Callable[[], Any], random: torch.Generator) -> Tensor:
         mask = make_mask("object", self.student.patches, threshold=THRESHOLD)
@@ -191,3 +196,8 @@ class Bench:
                 f"gradients by {worst:.2g} of their largest magnitude. This is a bug: please report it."
             )
         return worst
+
+
+def _keep(later: list[Tensor], loss: Tensor) -> Tensor:
+    later.append(loss)
+    return loss.detach()

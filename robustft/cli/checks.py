@@ -21,8 +21,6 @@ from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
-METHODS = Path(__file__).resolve().parents[1] / "methods"
-
 
 def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     """Refuses what cannot work.
@@ -37,15 +35,21 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     for name, _ in flatten(container(cfg, resolve=False)):
         if name in REFUSED:
             raise UserError(f"{name}: {REFUSED[name]}")
-    if "takes" not in cfg.method or not (METHODS / f"{cfg.method.name}.py").is_file():
-        lacks = "has no `takes`" if "takes" not in cfg.method else f"needs robustft/methods/{cfg.method.name}.py"
-        raise UserError(f"method={cfg.method.name} {lacks}: see conf/method/counterfactual.yaml for what a method says")
+    if "takes" not in cfg.method or OmegaConf.select(cfg, "method._target_") is None:
+        lacks = "`takes`" if "takes" not in cfg.method else "`_target_`"
+        name = cfg.method.get("name")
+        raise UserError(f"method={name} has no {lacks}: conf/method/counterfactual.yaml shows what a method says")
     if typed is not None:
         refuse_idle([cfg], typed)
     settings = Settings(cfg)
     for name in settings.takes["method"].get("needs") or ():
         if settings.values.get(name) is None:
             raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
+    if settings.takes["method"].get("text") and not settings.takes.get("model", {}).get("text", True):
+        raise UserError(
+            f"method={cfg.method.name} needs a zero-shot model, and model={cfg.model.name} has no text tower to make"
+            " it. Choose a CLIP, such as model=vitb32"
+        )
     for name, value in settings.values.items():
         for owner, described in settings.descriptions(name):
             if value is None and owner in ("method", "mask") and not accepts(described, None):
@@ -56,7 +60,7 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     trains = bool(settings.takes["method"]["trains"])
     if trains:
         _check_length(cfg)
-        _check_batch(cfg)
+        _check_batch(cfg, least_images(settings))
     _check_inputs(cfg)
 
 
@@ -116,7 +120,7 @@ def _means_something(settings: Settings, name: str, value: str) -> bool:
         return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
     if node and "." not in name and name not in ("mask", "fill"):
-        return True  # a whole component is chosen: others ask what it means
+        return settings.closed(name) is None  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
 
@@ -159,7 +163,13 @@ def _check_length(cfg: DictConfig) -> None:
         )
 
 
-def _check_batch(cfg: DictConfig) -> None:
+def least_images(settings: Settings) -> int:
+    """How many images a micro-batch must have for all components: a fill takes patches from others."""
+    needed = [int(takes.get("images", 1)) for name, takes in settings.takes.items() if not settings.closed(name)]
+    return max([1, *needed, *([2] if settings.values.get("disagreement") else [])])
+
+
+def _check_batch(cfg: DictConfig, least: int) -> None:
     counted = OmegaConf.select(cfg, "data.takes.training_images")
     if counted is not None and cfg.data.holdout is not None:
         images = OmegaConf.select(cfg, counted) - cfg.data.holdout
@@ -182,10 +192,14 @@ def _check_batch(cfg: DictConfig) -> None:
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
             f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
         )
-    if local == 1 and (cfg.fill.kind != "none" or cfg.disagreement):
-        what = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
+    if local < least:
+        fills = OmegaConf.select(cfg, "fill.takes.images") or cfg.disagreement
+        who = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
+        what = (
+            f"{who} takes patches from other images" if fills else f"method={cfg.method.name} compares {least} images"
+        )
         raise UserError(
-            f"{what} takes patches from other images, but a device sees one image at a time:"
+            f"{what}, but a device sees {'one image' if local == 1 else f'{local} images'} at a time:"
             f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
         )
 
@@ -213,6 +227,11 @@ def _check_inputs(cfg: DictConfig) -> None:
     if named:
         refuse_damaged(weights_file(pretrained), "model.pretrained")
     root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
+    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
+        raise UserError(
+            f"data.root={root}: there is no folder {expand(root).absolute().parent} to make it in. Rendered scenes are"
+            " kept in data.root; leave it out to keep them in the cache"
+        )
     if root is not None and on_disk is False and expand(root).is_dir():
         inside = [path.name for path in expand(root).iterdir()]
         if inside and not any(name.startswith("scenes") for name in inside):
@@ -220,11 +239,6 @@ def _check_inputs(cfg: DictConfig) -> None:
                 f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
                 " another CLIP); for the scenes an empty folder, or none"
             )
-    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
-        raise UserError(
-            f"data.root={root}: there is no folder {expand(root).parent} to make it in. Rendered scenes are kept in"
-            " data.root; leave it out to keep them in the cache"
-        )
     if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
         raise UserError(
             "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"

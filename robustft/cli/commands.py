@@ -51,6 +51,22 @@ def find(arguments: Sequence[str]) -> str | None:
     )
 
 
+def behind_configs(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the command first, where ``--config-dir DIR`` stands before it.
+
+    Raises:
+        UserError: the command takes no configs.
+    """
+    first = arguments[0] if arguments else ""
+    options = 2 if first in ("--config-dir", "-cd") else int(first.startswith("--config-dir="))
+    rest = list(arguments[options:])
+    if not options or not rest or rest[0] not in COMMANDS:
+        return list(arguments)
+    if not COMMANDS[rest[0]].settings:
+        raise UserError(f"{rest[0]} takes no configs: leave out --config-dir")
+    return [rest[0], *arguments[:options], *rest[1:]]
+
+
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run a command; the exit status. Its module is imported only now."""
     return answer(lambda: import_module(COMMANDS[name].module).main(list(arguments)))

@@ -108,6 +108,11 @@ def values(override: Override) -> list[str]:
         return []
 
 
+def options(override: Override) -> list[str]:
+    """The options of a group that an override names: several in a sweep, and where a group can have several."""
+    return [name.strip() for value in values(override) for name in value.strip("[]").split(",") if name.strip()]
+
+
 def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """The config with the first value of everything that is swept, `hydra` node included.
 
@@ -228,7 +233,7 @@ def _check_options(overrides: Sequence[Override]) -> None:
     known = groups()
     for override in overrides:
         group = override.key_or_group
-        for value in values(override) if group in known else []:
+        for value in options(override) if group in known else []:
             if value not in known[group] and not (group == "experiment" and value == "null"):
                 near = difflib.get_close_matches(value, known[group], n=1, cutoff=0.5)
                 hint = f" Did you mean {group}={near[0]}?" if near else ""
@@ -305,18 +310,9 @@ def _has(group: str, option: str, setting: str) -> bool:
     """Whether an option's own file has a setting."""
     places = [place / group / f"{option}.yaml" for place in (CONF, sources.added()) if place is not None]
     node = next((OmegaConf.load(path) for path in places if path.is_file()), None)
-    return isinstance(node, DictConfig) and not setting.startswith("takes") and _exists(node, setting)
-
-
-def unknown(overrides: Sequence[Override]) -> set[str]:
-    """Names of settings that nobody has, given the groups that are chosen beside them.
-
-    Raises:
-        UserError: one of the groups has no such option.
-    """
-    known = compose_first([override for override in overrides if is_group(override.key_or_group)])
-    names = (o.key_or_group for o in overrides if not (is_group(o.key_or_group) or o.is_add()))
-    return {name for name in names if not name.startswith("hydra.") and not _exists(known, name)}
+    if not isinstance(node, DictConfig) or setting.startswith("takes"):
+        return False
+    return _exists(node, setting) or _exists(node, f"{group}.{setting}")  # as in conf/model, which bring other groups
 
 
 def nearest(key: str, names: Sequence[str]) -> list[str]:

@@ -16,7 +16,8 @@ from robustft.common.errors import UserError
 
 # A run stays the same run when these change: they say where and how fast, not what.
 INCIDENTAL = re.compile(
-    r"(run_dir|run_name|resume|overwrite|disagreement|threads|save_minutes|sweep|check|prepare|logger(\..*)?"
+    r"(run_dir|run_name|resume|overwrite|disagreement|metric(\..*)?|keep_logits|threads|save_minutes|sweep|check|prepare"
+    r"|logger(\..*)?"
     r"|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|min_epochs|min_steps|log_every_n_steps|profiler"
@@ -111,6 +112,11 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = dict(config["optimizer"])
         *_, beta2 = optimizer.pop("betas") or [None]  # the first never had an effect
         config["optimizer"] = optimizer | {"beta2": beta2, "max_momentum": 0.95, "base_momentum": 0.85}
+    if "schedule" not in config:
+        config["schedule"] = {"name": "one_cycle"}
+        config["constraint"] = {"anchor": "zeroshot", "head": True}
+        if isinstance(config.get("optimizer"), dict):
+            config["optimizer"] = {"beta1": 0.9, **config["optimizer"]}
     if isinstance(config.get("method"), dict):
         traits = ("trains", "masks", "needs", "uses")  # of the code
         config["method"] = {key: value for key, value in config["method"].items() if key not in traits}
@@ -162,7 +168,7 @@ def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) ->
     if here.get(ACCUMULATE) == "auto":  # it stands for whatever was found then
         names = [name for name in names if name != ACCUMULATE]
     # What is off here, an earlier version may not have had.
-    names = [name for name in names if name in there or here[name] not in (None, False)]
+    names = [name for name in names if name in there or not (here[name] in (None, False) or "_target_" in name)]
     return [
         f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
         for name in names

@@ -28,7 +28,7 @@ import robustft
 from robustft.cli import checks, commands, compose, identity, naming, resuming, run_folder
 from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF
-from robustft.common import configs, entry, homes, paths, processes, signals, streams, terminal, threads
+from robustft.common import configs, entry, homes, machine, paths, processes, signals, streams, terminal, threads
 from robustft.common.errors import FolderTaken, UserError, system_error, user_error
 from robustft.common.terminal import signed
 
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 # Runs in other processes import this module to find `task`, and with it the resolvers.
 OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
+OmegaConf.register_new_resolver("members", naming.members, replace=True)
 OmegaConf.register_new_resolver("program", entry.program, replace=True)
 OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
 OmegaConf.register_new_resolver("settings", compose.listed, replace=True)
@@ -55,6 +56,7 @@ def main() -> int:
         if "--version" in arguments:
             print(f"robustft {robustft.__version__}")
             return 0
+        arguments = commands.behind_configs(arguments)
         if command := commands.find(arguments):
             if not commands.COMMANDS[command].settings:
                 return commands.run(command, arguments[1:])
@@ -123,9 +125,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
     Raises:
         FolderTaken: the folder is another run's, finished, interrupted, or at work there now. It is left as it was.
     """
-    # What is typed for a sweep has been looked at for all of its runs together; what was typed to start a run counts
-    # as it was then.
-    checks.check(cfg, None if sweep or cfg.resume else compose.texts(compose.parse(typed)))
+    # What is typed for a sweep has been looked at for all of its runs together.
+    checks.check(cfg, None if sweep else compose.texts(compose.parse(typed)))
     checks.check_started(cfg)
     name = folder.name if sweep else naming.name(cfg)
     identity.resolve(cfg, sweep=sweep)
@@ -170,12 +171,8 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 def _processes_here(cfg: DictConfig) -> int:
     """How many processes of the run compute on this machine's CPU."""
     several = configs.device_count(cfg.trainer.devices) or 1  # auto and all are one on a CPU
-    if several == 1 or cfg.trainer.accelerator == "cpu":
-        return several
-    threads.sleep_early()  # before torch is imported to be asked
-    import torch
-
-    return 1 if torch.accelerator.is_available() else several
+    accelerator = cfg.trainer.accelerator
+    return several if accelerator == "cpu" or (accelerator == "auto" and not machine.has_accelerator()) else 1
 
 
 def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:

@@ -9,12 +9,12 @@ settings (`checkpoint=...`), where Hydra's grammar does not take "=" or ",".
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.errors import UserError
 
@@ -45,8 +45,10 @@ def name(cfg: DictConfig) -> str:
     """What a single run is, readable: method, mask and fill, model."""
     if cfg.check is not None:
         return f"check-{cfg.check}"
-    masks = [] if cfg.mask.kind == "none" else [cfg.mask.kind, cfg.fill.kind]
-    return "_".join(slug(part) for part in (cfg.method.name, *masks, cfg.model.name))
+    unmasked = cfg.mask.kind == "none" or OmegaConf.select(cfg, "method.takes.masks") is False
+    masks = [] if unmasked else [cfg.mask.kind, cfg.fill.kind]
+    constraints = [name for name, node in cfg.constraint.items() if OmegaConf.is_dict(node)]
+    return "_".join(slug(part) for part in (cfg.method.name, *masks, *constraints, cfg.model.name))
 
 
 def new_folder(cfg: DictConfig) -> Path:
@@ -76,18 +78,36 @@ def short_names(keys: Sequence[str]) -> list[str]:
     return [slug(key) if last.count(short) > 1 else short for key, short in zip(keys, last, strict=True)]
 
 
-def job_name(swept: Sequence[str], groups: Sequence[str]) -> str:
+def job_name(swept: Sequence[str], groups: Sequence[str], several: Collection[str] = ()) -> str:
     """An OmegaConf expression for the name of a sweep's run: swept keys with their values, nothing else.
 
     It travels to the runs as a value of `hydra.sweep.subdir`, so runs in other processes agree on it.
+
+    Args:
+        several: groups that can have several options at once.
     """
-    values = [f"hydra:runtime.choices.{key}" if key in groups else key for key in swept]
-    parts = [f"{short}-${{slug:${{{value}}}}}" for short, value in zip(short_names(swept), values, strict=True)]
+
+    def value(key: str) -> str:
+        if key in several:
+            return f"${{members:${{{key}}}}}"
+        return f"${{slug:${{{f'hydra:runtime.choices.{key}' if key in groups else key}}}}}"
+
+    parts = [f"{short}-{value(key)}" for short, key in zip(short_names(swept), swept, strict=True)]
     return "_".join(parts) or "run"
 
 
-def job_folder(swept: Sequence[str], values: Mapping[str, Any]) -> str:
-    """The name that `job_name` comes to, given the values of what is swept."""
-    return (
-        "_".join(f"{short}-{slug(values[key])}" for short, key in zip(short_names(swept), swept, strict=True)) or "run"
-    )
+def readable_name(values: Mapping[str, Any], swept: Sequence[str]) -> str:
+    """The name that `job_name` gives to a sweep's run, from the values of what is swept; options of groups as text."""
+    named = ((short, values[key]) for short, key in zip(short_names(swept), swept, strict=True))
+    return "_".join(f"{short}-{_listed(value)}" for short, value in named) or "run"
+
+
+def members(node: Mapping[str, Any]) -> str:
+    """The options of a group that can have several, as part of a folder's name."""
+    return "-".join(slug(name) for name, option in node.items() if isinstance(option, Mapping)) or "none"
+
+
+def _listed(value: Any) -> str:
+    if isinstance(value, str) and value.startswith("["):
+        return "-".join(slug(name.strip()) for name in value.strip("[]").split(",") if name.strip()) or "none"
+    return slug(value)

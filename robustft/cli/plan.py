@@ -37,7 +37,7 @@ def make_plan(arguments: list[str]) -> Plan:
     if args.help or args.hydra_help or args.shell_completion or args.info:
         return Plan(arguments, None)
     flags = [argument for argument in arguments if argument not in args.overrides]
-    parsed = typed = compose.parse(args.overrides)
+    parsed = compose.parse(args.overrides)
     resume = _value(parsed, "resume")
     if resume not in (None, "null", "auto"):
         folder = paths.expand(resume)
@@ -48,10 +48,14 @@ def make_plan(arguments: list[str]) -> Plan:
         own_configs = sources.recorded(folder) if not args.config_dir else None
         if own_configs:
             flags = [*_with_configs([], str(own_configs)), *flags]
-            typed = compose.parse(args.overrides)
-        parsed = _with_recorded(folder, typed)
+            parsed = compose.parse(args.overrides)
+        keys = {override.key_or_group for override in parsed}
+        before = compose.parse(resuming.saved_overrides(folder))
+        parsed = [override for override in before if override.key_or_group not in keys] + parsed
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]
+    if args.cfg and args.multirun:
+        raise UserError("--cfg shows the config of one run: leave out -m, and give every setting one value")
     if args.cfg:
         return Plan([*flags, *lines], None)
     with open_dict(cfg):
@@ -59,30 +63,14 @@ def make_plan(arguments: list[str]) -> Plan:
     if args.multirun or hydra_config.mode == RunMode.MULTIRUN:
         added, folder = _plan_sweep(cfg, hydra_config, parsed)
         return Plan([*flags, *lines, *added], folder)
-    return Plan([*flags, *lines, *_plan_single(cfg, parsed, compose.texts(typed), resume)], None)
+    return Plan([*flags, *lines, *_plan_single(cfg, parsed, resume)], None)
 
 
-def _with_recorded(folder: Path, typed: list[Override]) -> list[Override]:
-    """What was typed now behind what was typed to start the run in ``folder``, as far as that is still a setting."""
-    keys = {override.key_or_group for override in typed}
-    lines, notes = resuming.renewed_overrides(folder)
-    before = [override for override in compose.parse(lines) if override.key_or_group not in keys]
-    gone = compose.unknown([*before, *typed]) - keys
-    notes += [
-        f"{override.input_line} is left out: there is no such setting now"
-        for override in before
-        if override.key_or_group in gone
-    ]
-    if notes and processes.is_first_process():
-        print(f"resume={paths.readable(folder)}: it was started with an earlier version. {'; '.join(notes)}")
-    return [override for override in before if override.key_or_group not in gone] + typed
-
-
-def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str], resume: str | None) -> list[str]:
+def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) -> list[str]:
     for override in parsed:
         if override.is_sweep_override():
             raise UserError(f"{override.input_line}: several values make a sweep: add -m")
-    checks.check(cfg, typed)  # not what a run was started with, perhaps under other rules
+    checks.check(cfg, compose.texts(parsed))
     checks.check_started(cfg)
     identity.resolve(cfg)
     given = _value(parsed, "hydra.run.dir")
@@ -90,18 +78,15 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], typed: dict[str, str],
         if given is not None and character in given:
             raise UserError(f"hydra.run.dir={given}: the name holds {character!r}, with which it cannot be typed back")
     given = None if given is None else str(paths.expand(given))
-    if cfg.sweep is not None:
-        raise UserError(
-            f"sweep={cfg.sweep} names a sweep, and this is a single run: add -m with several values, or name the run's"
-            " folder with hydra.run.dir=DIR"
-        )
     launcher = processes.launched_together()
     if launcher and given is None and resume in (None, "null", "auto"):
         raise UserError(f"{launcher} starts every process by itself: give them all one folder with hydra.run.dir=DIR")
     if cfg.overwrite and resume not in (None, "null", "auto"):
         raise UserError(f"resume={resume} goes on in that folder: leave out overwrite=true")
+    if (name := _value(parsed, "sweep")) is not None:
+        raise UserError(f"sweep={name} names a sweep, and this is a single run: add -m, or leave it out")
     if cfg.overwrite and given is None:
-        raise UserError("overwrite=true replaces the run in a folder: name that folder with hydra.run.dir=DIR")
+        raise UserError("overwrite=true replaces the run in a folder: say in which one, hydra.run.dir=DIR")
     if cfg.overwrite and (cfg.check is not None or cfg.prepare):
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
     found = None  # the run that goes on
@@ -217,8 +202,7 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     folder = paths.expand(_value(parsed, "hydra.sweep.dir") or naming.SWEEPS / name)
     own_names = "hydra.sweep.subdir" not in typed
     if own_names:
-        first = {key: choices[key] if key in groups() else OmegaConf.select(cfg, key) for key in swept}
-        _refuse_other_sweep(cfg, folder / naming.job_folder(swept, first))
+        _refuse_other_sweep(cfg, folder / naming.readable_name(_first_values(swept, cfg, choices), swept))
     # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
     may_skip = choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed
     skip = _check_all(parsed, preset, swept, may_skip=may_skip)
@@ -226,14 +210,27 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
     if not slurm:  # whose own script may say how many threads a node takes
-        added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED)}")
+        added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED or 'none')}")
     if own_names:
-        added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups())))}")
+        added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups()), sources.several()))}")
     if skip:
         added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
     if not swept:
         print(f"nothing is swept: one run, in {paths.readable(folder)}")
     return added, folder
+
+
+def _first_values(swept: list[str], cfg: DictConfig, choices: DictConfig) -> dict[str, Any]:
+    """What the first run of a sweep has of what is swept."""
+    several = sources.several()
+    return {
+        key: naming.members(cfg[key])
+        if key in several
+        else choices[key]
+        if key in choices
+        else OmegaConf.select(cfg, key)
+        for key in swept
+    }
 
 
 def _check_all(
@@ -251,21 +248,21 @@ def _check_all(
     checks.refuse_idle(cfgs, compose.texts(asked), sweep=True)
     if any(not compose.values(override) or override.is_interval_sweep() for override in asked):
         return []  # values are drawn as the sweep goes on
-    for job in jobs:
+    names = [naming.readable_name(job.choices, swept) for job in jobs]
+    for name, job in zip(names, jobs, strict=True):
         try:
             checks.check(deepcopy(job.cfg))
         except OmegaConfBaseException:  # refers to what is known in the run alone
             continue
         except UserError as error:
-            one = f" (of the run {naming.job_folder(swept, job.choices)}; none was started)" if len(jobs) > 1 else ""
+            one = f" (of the run {name}; none was started)" if len(jobs) > 1 else ""
             raise UserError(f"{error}{one}") from error
     if not may_skip:
         return []
     first = identity.distinct(cfgs)
     skip = [number for number, same in enumerate(first) if same != number]
     for number in skip:
-        one, other = (naming.job_folder(swept, jobs[n].choices) for n in (number, first[number]))
-        print(f"{one}: the same run as {other}, which is made once")
+        print(f"{names[number]}: the same run as {names[first[number]]}, which is made once")
     return skip
 
 
@@ -275,7 +272,7 @@ def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
     try:
         checks.check(cfg)
         identity.resolve(cfg, sweep=True)
-    except UserError:  # a run that cannot work is refused when its turn comes: others may
+    except UserError:  # what cannot work is said below, with the run's name
         return
     run_folder.refuse_other_run(cfg, first)
 

@@ -9,7 +9,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import identity
-from robustft.cli.settings import REFUSED
 from robustft.common import configs
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import write
@@ -18,7 +17,7 @@ from robustft.common.files import write
 def is_finished(folder: Path) -> bool:
     """Whether a complete evaluation lies in a run folder."""
     try:
-        return json.loads((folder / "results.json").read_text())["schema"] == 1
+        return json.loads((folder / "results.json").read_text())["schema"] in (1, 2)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -41,22 +40,6 @@ def saved_overrides(folder: Path) -> list[str]:
     """What was typed to start the run in a folder."""
     path = folder / "overrides.yaml"
     return [str(line) for line in OmegaConf.load(path)] if path.exists() else []
-
-
-def renewed_overrides(folder: Path) -> tuple[list[str], list[str]]:
-    """What was typed to start the run in a folder, in today's names, and in words what had to change for that."""
-    lines, notes = [], []
-    for line in saved_overrides(folder):
-        name, _, value = line.lstrip("+").partition("=")
-        if name == "optimizer.betas":  # as `identity.renewed` has it for a config
-            beta2 = value.strip("[]() ").split(",")[-1].strip()
-            lines.append(f"optimizer.beta2={beta2}")
-            notes.append(f"{line} is now optimizer.beta2={beta2}: the first had no effect")
-        elif name in REFUSED:
-            notes.append(f"{line} is left out: {REFUSED[name]}")
-        else:
-            lines.append(line)
-    return lines, notes
 
 
 def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:
@@ -92,8 +75,14 @@ def check_resumable(folder: Path) -> None:
         raise UserError(f"resume={folder}: no such folder. Expected auto, or the folder of an interrupted run")
     if is_finished(folder):
         raise UserError(f"resume={folder}: that run is finished. Leave out resume= to start another")
-    if not (folder / "last.ckpt").exists() or saved_config(folder) is None:
+    saved = saved_config(folder)
+    if not (folder / "last.ckpt").exists() or saved is None:
         raise UserError(f"resume={folder}: no last.ckpt with its config.yaml in there, so nothing to go on from")
+    if "schedule" not in saved:
+        raise UserError(
+            f"resume={folder}: that run was started by an earlier version of robustft, whose runs this one cannot go on"
+            " with. Start it again, or finish it with that version"
+        )
     refuse_damaged(folder)
 
 

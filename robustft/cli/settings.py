@@ -9,6 +9,11 @@ a method or a mask of a user's own is held to the same rules without a line of o
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
       needs: [checkpoint]         # a method: settings it cannot do without
       fills: false                # a mask: there is nothing to fill
+      images: 2                   # a method or fill: images that it needs of a micro-batch at least
+      label: KD                   # what reports call it; see robustft/cli/display.py for this and the next three
+      marker: {colour: "#009E73", shape: d}
+      order: 70                   # a method: where it stands in reports, from the zero-shot model (0) on
+      dial: beta                  # a method: the setting that makes a curve of it
       settings:                   # full names; `*` at the end stands for any last part
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
 
@@ -16,6 +21,8 @@ A description has a `kind` (number, the default; whole, flag, text, texts: a lis
 from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to
 the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
 of which asks of some settings that they are as described. Without it a setting matters always.
+
+Of the core's, `by` names the group whose component may take the setting: without one that does it means nothing.
 
 A setting that nobody describes means nothing, except in a group whose component has no `takes`: that takes anything.
 """
@@ -55,20 +62,27 @@ CORE: dict[str, Description] = {
     "check": {"of": ["data"], "or_null": True},
     "prepare": FLAG,
     "overwrite": FLAG,
+    "keep_logits": FLAG,
     "resume": TEXT,
     "threads": {**COUNT, "or_null": True},
     "save_minutes": {"from": 0, "when": [{**TRAINS, "trainer.enable_checkpointing": {"of": [True]}}]},
     "optimizer.lr": {"above": 0, "when": [TRAINS]},
     "optimizer.weight_decay": {"from": 0, "when": [TRAINS]},
     "optimizer.beta2": {"from": 0, "below": 1, "when": [TRAINS]},
-    "optimizer.max_momentum": {"from": 0, "below": 1, "when": [TRAINS]},
-    "optimizer.base_momentum": {"from": 0, "below": 1, "when": [TRAINS]},
-    "optimizer.warmup": {"above": 0, "below": 1, "when": [TRAINS]},
+    "optimizer.warmup": {"from": 0, "by": "schedule"},
+    "optimizer.beta1": {"from": 0, "below": 1, "by": "schedule"},
+    "optimizer.max_momentum": {"from": 0, "below": 1, "by": "schedule"},
+    "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
+    "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
+    "constraint.head": {**FLAG, "by": "constraint"},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
+    "model.backbone": {"kind": "anything"},
+    "model.backbone.*": {"kind": "anything"},
+    "model.tokenizer.*": {"kind": "anything"},
     "data._target_": {"kind": "text"},
-    "model.grad_checkpointing": {**FLAG, "when": []},  # for methods to take
+    "model.grad_checkpointing": {**FLAG, "by": "method"},
     "model.recipe.threads": {**COUNT, "or_null": True},
     "model.recipe.*": {"kind": "anything", "when": []},  # matters where another setting takes its value from it
     "data.root": TEXT,
@@ -134,6 +148,7 @@ CHOSEN = {
     "method.name": "choose the method by its group: method=NAME",
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
+    "schedule.name": "choose the schedule by its group: schedule=NAME",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
@@ -156,6 +171,7 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
+OF_TRAINING = ("schedule", "constraint")  # groups that a method makes something of if it trains
 
 
 def accepts(described: Description, value: Any) -> bool:
@@ -245,6 +261,16 @@ def shown(value: Any) -> str:
     return str(value)
 
 
+def _takes(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """(component, what it says of itself): of groups, and of the members of groups that can have several."""
+    for key, node in plain.items():
+        if isinstance(node, dict) and key != "takes":
+            if isinstance(node.get("takes"), dict):
+                yield f"{prefix}{key}", node["takes"]
+            if not prefix:
+                yield from _takes(node, f"{key}.")
+
+
 class Settings:
     """A composed config as plain values, and what its components make of them.
 
@@ -258,7 +284,7 @@ class Settings:
         self._init(plain, raw)
 
     def _init(self, plain: dict[Any, Any], raw: dict[Any, Any]) -> None:
-        self.takes = {key: node["takes"] for key, node in plain.items() if isinstance(node, dict) and "takes" in node}
+        self.takes = dict(_takes(plain))
         self.values = dict(flatten(without_takes(plain)))
         self._raw = {name: value for name, value in flatten(without_takes(raw)) if isinstance(value, str)}
         self._described = {"core": CORE} | {key: takes.get("settings") or {} for key, takes in self.takes.items()}
@@ -274,7 +300,8 @@ class Settings:
                     yield owner, described[key]
                     break
         group = name.partition(".")[0]
-        if not found and name in self.values and (("." in name and group not in self.takes) or self._selects(name)):
+        described = any(name.startswith(f"{owner}.") for owner in self.takes)
+        if not found and name in self.values and (("." in name and not described) or self._selects(name)):
             yield group, ALWAYS
 
     def _selects(self, name: str) -> bool:
@@ -293,7 +320,8 @@ class Settings:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
         reasons = []
         for owner, described in self.descriptions(name):
-            reason = self._closed(owner) or self._unmet(described.get("when"))
+            by = described.get("by")
+            reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
             if reason is None:
                 return None
             reasons.append(reason)
@@ -305,7 +333,7 @@ class Settings:
             return None
         group = name.partition(".")[0]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
-            reasons.append(self._closed(group) or self.chosen(group))
+            reasons.append(self.closed(group) or self.chosen(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
 
     def masks(self) -> str | None:
@@ -315,14 +343,20 @@ class Settings:
             return None if masks else self.chosen("method")
         return self._unmet([masks])
 
-    def _closed(self, group: str) -> str | None:
+    def closed(self, group: str) -> str | None:
         """Why a whole component has no effect."""
+        if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
+            return self.chosen("method")
         if group not in ("mask", "fill"):
             return None
         if reason := self.masks():
             return reason
         fills = self.takes.get("mask", {}).get("fills", True)
         return None if group == "mask" or fills else self.chosen("mask")
+
+    def holds(self, case: Case) -> bool:
+        """Whether settings are as ``case`` describes them."""
+        return all(accepts(described, self._value(name)) for name, described in case.items())
 
     def _unmet(self, cases: Sequence[Case] | None) -> str | None:
         """The first condition that does not hold; None where one of the cases does."""
@@ -345,5 +379,7 @@ class Settings:
 
     def chosen(self, group: str) -> str:
         """A component as it is chosen: mask=object."""
+        if "." in group:  # one of several: constraint=l2sp
+            return "=".join(group.split(".", 1))
         names = (self.values.get(f"{group}.{key}") for key in ("kind", "name"))
-        return f"{group}={next((name for name in names if name is not None), '?')}"
+        return f"{group}={next((name for name in names if name is not None), 'none')}"

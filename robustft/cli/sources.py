@@ -2,7 +2,10 @@
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
+
+from omegaconf import OmegaConf
 
 from robustft.common import files
 from robustft.common.errors import UserError
@@ -60,6 +63,15 @@ def groups() -> dict[str, list[str]]:
             if options:
                 found.setdefault(folder.name, set()).update(options)
     return {name: sorted(options) for name, options in sorted(found.items())}
+
+
+@cache
+def several() -> frozenset[str]:
+    """Groups that can have several options at once: those with a list for a default."""
+    config = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
+    assert isinstance(config, dict)
+    entries = [entry for entry in config["defaults"] if isinstance(entry, dict)]
+    return frozenset(key for entry in entries for key, options in entry.items() if isinstance(options, list))
 
 
 def is_new_group(name: str) -> bool:

@@ -48,8 +48,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def without_takes(values: Mapping[str, Any]) -> dict[str, Any]:
     """A config without what its components say of themselves: those are no settings."""
     return {
-        str(key): {part: inner for part, inner in value.items() if part != "takes"}
-        if isinstance(value, dict)
-        else value
+        str(key): without_takes(value) if isinstance(value, dict) else value
         for key, value in values.items()
+        if key != "takes"
     }

@@ -28,7 +28,8 @@ def user_error(error: BaseException | None) -> UserError | None:
             message = str(error)
             return UserError(message.rsplit(_IN_WORKER, 1)[1].strip()) if _IN_WORKER in message else error
         if isinstance(error, RuntimeError) and (died := _WORKER_DIED.search(str(error))):
-            first = user_error(error.__cause__)  # which signal, may be known there alone
+            # Which signal, may be known to the cause alone.
+            first = None if died["signal"] else user_error(error.__cause__)
             return first or UserError(_why(died["signal"]))
         error = error.__cause__
     return None

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
 
 
@@ -10,6 +11,12 @@ def cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def has_accelerator() -> bool:
+    """Whether there seems to be a GPU here, told without importing torch."""
+    drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, either's under Windows' Linux
+    return any(os.path.exists(path) for path in drivers) or (sys.platform, platform.machine()) == ("darwin", "arm64")
 
 
 def device_name(accelerator: str = "auto") -> str:

@@ -55,7 +55,7 @@ def training_advice(trainer: Any, student: Any, batch_size: int) -> list[str]:
     parts = f"trainer.accumulate_grad_batches={2 * trainer.accumulate_grad_batches}{choose}"
     advice = [f"{parts}: {at_once} images at a time now"] if at_once > 1 else []
     if hasattr(student, "visual"):
-        advice += [] if student.visual.transformer.grad_checkpointing else ["model.grad_checkpointing=true"]
+        advice += [] if student.tower.checkpoints else ["model.grad_checkpointing=true"]
         advice += ["trainer.precision=bf16-mixed"] if trainer.precision == "32-true" else []
     return [*advice, "a smaller data.batch_size"]
 

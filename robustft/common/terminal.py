@@ -15,7 +15,17 @@ if TYPE_CHECKING:  # rich takes a moment to import, and a mistake is answered wi
     from rich.table import Table
 
 PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "·": "-", "Δ": "diff", "α": "alpha", "β": "beta"}
-PLAIN |= {"→": "->", "†": "+", "²": "^2", "Σ": "sum", "“": '"', "”": '"', "’": "'"}
+PLAIN |= {
+    "↑": "(higher is better)",
+    "↓": "(lower is better)",
+    "→": "->",
+    "†": "+",
+    "²": "^2",
+    "Σ": "sum",
+    "“": '"',
+    "”": '"',
+    "’": "'",
+}
 SPARE = 24  # columns that the names of rows get, at least, before the other columns are split
 
 

@@ -12,8 +12,8 @@ import sys
 SPINS = "2000"
 # As the user has it, before `use` sets it for a run: others of a sweep may have another model.
 ASKED = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-# Carries it to runs in other processes: a launcher sets OMP_NUM_THREADS there to what suits its number of workers.
-CARRIED = "ROBUSTFT_OMP_NUM_THREADS"
+# Names the same in processes that a launcher starts: joblib sets OMP_NUM_THREADS there by the number of its workers.
+CARRIED = "ROBUSTFT_ASKED_THREADS"
 
 
 def usable_cores() -> int:

@@ -6,6 +6,7 @@ graph still alive, so that cross-entropy costs no second forward. Weight gradien
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,13 +32,19 @@ def relevance(
     one layer's A alive at a time.
 
     Args:
-        layers: take only the last so many layers into account; the backward pass stops there. None: all.
+        layers: take only the last so many layers into account (a pooling head is one); the backward pass stops
+            there. None: all.
 
     Returns:
         Features, logits, and the map, at most 1 and at least 0, each image divided by its maximum.
     """
-    depth = len(model.blocks)
-    watched = [block.attn for block in model.blocks[depth - min(layers or depth, depth) :]]
+    tower = model.tower
+    attentions: list[Any] = list(tower.attentions())
+    if not attentions:
+        raise model.refusal("attention that a relevance map could be made from")
+    depth = len(attentions)
+    watched = attentions[depth - min(layers or depth, depth) :]
+    pooling = tower.pools_by_attention()
     outputs: list[Tensor] = []
     hooks = []
     row: Tensor | None = None
@@ -45,9 +52,14 @@ def relevance(
     def gather(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> None:
         nonlocal row
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
-            if row is None:  # r starts as the class token's unit vector: only that query's attention matters
+            start = tower.first_row(k.shape[2], k.device) if row is None else None
+            if start is not None:  # the mean of the tokens: r starts with the weight that each has in it
+                row = start.expand(len(k), -1)
+                row = torch.baddbmm(row.unsqueeze(1), row.unsqueeze(1), _attention_relevance(q, k, v, grad)).squeeze(1)
+            elif row is None:  # r starts as the class token's unit vector: only that query's attention matters
                 row = _attention_relevance(q[:, :, :1], k, v, grad[:, :, :1])[:, 0]
-                row[:, 0] += 1
+                if not pooling:  # a pooling head's query is no token
+                    row[:, 0] += 1
             else:
                 a = _attention_relevance(q, k, v, grad)
                 row = torch.baddbmm(row.unsqueeze(1), row.unsqueeze(1), a).squeeze(1)
@@ -70,7 +82,7 @@ def relevance(
         for hook in hooks:
             hook.remove()
     assert row is not None
-    return features, logits, _normalise(row[:, 1:])
+    return features, logits, _normalise(row[:, tower.prefix :])
 
 
 def _attention_relevance(
@@ -88,17 +100,21 @@ def _attention_relevance(
 def gradcam(
     model: Classifier, images: Float[Tensor, "batch 3 height width"], labels: Int64[Tensor, " batch"]
 ) -> Explanation:
-    """Grad-CAM (Selvaraju et al., ICCV 2017) of the true labels' logits at ``ln_1`` of the last block.
+    """Grad-CAM (Selvaraju et al., ICCV 2017) of the true labels' logits at the first norm of the last block.
 
-    Channel weights are the gradient summed over ALL tokens; the map is relu(Σ_c weight_c · activation_c) at the
-    patch tokens, each image divided by its maximum.
+    Of a convolutional tower: at its last map of features. Channel weights are the gradient summed over ALL tokens (or
+    places); the map is relu(Σ_c weight_c · activation_c) at the patch tokens, each image divided by its maximum.
     """
     activations: list[Tensor] = []
 
     def keep(_module: torch.nn.Module, _inputs: object, output: Tensor) -> None:
         activations.append(output if output.requires_grad else output.requires_grad_())
 
-    hook = model.blocks[-1].ln_1.register_forward_hook(keep)
+    tower = model.tower
+    layer = tower.cam_layer()
+    if layer is None:
+        raise model.refusal("map of features that Grad-CAM could be taken of")
+    hook = layer.register_forward_hook(keep)
     try:
         features, logits, score = _score(model, images, labels)
         with torch.autocast(score.device.type, enabled=False):
@@ -106,8 +122,11 @@ def gradcam(
     finally:
         hook.remove()
     with torch.no_grad():
+        activation = activations[0]
+        if activation.ndim == 4:  # a grid: channels before places
+            activation, gradient = activation.flatten(2).mT, gradient.flatten(2).mT
         weights = gradient.float().sum(1, keepdim=True)
-        cam = (activations[0][:, 1:].float() * weights).sum(-1).relu()
+        cam = (activation[:, tower.prefix :].float() * weights).sum(-1).relu()
     return features, logits, _normalise(cam)
 
 

@@ -60,9 +60,18 @@ def replace_patches(
     source: Int64[Tensor, "batch patches"],
     patch_size: int,
 ) -> Float[Tensor, "batch 3 height width"]:
-    """x_cf: where ``mask``, patch p of image i becomes patch p of image ``source[i, p]``."""
+    """x_cf: where ``mask``, patch p of image i becomes patch p of image ``source[i, p]``.
+
+    What the grid of patches leaves over at the right and below (384 px in patches of 14) stays as it is.
+    """
     batch, channels, height, width = images.shape
     rows, columns = height // patch_size, width // patch_size
+    covered = rows * patch_size, columns * patch_size
+    if covered != (height, width):
+        filled = images.clone()
+        inner = filled[:, :, : covered[0], : covered[1]]
+        inner.copy_(replace_patches(inner, mask, source, patch_size))
+        return filled
     own = torch.arange(batch, device=images.device)[:, None]
     origin = torch.where(mask, source, own)
     patches = images.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))

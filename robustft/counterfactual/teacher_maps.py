@@ -5,7 +5,6 @@ The transform is deterministic and the teacher does not change, so neither do it
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory, training_advice
 from robustft.counterfactual.cam import Explain, make_cam
-from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
-from robustft.training.loop import make_trainer, planned_steps, resolve_precision
+from robustft.training.loop import planned_steps
+from robustft.training.recipe import Training
+from robustft.training.trainer import make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +48,7 @@ class Mapper(Evaluator):
 
 
 def teacher_maps(
-    teacher: Classifier,
-    data: RobustnessData,
-    mask: Mapping[str, Any],
-    options: Mapping[str, Any],
-    folder: Path,
+    teacher: Classifier, training: Training, mask: Mapping[str, Any]
 ) -> Float[Tensor, "images patches"] | None:
     """Maps of the whole training set, hold-out included, in its order and in float32.
 
@@ -61,13 +57,12 @@ def teacher_maps(
 
     Args:
         mask: cam and layers.
-        options: arguments of Lightning's Trainer.
 
     Returns:
         None if the training is shorter than one epoch: taking the maps of its images on the way is less work.
     """
+    data, options, folder = training.data, training.trainer, training.folder
     trainer = make_trainer(dict(options) | {"inference_mode": False, "limit_val_batches": None}, folder)
-    data.trainer = trainer
     if options.get("fast_dev_run") or planned_steps(data, trainer) < data.train_images // data.batch_size:
         return None
     correct = torch.eye(data.num_classes, dtype=torch.bool)

@@ -2,12 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Int64
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +19,28 @@ from robustft.data.sampling import EvalSampler, TrainSampler, split_holdout
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 
 DEFAULT_HOLDOUT = 10_240
+
+
+@dataclass(frozen=True)
+class Devices:
+    """How the work of a run is shared out.
+
+    Attributes:
+        rank: of this process among ``count``, one for each device.
+        accumulate: micro-batches of an optimiser step.
+        cuda: batches travel to a GPU.
+    """
+
+    rank: int = 0
+    count: int = 1
+    accumulate: int = 1
+    cuda: bool = False
+
+    @classmethod
+    def of(cls, trainer: Trainer) -> "Devices":
+        """Those of a trainer."""
+        cuda = trainer.strategy.root_device.type == "cuda"
+        return cls(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, cuda)
 
 
 class RobustnessData(LightningDataModule, ABC):
@@ -64,6 +87,7 @@ class RobustnessData(LightningDataModule, ABC):
         self.holdout, self.eval_images, self.num_workers = holdout, eval_images, num_workers
         self.holdout_seed = seed if holdout_seed is None else holdout_seed
         self.sets: list[EvaluationSet] = []
+        self._devices: Devices | None = None
         self._resume_at = 0
         self._check_arguments()
 
@@ -114,6 +138,17 @@ class RobustnessData(LightningDataModule, ABC):
     # What all have in common
 
     @property
+    def devices(self) -> Devices:
+        """Those of the run, once it has said so; else those of a trainer that was given this data, or one."""
+        if self._devices is None and self.trainer is not None:
+            return Devices.of(self.trainer)
+        return self._devices or Devices()
+
+    @devices.setter
+    def devices(self, devices: Devices) -> None:
+        self._devices = devices
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
@@ -139,14 +174,13 @@ class RobustnessData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this device; see `TrainSampler`."""
         self.check_batch_size()
-        rank, world_size = self._rank()
         sampler = TrainSampler(
             self._split[0],
             self.batch_size,
             seed=self.seed,
-            rank=rank,
-            world_size=world_size,
-            accumulate=self._accumulate(),
+            rank=self.devices.rank,
+            world_size=self.devices.count,
+            accumulate=self.devices.accumulate,
             start_epoch=self.trainer.current_epoch if self.trainer else 0,
             start_batch=self._resume_at,
         )
@@ -157,7 +191,7 @@ class RobustnessData(LightningDataModule, ABC):
             sampler.micro_batch,
             num_workers=self._workers(),
             persistent=True,
-            pin_memory=self._on_cuda(),
+            pin_memory=self.devices.cuda,
         )
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -173,27 +207,18 @@ class RobustnessData(LightningDataModule, ABC):
 
     def eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
         """This device's share of an evaluation set, each image once over all devices."""
-        sampler = EvalSampler(len(evaluation_set.dataset), *self._rank())
+        sampler = EvalSampler(len(evaluation_set.dataset), self.devices.rank, self.devices.count)
         return make_loader(
             evaluation_set.dataset,
             sampler,
             self.eval_batch_size,
             num_workers=self._workers(),
             persistent=persistent,
-            pin_memory=self._on_cuda(),
+            pin_memory=self.devices.cuda,
         )
-
-    def _rank(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-
-    def _on_cuda(self) -> bool:
-        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
 
     def _workers(self) -> int:
         return self.default_workers() if self.num_workers is None else self.num_workers
-
-    def _accumulate(self) -> int:
-        return self.trainer.accumulate_grad_batches if self.trainer else 1
 
     @cached_property
     def _split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
@@ -224,8 +249,7 @@ class RobustnessData(LightningDataModule, ABC):
         Raises:
             UserError: says which numbers would do.
         """
-        _, world_size = self._rank()
-        accumulate = self._accumulate()
+        world_size, accumulate = self.devices.count, self.devices.accumulate
         if self.batch_size % (world_size * accumulate):
             raise UserError(
                 f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "

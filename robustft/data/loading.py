@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -34,7 +35,15 @@ class Loader(DataLoader):
             raise UserError(
                 f"loader processes cannot be started here ({error}): data.num_workers=0 loads without them."
             ) from error
-        for batch in batches:
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if (how := _how_a_worker_ended(batches)) is None:
+                    raise
+                raise RuntimeError(f"DataLoader worker (pid unknown) is killed by signal: {how}") from error
             if isinstance(batch, UserError):
                 # A new one: raising `batch` itself would tie this frame, the loader and its workers into a
                 # cycle, and workers ended by the garbage collector take 5 s each.
@@ -48,6 +57,16 @@ class Loader(DataLoader):
         arrays: Any = batch
         taken = Batch(*(torch.from_numpy(part) for part in arrays))
         return Batch(*(part.pin_memory() for part in taken)) if self.pin_memory else taken
+
+
+def _how_a_worker_ended(batches: Any) -> str | None:
+    """The signal that ended a loader process, as torch calls it; None: none was ended by one.
+
+    torch learns it from SIGCHLD, whose handler another library may have taken.
+    """
+    codes = [process.exitcode for process in getattr(batches, "_workers", ())]
+    number = next((-code for code in codes if code is not None and code < 0), None)
+    return None if number is None else signal.strsignal(number)
 
 
 class Fetch(Dataset):

@@ -1,19 +1,24 @@
-"""Top-1 of a classifier on every evaluation set of a data module, with each image's prediction."""
+"""A classifier on every evaluation set of a data module: its scores, and what it says of each image."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Float, Int64
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
 from robustft.data.sets import Batch, EvaluationSet
+from robustft.evaluation.metrics import SetMetric
 from robustft.evaluation.results import Score, Scores
 from robustft.evaluation.top1 import Top1, predict
 from robustft.models.classifier import Classifier
+from robustft.training.lightning_private import leave_to_each_device
 
 UNSEEN = -1
+PER_IMAGE = ("log_p_right", "max_p", "sum_p2", "entropy")
+MakeMetrics = Callable[[], Mapping[str, SetMetric]]
 
 
 class Evaluator(LightningModule):
@@ -23,60 +28,136 @@ class Evaluator(LightningModule):
 
     Args:
         sets: all evaluation sets, in the order of the data module's ``val_dataloader()``.
-        keep_predictions: remember the predicted class of every image (one integer each, on the device).
+        keep_predictions: remember the predicted class of every image, and four numbers about it (PER_IMAGE).
+        keep_logits: remember all logits, on the device.
+        metrics: makes what is measured beside top-1, anew for each set.
+        temperature: logits are divided by it for metrics of calibrated probabilities; None: these are not measured.
 
     Raises:
         UserError: the model's logits are not finite.
     """
 
-    def __init__(self, model: Classifier, sets: Sequence[EvaluationSet], keep_predictions: bool = False) -> None:
+    def __init__(
+        self,
+        model: Classifier,
+        sets: Sequence[EvaluationSet],
+        keep_predictions: bool = False,
+        keep_logits: bool = False,
+        metrics: MakeMetrics | None = None,
+        temperature: float | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
-        self.sets = list(sets)
-        self.keep_predictions = keep_predictions
-        self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
-        self.metrics = nn.ModuleList(self.tops)  # moves with the module
+        self.keep_predictions, self.keep_logits = keep_predictions, keep_logits
+        self.make_metrics, self.temperature = metrics or dict, temperature
         self.predictions: dict[str, Int64[Tensor, " images"]] = {}
+        self.details: dict[str, Float[Tensor, "images 4"]] = {}
+        self.logits: dict[str, Float[Tensor, "images classes"]] = {}
         self.scores: dict[str, Score] = {}
-        # Devices get unequal numbers of batches: DDP must not wait for all of them to synchronise constants.
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        self.evaluate_on(sets)
+
+    def evaluate_on(self, sets: Sequence[EvaluationSet]) -> None:
+        """Take ``sets`` in the place of those there were."""
+        self.sets = list(sets)
+        self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
+        self.more = [dict(self.make_metrics()) for _ in self.sets]
+        for evaluation_set, metrics in zip(self.sets, self.more, strict=True):
+            for metric in metrics.values():
+                metric.start(int(evaluation_set.allowed.sum()))
+        # Registered, they move with the module.
+        self.metrics = nn.ModuleList([*self.tops, *(metric for metrics in self.more for metric in metrics.values())])
+        for number, evaluation_set in enumerate(self.sets):
+            self.register_buffer(f"allowed{number}", evaluation_set.allowed.nonzero()[:, 0], persistent=False)
+        leave_to_each_device(self, [name for name, _ in self.named_buffers()])  # constants
+
+    def classifier(self) -> Classifier:
+        """What is evaluated."""
+        return self.model
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Pixels become the model's input here, on the device."""
-        return batch._replace(images=self.model.normalise(batch.images))
+        return batch._replace(images=self.classifier().normalise(batch.images))
 
     def on_validation_epoch_start(self) -> None:
-        self.scores = {}
-        self.predictions = {}
+        self.scores, self.predictions, self.details, self.logits = {}, {}, {}, {}
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
-        for metric in self.tops:
+        for metric in (*self.tops, *(metric for metrics in self.more for metric in metrics.values())):
             metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits = self.model(batch.images)
-        evaluation_set, metric = self.sets[dataloader_idx], self.tops[dataloader_idx]
-        metric.update(logits, batch.labels)
+        logits = self.classifier()(batch.images)
+        evaluation_set, top1 = self.sets[dataloader_idx], self.tops[dataloader_idx]
+        top1.update(logits, batch.labels)
         self._finite &= logits.isfinite().all()
+        name, images = evaluation_set.name, len(evaluation_set.dataset)
         if self.keep_predictions:
-            known = self.predictions.setdefault(evaluation_set.name, self._unseen(len(evaluation_set.dataset)))
-            known[batch.indices] = predict(logits, metric.correct.any(0))
+            known = self.predictions.setdefault(name, self._filled(UNSEEN, images, dtype=torch.int64))
+            known[batch.indices] = predict(logits, top1.correct.any(0))
+        if self.keep_logits:
+            kept = self.logits.setdefault(name, self._filled(-torch.inf, images, logits.shape[1]))
+            kept[batch.indices] = logits.float()
+        metrics = self.more[dataloader_idx]
+        if metrics or self.keep_predictions:
+            allowed = self.get_buffer(f"allowed{dataloader_idx}")
+            logits, correct = logits.float()[:, allowed], top1.correct[batch.labels][:, allowed]
+            log_p = logits.log_softmax(1)
+            self._update(metrics, logits, log_p.exp(), correct)
+            if self.keep_predictions:
+                details = self.details.setdefault(name, self._filled(-torch.inf, images, len(PER_IMAGE)))
+                details[batch.indices] = describe(log_p, correct)
+
+    def _update(self, metrics: Mapping[str, SetMetric], logits: Tensor, probabilities: Tensor, correct: Tensor) -> None:
+        for metric in metrics.values():
+            if not metric.calibrated:
+                metric.update(probabilities, correct)
+            elif self.temperature is not None:
+                metric.update((logits / self.temperature).softmax(1), correct)
 
     def on_validation_epoch_end(self) -> None:
+        together = self.trainer.world_size > 1
         if not self.trainer.strategy.reduce_boolean_decision(bool(self._finite), all=True):
             raise UserError("the model's logits are not finite: its weights overflow. Lower optimizer.lr or beta.")
-        for evaluation_set, metric in zip(self.sets, self.tops, strict=True):
-            if metric.update_called or self.trainer.world_size > 1:
-                self.scores[evaluation_set.name] = metric.score()
-        if self.keep_predictions and self.trainer.world_size > 1:
-            for evaluation_set in self.sets:  # each process saw its own share, the rest is UNSEEN = -1
-                mine = self.predictions.setdefault(evaluation_set.name, self._unseen(len(evaluation_set.dataset)))
-                gathered = self.all_gather(mine)
-                assert isinstance(gathered, Tensor)
-                self.predictions[evaluation_set.name] = gathered.amax(0)
+        for evaluation_set, top1, metrics in zip(self.sets, self.tops, self.more, strict=True):
+            if top1.update_called or together:
+                more = {name: self._value(metric) for name, metric in metrics.items()}
+                self.scores[evaluation_set.name] = top1.score(more)
+        if together:
+            self._gather()
         self.log_dict(summary(self.scores), rank_zero_only=False)
 
-    def _unseen(self, images: int) -> Int64[Tensor, " images"]:
-        return torch.full((images,), UNSEEN, device=self.device)
+    def _value(self, metric: SetMetric) -> float | None:
+        value = math.nan if metric.calibrated and self.temperature is None else float(metric.compute())
+        return value if math.isfinite(value) else None
+
+    def _gather(self) -> None:
+        """Each process saw its own share; the rest is as small as can be."""
+        for evaluation_set in self.sets:
+            name, images = evaluation_set.name, len(evaluation_set.dataset)
+            if self.keep_predictions:
+                mine = self.predictions.get(name, self._filled(UNSEEN, images, dtype=torch.int64))
+                self.predictions[name] = self._largest(mine)
+                self.details[name] = self._largest(
+                    self.details.get(name, self._filled(-torch.inf, images, len(PER_IMAGE)))
+                )
+            if self.keep_logits:
+                shape = (images, evaluation_set.correct.shape[1])
+                self.logits[name] = self._largest(self.logits.get(name, self._filled(-torch.inf, *shape)))
+
+    def _largest(self, mine: Tensor) -> Tensor:
+        gathered = self.all_gather(mine)
+        assert isinstance(gathered, Tensor)
+        return gathered.amax(0)
+
+    def _filled(self, value: float, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.full(shape, value, dtype=dtype, device=self.device)
+
+
+def describe(log_p: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> Float[Tensor, "batch 4"]:
+    """log p(right), max p, Σ p² and the entropy (in nats) of each image: see PER_IMAGE."""
+    p = log_p.exp()
+    right = log_p.masked_fill(~correct, -torch.inf).logsumexp(1)
+    entropy = -(p * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(1)  # 0 · log 0 is 0
+    return torch.stack([right, p.amax(1), p.square().sum(1), entropy], dim=1)
 
 
 def summary(scores: dict[str, Score]) -> dict[str, float]:

@@ -72,7 +72,11 @@ def write_gallery(
         fill: none, single or multi; marked as that of the run.
         source: title of the model whose map makes the masks.
     """
-    mask = {**mask, **{key: value for key, value in RECIPE.items() if mask[key] is None}}
+    cams = [_cam_of(model) for model in models.values()]
+    if None in cams:  # there is no grid that anything could be shown of
+        return []
+    recipe = RECIPE | {"cam": "gradcam" if "gradcam" in cams else "relevance"}
+    mask = {**mask, **{key: value for key, value in recipe.items() if mask[key] is None}}
     models = {title: deepcopy(model).to(device).eval() for title, model in models.items()}
     pictures = []
     for evaluation_set in sets:
@@ -88,6 +92,14 @@ def write_gallery(
         image = sheet(_title(evaluation_set, mask, source, len(models)), titles, list(zip(*tiles, strict=True)))
         pictures.append(save(folder / f"{evaluation_set.name}.png", image))
     return pictures
+
+
+def _cam_of(model: Classifier) -> str | None:
+    """The map that can be taken of a model; None: there is none."""
+    tower = model.tower
+    if tower.grid is None:
+        return None
+    return "relevance" if tower.attentions() else "gradcam" if tower.cam_layer() is not None else None
 
 
 def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str, models: int) -> str:
@@ -108,7 +120,7 @@ def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any]) -> View:
     device = model.head.weight.device
     explain = make_cam(mask["cam"], mask["layers"])
     _, logits, cam = explain(model, model.preprocess.normalise(shown.pixels.to(device)), shown.target.to(device))
-    return View(cam.cpu().unflatten(1, model.visual.grid_size), predict(logits.detach().cpu(), shown.allowed))
+    return View(cam.cpu().unflatten(1, model.grid), predict(logits.detach().cpu(), shown.allowed))
 
 
 def _image_column(shown: Shown, class_names: Sequence[str]) -> Labelled:

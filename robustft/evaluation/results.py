@@ -19,7 +19,11 @@ from robustft.common import terminal
 from robustft.common.errors import UserError
 from robustft.common.files import write
 
-SCHEMA = 1
+SCHEMA = 2
+PROTOCOL = tuple(
+    "selection head templates candidates split augment schedule train recipe models_at_inference transductive"
+    " test_set_used benchmark leaks".split()
+)
 MASK_KEYS = ("kind", "threshold", "rate", "cam", "source", "layers")
 
 Number = int | float
@@ -46,6 +50,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "config": (dict,),
     "versions": (dict,),
 }
+_SINCE_2: dict[str, tuple[type, ...]] = {
+    **{"retention": (dict, type(None)), "calibration": (dict, type(None))},
+    **dict.fromkeys(("settings", "display", "protocol", "metrics"), (dict,)),
+}
+SCHEMAS = (1, 2)
 _MASK_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("kind", "cam", "source"), (str, type(None))),
     **dict.fromkeys(("threshold", "rate"), (int, float, type(None))),
@@ -55,13 +64,14 @@ _MASK_TYPES: dict[str, tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class Score:
-    """Top-1 accuracy (0…1) over `n` images."""
+    """Top-1 accuracy (0…1) over `n` images, and further metrics by name; null where one cannot be had."""
 
     top1: float
     n: int
+    more: Mapping[str, float | None] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"top1": self.top1, "n": self.n}
+        return {"top1": self.top1, "n": self.n, **self.more}
 
 
 @dataclass(frozen=True)
@@ -106,11 +116,22 @@ def results_record(
     temperature: Number | None = None,
     checkpoint: str | None = None,
     train_images_per_s: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    display: Mapping[str, Any] | None = None,
+    protocol: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    calibration: Mapping[str, float | None] | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
-    `mask` may carry more than the contract's keys (a config node): the rest is dropped, what lacks is null.
-    `checkpoint` is relative to the run directory.
+    Args:
+        mask: may carry more than the contract's keys (a config node): the rest is dropped, what lacks is null.
+        checkpoint: relative to the run directory.
+        settings: the system's own dials, by dotted name.
+        display: label (without the values of dials), marker (colour, shape), dial and order: how reports show it.
+        protocol: how it was trained and evaluated; keys of PROTOCOL, null where it is not known.
+        metrics: by name the label, unit and higher_is_better of what scores hold beside top-1.
+        calibration: temperature and zeroshot_temperature.
     """
     return {
         "schema": SCHEMA,
@@ -129,6 +150,12 @@ def results_record(
         "checkpoint": checkpoint,
         "wall_s": wall_s,
         "train_images_per_s": train_images_per_s,
+        "retention": None,
+        "calibration": None if calibration is None else _plain(calibration),
+        "settings": _plain(settings or {}),
+        "display": _plain(display or {"label": method, "marker": None, "dial": None}),
+        "protocol": dict.fromkeys(PROTOCOL) | _plain(protocol or {}),
+        "metrics": _plain(metrics or {}),
         "config": _plain(config),
         "versions": _plain(versions),
     }
@@ -175,8 +202,18 @@ def find_fault(record: Any) -> str | None:
     for key, types in _MASK_TYPES.items() if record["mask"] else ():
         if not _is_one_of(record["mask"].get(key), types):
             return f"'mask.{key}' is {record['mask'][key]!r:.60}"
-    if record["schema"] != SCHEMA:
-        return f"its schema is {record['schema']}, this version reads {SCHEMA}"
+    if record["schema"] not in SCHEMAS:
+        return f"its schema is {record['schema']}, this version reads {' and '.join(map(str, SCHEMAS))}"
+    if record["schema"] > 1:
+        for key, types in _SINCE_2.items():
+            if not _is_one_of(record.get(key, ...), types):
+                return f"{key!r} is {'missing' if key not in record else repr(record[key])[:60]}"
+        for name, told in record["metrics"].items():
+            if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
+                return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
+        marker = record["display"].get("marker")
+        if not isinstance(record["display"].get("label"), str) or not isinstance(marker, dict | None):
+            return f"'display' is {record['display']!r:.60}, expected a label and a marker"
     blocks = {"": record} if record["zeroshot"] is None else {"": record, "zeroshot.": record["zeroshot"]}
     for where, block in blocks.items():
         if missing := [key for key in ("id", "ood", "ood_avg", "holdout") if key not in block]:
@@ -193,6 +230,9 @@ def find_fault(record: Any) -> str | None:
                 return f"'{where}{key}.top1' is {top1!r:.60}, expected a fraction in 0…1"
             if not (_is_number(n) and n == int(n) and n >= 0):
                 return f"'{where}{key}.n' is {n!r:.60}, expected a number of images"
+            for metric, value in found.items():
+                if metric != "name" and value is not None and not _is_number(value):
+                    return f"'{where}{key}.{metric}' is {value!r:.60}, expected a number or null"
         average = block["ood_avg"]
         if block["ood"] and not (_is_number(average) and 0 <= average <= 1):
             return f"'{where}ood_avg' is {average!r:.60}, expected a fraction in 0…1"
@@ -268,11 +308,54 @@ def summary_table(record: Mapping[str, Any], *, upright: bool = False) -> Table:
     return table
 
 
+def average(block: Mapping[str, Any], metric: str) -> float | None:
+    """Plain mean of a metric over the shift sets; None where one of them lacks it."""
+    values = [score.get(metric) for score in block["ood"].values()]
+    return None if not values or None in values else sum(values) / len(values)
+
+
+def metric_value(value: float | None, unit: str) -> str:
+    """A metric as it is shown: fractions in percent."""
+    if value is None:
+        return "–"
+    return percent(value) if unit == "%" else f"{value:.3f}"
+
+
+def metric_heading(told: Mapping[str, Any]) -> str:
+    """A metric's label, unit and which way is better: "ECE, % ↓"."""
+    better = {True: " ↑", False: " ↓", None: ""}[told["higher_is_better"]]
+    unit = f", {told['unit']}" if told["unit"] else ""
+    return f"{told['label']}{unit}{better}"
+
+
+def metrics_table(record: Mapping[str, Any]) -> Table:
+    """What was measured beside top-1: zero-shot and this model on the ID set and on average over the shifts."""
+    models = {"this": record}
+    if record["zeroshot"] and record["method"] != "zeroshot":
+        models = {"zero-shot": record["zeroshot"], **models}
+    table = Table(title="Further metrics (OOD: mean of the shifts)", title_justify="left")
+    table.add_column("metric")
+    where = ["ID", *(["OOD"] if record["ood"] else [])]
+    for place in where:
+        for model in models:
+            table.add_column(f"{place}: {model}", justify="right")
+    for name, told in record["metrics"].items():
+        values = [
+            block["id"].get(name) if place == "ID" else average(block, name)
+            for place in where
+            for block in models.values()
+        ]
+        table.add_row(metric_heading(told), *(metric_value(value, told["unit"]) for value in values))
+    return table
+
+
 def print_table(record: Mapping[str, Any], console: Console | None = None) -> None:
-    """Print `summary_table(record)`, upright where it is wider than the terminal."""
+    """Print `summary_table(record)`, upright where it is wider than the terminal, and what else was measured."""
     console = console or terminal.console()
     table = summary_table(record)
     terminal.print_table(console, table if terminal.fits(console, table) else summary_table(record, upright=True))
+    if record.get("metrics"):
+        terminal.print_table(console, metrics_table(record))
 
 
 def _plain(value: Any) -> Any:

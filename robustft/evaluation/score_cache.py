@@ -26,14 +26,28 @@ class ScoreCache:
 
     def get(self, evaluation_set: EvaluationSet) -> Score | None:
         try:
-            return Score(**json.loads(self._path(evaluation_set).read_text()))
-        except (OSError, ValueError, TypeError):
+            found = json.loads(self._path(evaluation_set).read_text())
+            return Score(found.pop("top1"), found.pop("n"), found)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
 
     def put(self, evaluation_set: EvaluationSet, score: Score) -> None:
         with optional(self.folder), atomic(self._path(evaluation_set)) as partial:
             partial.write_text(json.dumps(score.as_dict()))
 
+    def get_temperature(self) -> float | None:
+        """That of the hold-out, under the settings that name it."""
+        try:
+            return float(json.loads((self.folder / f"{self._digest('temperature')}.json").read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def put_temperature(self, temperature: float) -> None:
+        with optional(self.folder), atomic(self.folder / f"{self._digest('temperature')}.json") as partial:
+            partial.write_text(json.dumps(temperature))
+
     def _path(self, evaluation_set: EvaluationSet) -> Path:
-        digest = hashlib.sha256(f"{self.key}{evaluation_set.fingerprint}".encode()).hexdigest()[:32]
-        return self.folder / f"{digest}.json"
+        return self.folder / f"{self._digest(evaluation_set.fingerprint)}.json"
+
+    def _digest(self, what: str) -> str:
+        return hashlib.sha256(f"{self.key}{what}".encode()).hexdigest()[:32]

@@ -10,6 +10,8 @@ A class that is right for no label is none the set knows: its logit is removed b
 would count as an error whenever an absent class wins, the classic mistake with ImageNet-R and -A.)
 """
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
@@ -52,8 +54,8 @@ class Top1(Metric):
         """Accuracy in 0…1 over all processes (NaN without images), on the CPU: MPS has no float64."""
         return self.hits.cpu().double() / self.total.cpu().double()
 
-    def score(self) -> Score:
-        """Accuracy and number of images over all processes. Every process must call it."""
+    def score(self, more: Mapping[str, float | None] | None = None) -> Score:
+        """Accuracy and number of images over all processes, beside ``more``. Every process must call it."""
         with self.sync_context():
             hits, total = int(self.hits), int(self.total)
-        return Score(top1=hits / total, n=total)
+        return Score(top1=hits / total, n=total, more=more or {})

@@ -6,16 +6,16 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from robustft.common import configs
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, Selection, TensorImages
 from robustft.evaluation.evaluator import Evaluator
-from robustft.experiment import Run
 from robustft.models.classifier import Classifier
-from robustft.training.loop import make_trainer, planned_steps, resolve_precision
+from robustft.training.loop import planned_steps
+from robustft.training.recipe import Training
+from robustft.training.trainer import make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ class FeatureData(RobustnessData):
         self.name, self.class_names, self.templates = data.name, data.class_names, data.templates
         labels = data.training_set().labels
         self.features = torch.zeros(len(labels), dimensions)
+        self.devices = data.devices
         self._set = Features(self.features, labels)
 
     def training_set(self) -> "Features":
@@ -105,41 +106,36 @@ class Encoder(Evaluator):
         self.features = self.trainer.strategy.reduce(self.features, reduce_op="sum")
 
 
-def encoded(run: Run, model: Classifier, seed: int, epochs: int | None) -> FeatureData:
-    """What the head of ``model`` is trained on: features of the run's training set.
+def encoded(model: Classifier, training: Training) -> FeatureData:
+    """What the head of ``model`` is trained on: features of the training set.
 
     They are encoded once and kept in the cache folder, by backbone and images: training images × features × 4 bytes
     (ImageNet with ViT-B/32: 2.6 GB). Of a training that ends within its first epoch (a look whether it runs) only the
     images that it meets are encoded.
-
-    Args:
-        seed: of the training order.
-        epochs: of the training to come, whose other limits are the run's.
     """
-    options = configs.plain(run.cfg)["trainer"] | {"max_epochs": epochs}
-    data = FeatureData(run.data, model.head.in_features, seed)
+    options, folder, source = dict(training.trainer), training.folder, training.data
+    data = FeatureData(source, model.head.in_features, training.seed)
     steps, epoch = (
-        planned_steps(data, make_trainer(options | limits, run.folder))
+        planned_steps(data, make_trainer(options | limits, folder))
         for limits in ({}, {"max_epochs": 1, "max_steps": -1})
     )
     short = steps <= epoch and steps < data.train_images // data.batch_size
     positions = data.positions(steps if short else None)
-    images = Selection(run.data.training_set(), positions)
+    images = Selection(source.training_set(), positions)
 
     def encode() -> dict[str, Tensor]:
         log.info("encoding %s training images once", f"{len(images):,}")
         correct = torch.eye(data.num_classes, dtype=torch.bool)
         encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
-        trainer = make_trainer(options | {"limit_val_batches": None, "fast_dev_run": False}, run.folder)
-        run.data.trainer = trainer
+        trainer = make_trainer(options | {"limit_val_batches": None, "fast_dev_run": False}, folder)
         with enough_memory("encoding images", EVALUATION):
-            trainer.validate(encoder, dataloaders=run.data.eval_loader(encoder.sets[0]), verbose=False)
+            trainer.validate(encoder, dataloaders=source.eval_loader(encoder.sets[0]), verbose=False)
         model.cpu()
         return {"features": encoder.features.cpu()}
 
     precision = resolve_precision(options["precision"], options["accelerator"])
     key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
     path = cache_folder() / "features" / f"{key}.safetensors"
-    made = encode() if short else remembered(path, encode, run.together)  # nobody asks for those few again
+    made = encode() if short else remembered(path, encode, training.together)  # nobody asks for those few again
     data.features[positions] = made["features"]
     return data

@@ -4,9 +4,27 @@ Hinton, Vinyals, Dean: Distilling the knowledge in a neural network, 2015. On th
 the counterfactual samples; the rest is the paper's method.
 """
 
-from robustft.experiment import Run
-from robustft.training.loop import Trained
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from robustft.counterfactual.distillation import logit_distance
+from robustft.methods.counterfactual import CounterfactualFinetune
+from robustft.models.classifier import Classifier
 
 
-def make(run: Run) -> Trained:
-    return run.train(run.student(), run.distillation(temperature=run.cfg.temperature))
+class Distil(CounterfactualFinetune):
+    """L = CE(g(f(x)), y) + β · T² · KL(teacher ‖ student) of the class distributions on x_cf at temperature T > 0."""
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier,
+        *,
+        beta: float,
+        mask: Mapping[str, Any],
+        fill: str,
+        temperature: float,
+    ) -> None:
+        super().__init__(student, teacher, beta=beta, mask=mask, fill=fill)
+        self.distance = partial(logit_distance, temperature=temperature)

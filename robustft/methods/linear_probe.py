@@ -2,15 +2,24 @@
 
 from dataclasses import replace
 
-from robustft.experiment import Run
 from robustft.methods.features import Probe, encoded
-from robustft.training.loop import Trained
+from robustft.methods.finetune import Finetune
+from robustft.models.classifier import Classifier
+from robustft.training.recipe import Training
 
-HEAD_ALONE = True  # a step takes next to no memory
 
+class LinearProbe(Finetune):
+    """L = CE(g(f(x)), y) over the head's weights."""
 
-def make(run: Run) -> Trained:
-    student = run.student()
-    features = encoded(run, student, run.cfg.seed, run.cfg.trainer.max_epochs)
-    probed = run.train(Probe(student), data=features, watch=None)
-    return replace(probed, model=student)  # the probe's head is the student's
+    light = True
+
+    def __init__(self, student: Classifier) -> None:
+        super().__init__(Probe(student))
+        self._whole = (student,)  # its head is the probe's; in a tuple: the rest is not trained
+
+    def prepare(self, training: Training) -> Training:
+        """The images become features, once. There is nothing to watch then."""
+        return replace(training, data=encoded(self._whole[0], training), watch=None)
+
+    def result(self) -> Classifier:
+        return self._whole[0]

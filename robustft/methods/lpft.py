@@ -4,47 +4,61 @@ Kumar et al.: Fine-tuning can distort pretrained features and underperform out-o
 """
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
-from robustft.cli import identity
-from robustft.common import configs
+from robustft.cli.identity import INCIDENTAL
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
-from robustft.experiment import Run
-from robustft.methods.features import Probe, encoded
+from robustft.methods.finetune import Finetune
+from robustft.methods.linear_probe import LinearProbe
 from robustft.models.classifier import Classifier
-from robustft.training.loop import Trained
+from robustft.training.loop import train
+from robustft.training.recipe import Training
 
 log = logging.getLogger(__name__)
 
 
-def make(run: Run) -> Trained:
-    student = run.student()
-    if run.cfg.resume is None:  # the state to go on from is the second stage's
-        probe(run, student)
-    log.info("second stage: all weights")
-    return run.train(student)
+class LPFT(Finetune):
+    """L = CE(g(f(x)), y) over all weights, from a head that was trained alone.
+
+    Args:
+        probe: lr and epochs of the first stage.
+    """
+
+    def __init__(self, student: Classifier, probe: Mapping[str, Any]) -> None:
+        super().__init__(student)
+        self.probe = probe
+
+    def prepare(self, training: Training) -> Training:
+        if not training.resume:  # the state to go on from is the second stage's
+            train_head(self.student, training, self.probe)
+        log.info("second stage: all weights")
+        return training
 
 
-def probe(run: Run, student: Classifier) -> None:
-    """The first stage: trains the student's head (``method.probe``), or takes it from the cache folder.
+def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]) -> None:
+    """The first stage: trains the student's head, or takes it from the cache folder.
 
     It depends on the hold-out (its seed orders the images too) and not on the run's seed: runs of the second stage
     that share data.holdout_seed share it.
     """
-    cfg, stage = configs.plain(run.cfg), run.cfg.method.probe
-    optimizer = cfg["optimizer"] | {"lr": stage.lr, "weight_decay": 0.0}
-    trainer = cfg["trainer"] | {"max_epochs": stage.epochs, "enable_checkpointing": False}
-    settings = {k: v for k, v in trainer.items() if not identity.INCIDENTAL.fullmatch(f"trainer.{k}")}
-    data = run.data
+    data = training.data
+    recipe = training.recipe.changed(lr=probe["lr"], weight_decay=0.0)
+    trainer = {**training.trainer, "max_epochs": probe["epochs"], "enable_checkpointing": False}
+    settings = {k: v for k, v in trainer.items() if not INCIDENTAL.fullmatch(f"trainer.{k}")}
     split = (data.training_set().identity(), data.holdout, data.holdout_seed, data.batch_size)
 
-    def train_head() -> dict[str, Tensor]:
+    def trained() -> dict[str, Tensor]:
         log.info("first stage: the head alone")
-        features = encoded(run, student, data.holdout_seed, stage.epochs)
-        changes = {"optimizer": optimizer, "trainer": trainer, "loggers": [], "resume": False, "watch": None}
-        run.train(Probe(student), data=features, **changes)
+        alone = replace(
+            training, recipe=recipe, trainer=trainer, seed=data.holdout_seed, loggers=(), resume=False, watch=None
+        )
+        train(LinearProbe(student), alone)
         return student.head.state_dict()
 
-    path = cache_folder() / "probes" / f"{digest(fingerprint(student), split, optimizer, settings)}.safetensors"
-    student.head.load_state_dict(remembered(path, train_head, run.together))
+    key = digest(fingerprint(student), split, recipe.settings, settings)
+    path = cache_folder() / "probes" / f"{key}.safetensors"
+    student.head.load_state_dict(remembered(path, trained, training.together))

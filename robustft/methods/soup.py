@@ -7,29 +7,36 @@ keeps each that does not lower the soup's (their Recipe 1).
 import logging
 from collections.abc import Callable, Sequence
 from functools import reduce
+from pathlib import Path
 
-from robustft.common.errors import UserError
-from robustft.experiment import Run
 from robustft.methods.weights import State, add, with_weights
 from robustft.models.classifier import Classifier
-from robustft.models.files import model_files
-from robustft.training.loop import Trained
 
 log = logging.getLogger(__name__)
 
 
-def make(run: Run) -> Trained:
-    paths = expand(run.cfg.checkpoints)
-    if run.cfg.method.greedy:
-        for path in paths:  # all of them fit, before any is evaluated
-            run.load(path)
-        return Trained(greedy(paths, run.load, holdout_accuracy(run)))
-    total: State = reduce(lambda state, path: add(state, run.load(path)), paths, {})
-    return Trained(with_weights(run.zeroshot, total, len(paths)))
+def mean(
+    checkpoints: Sequence[Path],
+    load: Callable[[Path], Classifier],
+    accuracy: Callable[[Classifier], float],
+    zeroshot: Classifier,
+    greedy: bool = False,
+) -> Classifier:
+    """The uniform soup of ``checkpoints``, or the greedy one.
+
+    Args:
+        accuracy: of a model on the hold-out, in 0…1.
+    """
+    if greedy:
+        for path in checkpoints:  # all of them fit, before any is evaluated
+            load(path)
+        return greedy_soup(checkpoints, load, accuracy)
+    total: State = reduce(lambda state, path: add(state, load(path)), checkpoints, {})
+    return with_weights(zeroshot, total, len(checkpoints))
 
 
-def greedy(
-    paths: Sequence[str], load: Callable[[str], Classifier], accuracy: Callable[[Classifier], float]
+def greedy_soup(
+    paths: Sequence[Path], load: Callable[[Path], Classifier], accuracy: Callable[[Classifier], float]
 ) -> Classifier:
     """The greedy soup; models as good as each other come in the order they are given. One is in memory at a time."""
     alone = {path: accuracy(load(path)) for path in paths}
@@ -46,25 +53,3 @@ def greedy(
             soup, total, count, best = candidate, larger, count + 1, found
     log.info("the soup is made of %d of %d models", count, len(paths))
     return soup
-
-
-def holdout_accuracy(run: Run) -> Callable[[Classifier], float]:
-    """Measures a model on the hold-out of the run's data.
-
-    Raises:
-        UserError: there is none.
-    """
-    run.data.setup("validate")
-    sets = [s for s in run.data.sets if s.name == "holdout"]
-    if not sets:
-        raise UserError("data.holdout=0: the greedy soup chooses by the hold-out. Leave data.holdout to its default.")
-    return lambda model: run.evaluate(model, sets).scores["holdout"].top1
-
-
-def expand(checkpoints: str | Sequence[str]) -> list[str]:
-    """The files meant by a list of files, folders of runs and globs: in its order, those of a glob by name, none twice.
-
-    Raises:
-        UserError: there are none.
-    """
-    return [str(path) for path in model_files(checkpoints)]

@@ -3,12 +3,10 @@
 Wortsman et al.: Robust fine-tuning of zero-shot models, CVPR 2022. The checkpoint may be any model left by a run.
 """
 
-from robustft.experiment import Run
 from robustft.methods.weights import add, with_weights
-from robustft.training.loop import Trained
+from robustft.models.classifier import Classifier
 
 
-def make(run: Run) -> Trained:
-    tuned = run.load(run.cfg.checkpoint)
-    total = add({}, run.zeroshot, 1 - run.cfg.alpha)
-    return Trained(with_weights(tuned, add(total, tuned, run.cfg.alpha)))
+def interpolated(zeroshot: Classifier, checkpoint: Classifier, alpha: float) -> Classifier:
+    """The model ``alpha`` (0…1) of the way from ``zeroshot`` to ``checkpoint``."""
+    return with_weights(checkpoint, add(add({}, zeroshot, 1 - alpha), checkpoint, alpha))

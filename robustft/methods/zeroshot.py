@@ -1,8 +1,8 @@
 """The pre-trained model as it is."""
 
-from robustft.experiment import Run
-from robustft.training.loop import Trained
+from robustft.models.classifier import Classifier
 
 
-def make(run: Run) -> Trained:
-    return Trained(run.zeroshot)
+def pretrained(zeroshot: Classifier) -> Classifier:
+    """The zero-shot model itself."""
+    return zeroshot

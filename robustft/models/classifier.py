@@ -1,74 +1,103 @@
-"""The network that is fine-tuned: an open_clip vision transformer and a linear head."""
+"""The network that is fine-tuned: an image tower and a linear head."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
-from open_clip import transformer as open_clip
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from robustft.common.errors import UserError
 from robustft.data.sets import Preprocess
-from robustft.models.activation import QuickGELU
-from robustft.models.attention import WatchedAttention
+from robustft.models import grid, plain, timm_vit
+from robustft.models.tower import Tower
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is needed to build the vision tower again: open_clip's name and model config, and the transform."""
+    """What is needed to build the image tower again: its name, its family's config, and the transform."""
 
     name: str
     config: dict[str, Any] = field(repr=False)
     preprocess: Preprocess
 
 
+def tower_of(visual: nn.Module, size: int) -> Tower:
+    """How a network of whatever family is run and looked into; ``size``: of its images, in pixels."""
+    if isinstance(own := getattr(visual, "tower", None), Tower):
+        return own  # a backbone of the user's own says it itself
+    if plain.is_plain(visual):
+        return plain.PlainTower(visual)
+    if (trunk := timm_vit.trunk_of(visual)) is not None:
+        return timm_vit.TimmTower(visual, trunk)
+    layer = grid.last_map(visual)
+    return Tower(visual) if layer is None else grid.GridTower(visual, layer, size)
+
+
 class Classifier(nn.Module):
     """Image encoder f (``visual``) and linear head g (``head``): logits = g(f(x) / ‖f(x)‖).
 
-    State-dict keys are ``visual.<open_clip's own names>``, ``head.weight`` [classes, features] and ``head.bias``.
-
-    Raises:
-        UserError: the tower is no plain CLIP vision transformer (class token, standard blocks, learnt projection).
+    State-dict keys are ``visual.<the network's own names>``, ``head.weight`` [classes, features] and ``head.bias``.
+    What can be asked of the encoder besides features depends on its family: see ``tower``.
     """
 
-    visual: Any  # open_clip's VisionTransformer
+    visual: Any
 
     def __init__(self, visual: nn.Module, head: nn.Linear, architecture: Architecture) -> None:
         super().__init__()
-        _require_plain(visual, architecture.name)
         self.visual = visual
         self.head = head
         self.architecture = architecture
-        for block in self.blocks:
-            if not isinstance(block.attn, WatchedAttention):
-                block.attn = WatchedAttention.wrap(block.attn)
-            if isinstance(block.mlp.gelu, open_clip.QuickGELU):
-                block.mlp.gelu = QuickGELU()
+        self.tower  # noqa: B018 -- replaces what has to be watched, before weights are loaded
+
+    @property
+    def tower(self) -> Tower:
+        """How the encoder is run, masked and looked into. It is made anew for every copy: it holds modules."""
+        made = vars(self).get("_tower")
+        if made is None or made[0].visual is not self.visual:
+            made = (tower_of(self.visual, self.architecture.preprocess.size),)  # in a tuple: it is no module of ours
+            vars(self)["_tower"] = made
+        return made[0]
 
     @property
     def preprocess(self) -> Preprocess:
         return self.architecture.preprocess
 
     @property
-    def blocks(self) -> list[Any]:
-        """The transformer's residual attention blocks, first to last."""
-        return list(self.visual.transformer.resblocks)
+    def patch_size(self) -> int:
+        """Side of a patch in pixels.
+
+        Raises:
+            UserError: there are no patches.
+        """
+        if self.tower.patch_size is None:
+            raise self.refusal("patches")
+        return self.tower.patch_size
 
     @property
-    def patch_size(self) -> int:
-        """Side of a patch in pixels."""
-        return self.visual.patch_size[0]
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches.
+
+        Raises:
+            UserError: there are no patches.
+        """
+        if self.tower.grid is None:
+            raise self.refusal("patches")
+        return self.tower.grid
 
     @property
     def patches(self) -> int:
         """Number of patches of an image."""
-        rows, columns = self.visual.grid_size
+        rows, columns = self.grid
         return rows * columns
+
+    def refusal(self, what: str) -> UserError:
+        """That the model lacks ``what``, and what it can do."""
+        return UserError(
+            f"{self.architecture.name} ({type(self.visual).__name__}) has no {what}. It can do:"
+            f" {', '.join(self.tower.can())}"
+        )
 
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Pixels as a loader gives them to what ``encode`` takes."""
@@ -87,38 +116,14 @@ class Classifier(nn.Module):
             masked: patches no query may attend to (they stay in the sequence; the class token is never masked).
             kept: the only patches that enter the sequence, at their own positions (shorter, hence cheaper).
         """
-        visual = self.visual
-        if images.is_floating_point() and not torch.is_autocast_enabled(images.device.type):  # which casts by itself
-            images = images.to(visual.conv1.weight.dtype)
-        tokens = visual._embeds(images)
-        bias = None
-        if kept is not None:
-            index = F.pad(kept + 1, (1, 0))  # the class token, at position 0, stays
-            tokens = tokens.gather(1, index.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
-        if masked is not None:
-            keys = F.pad(masked, (1, 0))[:, None, None, :]
-            bias = torch.zeros(keys.shape, dtype=tokens.dtype, device=keys.device).masked_fill(keys, -torch.inf)
-        *blocks, last = self.blocks
-        for block in blocks:
-            tokens = self._run(block, tokens, None, None, bias)
-        pooled, _ = visual._pool(self._run(_class_token, last, tokens, bias))
-        with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
-            return pooled.to(visual.proj.dtype) @ visual.proj
+        return self.tower.encode(images, masked, kept)
 
     def keep_in(self, dtype: torch.dtype) -> None:
         """Hold the encoder's large weights in ``dtype``: the casts that autocast to it makes at every use, made once.
 
         For a frozen model that is used under that autocast alone. The numbers do not change; the weights are rounded.
         """
-        for block in self.blocks:
-            block.attn.to(dtype)
-            block.mlp.to(dtype)
-        self.visual.conv1.to(dtype)
-
-    def _run(self, block: Callable[..., Tensor], *inputs: Any) -> Tensor:
-        if self.visual.transformer.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *inputs, use_reentrant=False)
-        return block(*inputs)
+        self.tower.keep_in(dtype)
 
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """g(f): logits of the linear head on the L2-normalised features."""
@@ -129,26 +134,24 @@ class Classifier(nn.Module):
         return self.classify(self.encode(images))
 
 
-def _class_token(
-    block: ResidualAttentionBlock, tokens: Float[Tensor, "batch tokens width"], bias: Tensor | None
-) -> Float[Tensor, "batch 1 width"]:
-    """The class token after ``block``. Of the last block's output it is all that features are made of."""
-    seen = block.ln_1(tokens)
-    token = tokens[:, :1] + block.ls_1(block.attn(seen[:, :1], seen, seen, attn_mask=bias)[0])
-    return token + block.ls_2(block.mlp(block.ln_2(token)))
+def check_can(model: Classifier, mask: str, cam: str | None, fill: str) -> None:
+    """Refuse a mask or a fill that the model cannot make.
 
+    Args:
+        mask: kind of mask; "none" asks for nothing.
+        cam: relevance or gradcam, where the mask is made from a map.
 
-def _require_plain(visual: nn.Module, name: str) -> None:
-    plain = (
-        isinstance(visual, VisionTransformer)
-        and visual.attn_pool is None
-        and visual.pool_type == "tok"
-        and visual.proj is not None
-        and all(isinstance(block, ResidualAttentionBlock) for block in visual.transformer.resblocks)
-    )
-    if not plain:
-        raise UserError(
-            f"model {name!r} is not a plain CLIP vision transformer (class token, standard attention blocks, "
-            "projection), which the relevance map and the masks need. Choose one such as ViT-B-32, ViT-B-16, "
-            "ViT-L-14 or ViT-H-14."
-        )
+    Raises:
+        UserError: says what it can do.
+    """
+    tower = model.tower
+    if mask == "none":
+        return
+    if tower.grid is None:
+        raise model.refusal("patches, which masks are made of")
+    if cam == "relevance" and not tower.attentions():
+        raise model.refusal("attention that a relevance map could be made from")
+    if cam == "gradcam" and tower.cam_layer() is None:
+        raise model.refusal("map of features that Grad-CAM could be taken of")
+    if fill == "none" and not tower.tokens:
+        raise model.refusal("sequence of patches that masked ones could be left out of")

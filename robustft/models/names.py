@@ -45,15 +45,10 @@ def to_open_clip(state: State, path: Path) -> State:
     """Return weights under open_clip's names.
 
     Raises:
-        UserError: they are those of something else that is known: a timm tower, an image tower alone.
+        UserError: they are those of an image tower alone.
     """
     if any(name.startswith(tuple(_TOWERS)) for name in state):
         state = _from_hugging_face(state, path)
-    if any(name.startswith("visual.trunk.") for name in state):
-        raise UserError(
-            f"{path} holds an image tower of timm (visual.trunk.…), of which maps and masks cannot be made. Choose a"
-            " plain CLIP vision transformer, such as ViT-B-32, ViT-B-16 or ViT-L-14."
-        )
     bare = "class_embedding" in state and "conv1.weight" in state
     text = [name for name in state if "token_embedding" in name]
     if bare or (not text and any(name.startswith("visual.") for name in state)):

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -13,7 +13,6 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import _build_vision_tower
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -21,6 +20,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.data.sets import Preprocess
+from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import BEST, model_file, weights_file
 from robustft.models.names import State, with_text_of
@@ -208,12 +208,18 @@ def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
     }
 
 
-def load_classifier(path: Path, like: Classifier | None = None, classes: Sequence[str] | None = None) -> Classifier:
+def load_classifier(
+    path: Path,
+    like: Classifier | None = None,
+    classes: Sequence[str] | None = None,
+    backbone: Callable[..., nn.Module] | None = None,
+) -> Classifier:
     """The classifier in ``path``, in evaluation mode on the CPU.
 
     Args:
         like: refuse a model of another architecture than this one.
         classes: refuse a model made for other classes.
+        backbone: the class of a backbone of the user's own; files never name code.
 
     Raises:
         UserError: no such file, no model of this project, or not the model that is asked for.
@@ -240,13 +246,29 @@ def load_classifier(path: Path, like: Classifier | None = None, classes: Sequenc
             f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
         )
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
-    config = architecture.config
     if like is not None:
         _require_alike(architecture, like.architecture, path)
-    visual = _build_vision_tower(config["embed_dim"], dict(config["vision_cfg"]), config.get("quick_gelu", False))
-    model = Classifier(visual, nn.Linear(config["embed_dim"], len(own_classes)), architecture)
-    fit(model, read_state(path), path, name)
+    state = read_state(path)
+    visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
+    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture)
+    fit(model, state, path, name)
     return model.eval()
+
+
+def _rebuilt(path: Path, architecture: Architecture, own: Callable[..., nn.Module] | None) -> nn.Module:
+    """The image tower of a saved model, with random weights."""
+    config = architecture.config
+    match config.get("backbone"):
+        case None:
+            return plain.build(config)
+        case "timm":
+            return timm_vit.build(architecture.name, None, 0)
+    if own is None:
+        raise UserError(
+            f"{path} has a backbone that is no part of robustft ({architecture.name}): give its class,"
+            " robustft.load(path, backbone=Class)"
+        )
+    return own(**config["settings"])
 
 
 @lru_cache

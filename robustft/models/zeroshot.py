@@ -17,14 +17,18 @@ from robustft.common.cache import remembered
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory
 from robustft.data.sets import Preprocess
+from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import weights_file
 from robustft.models.origin import beside
-from robustft.models.weights import create_clip, load_classifier, model_config, preprocess_in, read_metadata
+from robustft.models.reading import read_state
+from robustft.models.weights import create_clip, fit, load_classifier, model_config, preprocess_in, read_metadata
 
 ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
 Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
+Backbone = str | Callable[[], nn.Module] | None
+FIRST_SCALE = 1 / 0.07  # of logits where no text tower says it: what CLIP's training starts with
 
 
 def zeroshot_classifier(
@@ -36,52 +40,128 @@ def zeroshot_classifier(
     tokenizer: Tokenizer | None = None,
     cache: Path | None = None,
     device: torch.device | str = "cpu",
+    backbone: Backbone = None,
+    check: Callable[[Classifier], None] = lambda model: None,
 ) -> Classifier:
     """The classifier that fine-tuning starts from and whose encoder teaches.
 
     Head: one row per class, the mean over ``templates`` of the L2-normalised text embeddings, normalised again,
-    times exp(logit_scale); zero bias. With random weights (``pretrained=None``) no text is encoded: the rows are
-    seeded random unit vectors. A model left by a run is taken as it is, head included.
+    times exp(logit_scale); the bias is the model's logit_bias, the same for every class, or zero. Without a text tower
+    and with random weights (``pretrained=None``) no text is encoded: the rows are seeded random unit vectors. A model
+    left by a run is taken as it is, head included.
 
     Args:
         device: where text is encoded; the classifier is on the CPU.
+        backbone: whose model it is: None for open_clip's, "timm", or a maker of the user's own.
+        check: refuses a model that cannot do what will be asked of it, before weights are fetched or text encoded.
 
     Raises:
         UserError: see ``create_clip``, ``load_classifier`` and ``text_rows``.
     """
     if own_model(architecture, pretrained) is not None:
-        model = load_classifier(weights_file(str(pretrained)), classes=class_names)
+        own = None if backbone is None or backbone == "timm" else type(built(architecture, seed, backbone))
+        model = load_classifier(weights_file(str(pretrained)), classes=class_names, backbone=own)
         _require_same(model.architecture.name, architecture, str(pretrained))
+        check(model)
         return model
-    clip: Any = create_clip(architecture, pretrained, seed)
-    if pretrained is None:
-        rows = _random_rows(len(class_names), clip.visual.output_dim, seed)
-    else:
-        tokenizer = tokenizer or open_clip.get_tokenizer(architecture)
-        rows = text_rows(clip, tokenizer, class_names, templates, cache, device)
-    head = nn.Linear(rows.shape[1], rows.shape[0])
-    with torch.no_grad():
-        head.weight.copy_(rows * clip.logit_scale.exp())
-        head.bias.zero_()
+    preprocess = preprocess_of(architecture, pretrained, backbone)
+    if backbone is not None:
+        visual: Any = built(architecture, seed, backbone)
+        kind = {"backbone": "timm"} if backbone == "timm" else {"backbone": "own", "settings": visual.describe()}
+        described = Architecture(architecture, kind, preprocess)
+        rows = _random_rows(len(class_names), _features(visual), seed)
+        model = Classifier(visual, _head(rows, FIRST_SCALE), described).eval()
+        check(model)
+        if pretrained == "timm":
+            visual.load_state_dict(timm_vit.build(architecture, "timm", seed).state_dict())
+        elif pretrained is not None:
+            fit(visual, read_state(weights_file(pretrained)), weights_file(pretrained), architecture)
+        return model
     config = model_config(architecture)
     tower: dict[str, Any] = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
-    described = Architecture(architecture, deepcopy(tower), preprocess_of(architecture, pretrained))
+    described = Architecture(architecture, deepcopy(tower), preprocess)
+    if not plain.is_plain_config(config):
+        bare = Classifier(plain.build(config), nn.Linear(config["embed_dim"], 1), described)
+        check(bare)  # before weights are fetched
+    clip: Any = create_clip(architecture, pretrained, seed)
+    if pretrained is None:
+        rows = _random_rows(len(class_names), config["embed_dim"], seed)
+    else:
+        rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
+    bias = getattr(clip, "logit_bias", None)
+    head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
+    with torch.no_grad():
+        head.weight.copy_(rows * clip.logit_scale.exp())
     return Classifier(clip.visual, head, described).eval()
 
 
-def preprocess_of(architecture: str, pretrained: str | None) -> Preprocess:
+def built(architecture: str, seed: int, backbone: Backbone) -> nn.Module:
+    """A backbone that is not open_clip's, with random weights.
+
+    Raises:
+        UserError: timm has none of that name; the user's own lacks what is needed.
+    """
+    if backbone == "timm":
+        return timm_vit.build(architecture, None, seed)
+    assert callable(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        visual = backbone()
+    for name in ("features", "preprocess", "describe"):
+        if not hasattr(visual, name):
+            raise UserError(
+                f"model.backbone: {type(visual).__name__} has no {name!r}; a backbone has features (their number),"
+                " preprocess (the transform of its images) and describe() (the settings that make it again)"
+            )
+    return visual
+
+
+def _features(visual: Any) -> int:
+    return int(visual.features if hasattr(visual, "preprocess") else visual.num_features)
+
+
+def _head(rows: Float[Tensor, "classes features"], scale: float, bias: float = 0.0) -> nn.Linear:
+    head = nn.Linear(rows.shape[1], rows.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(rows * scale)
+        head.bias.fill_(bias)
+    return head
+
+
+def _tokenizer(architecture: str) -> Tokenizer:
+    """open_clip's, which lies on a hub for some models.
+
+    Raises:
+        UserError: it cannot be fetched, or needs a package that is not there.
+    """
+    try:
+        return open_clip.get_tokenizer(architecture)
+    except Exception as error:  # whatever the hub, the network or a missing package says
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise UserError(
+            f"the tokenizer of {architecture} could not be fetched ({reason}). On a connected machine with the package"
+            " transformers it is kept in the Hugging Face cache, which can be copied"
+        ) from error
+
+
+def preprocess_of(architecture: str, pretrained: str | None, backbone: Backbone = None) -> Preprocess:
     """The transform a model was trained with: known from its name and tag, without its weights.
 
-    A model left by a run says it itself, open_clip and Hugging Face in a file beside their weights. Other files and
-    random weights get OpenAI's mean and standard deviation.
+    A model left by a run says it itself, open_clip and Hugging Face in a file beside their weights, timm by the name,
+    a backbone of the user's own by itself. Other files and random weights get OpenAI's mean and standard deviation.
 
     Raises:
         UserError: unknown architecture.
     """
-    config = model_config(architecture)
     own = own_model(architecture, pretrained)
     if own is not None:
         return preprocess_in(own)
+    if backbone == "timm":
+        return timm_vit.preprocess(architecture)
+    if backbone is not None:
+        visual: Any = built(architecture, 0, backbone)
+        return visual.preprocess
+    config = model_config(architecture)
     if pretrained in (None, "embedded") or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
         known: Mapping[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained or "") or {}
     else:
@@ -96,9 +176,9 @@ def preprocess_of(architecture: str, pretrained: str | None) -> Preprocess:
 
 def own_model(architecture: str, pretrained: str | None) -> dict[str, str] | None:
     """The metadata of a model left by a run, if ``pretrained`` is one."""
-    if pretrained is None or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
+    if pretrained in (None, "timm") or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
         return None
-    path = weights_file(pretrained)
+    path = weights_file(str(pretrained))
     return read_metadata(path) if path.is_file() else None
 
 
@@ -156,20 +236,35 @@ def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
 
 
 class _TextTower:
-    """CLIP's text tower run only as far as the longest prompt of a batch.
+    """CLIP's text tower run only as far as the longest prompt of a batch, where that is exact.
 
-    The tower is causal and pools at the end-of-text token, so positions behind it change nothing.
+    A tower that is causal and pools at the end-of-text token makes nothing of the positions behind it. Others
+    (SigLIP's, which sees the whole context and pools at its end) run over all of it.
     """
 
     def __init__(self, clip: nn.Module) -> None:
         self.clip = clip
 
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether positions behind the end-of-text token change nothing."""
+        tower, _ = self._tower()
+        pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
+        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
+        return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
+
+    def _tower(self) -> tuple[Any, str]:
+        """What runs over the tokens, and the name before its tensors: open_clip keeps it apart in some models."""
+        clip: Any = self.clip
+        return (clip, "") if isinstance(clip, open_clip.CLIP) else (getattr(clip, "text", None), "text.")
+
     def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
-        end = int(tokens.argmax(1).max()) + 1
-        short = {}
-        if isinstance(self.clip, open_clip.CLIP):  # the other class, CustomTextCLIP, shortens these itself
-            short["positional_embedding"] = self.clip.positional_embedding[:end]
-            short["attn_mask"] = self.clip.attn_mask[:end, :end]
+        end, short = tokens.shape[1], {}
+        if self.can_be_cut:
+            end = int(tokens.argmax(1).max()) + 1
+            tower, prefix = self._tower()
+            short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
+            short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
         _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
         return features if normalize else F.normalize(features, dim=-1)
 

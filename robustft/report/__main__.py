@@ -2,9 +2,10 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -54,6 +55,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="RUNS",
         help="models of the line for effective robustness",
     )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="a column and a plot of another metric than top-1, as results hold it: ece, nll ... (repeatable)",
+    )
     parser.add_argument("--partial", action="store_true", help="include evaluations that were cut short")
     parser.add_argument("--all", action="store_true", help="a row for every run, not only for every system")
     return parser.parse_args(arguments)
@@ -65,6 +73,22 @@ def baseline_line(patterns: Sequence[str], partial: bool) -> LogitLine | None:
         return None
     known = [point for group in group_over_seeds(read_runs(patterns, partial)) for point in group.points()]
     return logit_fit([x for x, _ in known], [y for _, y in known])
+
+
+def metrics_of(runs: Sequence[Run], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What results say of the metrics that are asked for.
+
+    Raises:
+        UserError: no run has one of them.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        known |= run.record.get("metrics") or {}
+    for name in names:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none beside top-1: they are older, or were run with metric=top1"
+            raise UserError(f"--metric {name}: no run has it. There are {there}.")
+    return {name: known[name] for name in names}
 
 
 def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
@@ -93,6 +117,7 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
             raise UserError(
                 f"No system fits the baseline {name}. There are {known}{' …' if len(everything) > 8 else ''}."
             )
+    more = metrics_of(runs, arguments.metric)
     tables = []
     for groups in panels:
         names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
@@ -105,7 +130,7 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
             if base is not None
         ]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
-        tables.append(comparison(rows, list(names), baselines, line))
+        tables.append(comparison(rows, list(names), baselines, line, more))
         print_comparison(console, tables[-1])
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
@@ -120,11 +145,16 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
 
         say(f"Page: {write_page(arguments.html, panels)}")
     if out:
-        say(f"Written to {out}: {', '.join(_write(out, tables, notes, panels, line))}")
+        say(f"Written to {out}: {', '.join(_write(out, tables, notes, panels, line, more))}")
 
 
 def _write(
-    out: Path, tables: Sequence[Table], notes: Sequence[str], panels: Sequence[Sequence[Group]], line: LogitLine | None
+    out: Path,
+    tables: Sequence[Table],
+    notes: Sequence[str],
+    panels: Sequence[Sequence[Group]],
+    line: LogitLine | None,
+    more: Mapping[str, Mapping[str, Any]],
 ) -> list[str]:
     """The tables and plots; what they are called."""
     from robustft.report.plot import scatter
@@ -134,6 +164,9 @@ def _write(
         write(out / f"comparison.{suffix}", text)
     drawable = [groups for groups in panels if any(group.points() for group in groups)]
     plots = scatter(drawable, out / "scatter", line) if drawable else []
+    for name in more:
+        drawable = [groups for groups in panels if any(g.points(f"id.{name}", f"ood_avg.{name}") for g in groups)]
+        plots += scatter(drawable, out / f"scatter_{name}", metric=name) if drawable else []
     return ["comparison.md", ".csv", ".tex", *(plot.name for plot in plots)]
 
 

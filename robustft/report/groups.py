@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robustft.common.configs import flatten
 from robustft.report.runs import Record, Run
 from robustft.report.stats import mean_std, within_seeds
 
-METHODS = {
-    "zeroshot": "zero-shot",
-    "finetune": "vanilla fine-tuning",
-    "linear_probe": "linear probe",
-    "lpft": "LP-FT",
-    "wiseft": "WiSE-FT",
-    "kd": "KD",
-}
+PUBLISHED = 65  # in the order of systems: after those without a teacher
+SYMBOLS = {"alpha": "α", "beta": "β", "temperature": "T"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +30,11 @@ class Group:
     def published(self) -> bool:
         return self.record["method"] == "published"
 
+    @property
+    def reference(self) -> bool:
+        """The zero-shot model, which others are compared with."""
+        return self.record["method"] == "zeroshot"
+
     def per_seed(self, of: Callable[[Run], float | None]) -> list[float]:
         """What ``of`` gives of each run that has it, averaged within each seed."""
         found = [(run.record["seed"], of(run)) for run in self.runs]
@@ -44,12 +42,12 @@ class Group:
 
     def values(self, metric: str) -> list[float]:
         """The accuracy of each seed: the mean of its runs."""
-        return self.per_seed(lambda run: run.top1(metric))
+        return self.per_seed(lambda run: run.value(metric))
 
-    def points(self) -> list[tuple[float, float]]:
-        """(ID, OOD average) of each seed that has both."""
-        both = Group(self.label, [r for r in self.runs if r.top1("id") is not None and r.top1("ood_avg") is not None])
-        return list(zip(both.values("id"), both.values("ood_avg"), strict=True))
+    def points(self, x: str = "id", y: str = "ood_avg") -> list[tuple[float, float]]:
+        """(x, y), by default ID and OOD average, of each seed that has both."""
+        both = Group(self.label, [r for r in self.runs if r.value(x) is not None and r.value(y) is not None])
+        return list(zip(both.values(x), both.values(y), strict=True))
 
     def by_seed(self, metric: str) -> dict[int | None, float]:
         """The accuracy of each seed; under None where it holds for every seed."""
@@ -75,7 +73,7 @@ def group_over_seeds(runs: Iterable[Run]) -> list[Group]:
         key = (*run.panel, json.dumps(given, sort_keys=True))
         parts.setdefault(key, []).append(run)
         settings[key] = given
-    labels = {key: label(members[0].record, len(members)) for key, members in parts.items()}
+    labels = {key: label(members[0], len(members)) for key, members in parts.items()}
     groups = []
     for key, members in parts.items():
         twins = [settings[k] for k in parts if labels[k] == labels[key] and k[:2] == key[:2]]
@@ -88,40 +86,43 @@ def reading_order(group: Group) -> tuple[Any, ...]:
     """From the zero-shot model over the baselines to the masked methods, settings ascending."""
     record, mask = group.record, group.record["mask"] or {}
     dials = (mask.get("threshold"), mask.get("rate"), record["beta"], record["alpha"], record["temperature"])
-    known = [
-        "zeroshot",
-        "linear_probe",
-        "finetune",
-        "lpft",
-        "wiseft",
-        "soup",
-        "published",
-        "kd",
-        "counterfactual",
-    ]
-    place = known.index(record["method"]) if record["method"] in known else len(known)
-    fill = ["none", "single", "multi"].index(record["fill"]) if record["fill"] in ("none", "single", "multi") else -1
+    place = PUBLISHED if group.published else group.runs[0].display.get("order", PUBLISHED)
+    fills = ("none", "single", "multi")
+    fill = fills.index(record["fill"]) if record["fill"] in fills else -1
     names = (mask.get("kind") or "", fill, *(-1.0 if dial is None else dial for dial in dials))
     return place, *names, group.label
 
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Systems that differ in nothing but `dial` ("alpha" or "beta"), in its order."""
+    """Systems that differ in nothing but their main dial, in its order."""
 
     dial: str
     groups: Sequence[Group]
 
+    @property
+    def name(self) -> str:
+        """The dial as people write it: "β", "weight"."""
+        return SYMBOLS.get(self.dial, self.dial.rpartition(".")[2])
 
-def curves(groups: Iterable[Group], dial: str) -> list[Curve]:
-    """The trade-off curves among `groups`: two or more values of `dial`, all else equal."""
-    parts: dict[str, list[Group]] = {}
+
+def curves(groups: Iterable[Group]) -> list[Curve]:
+    """The trade-off curves among `groups`: two or more values of a system's main dial, all else equal."""
+    parts: dict[tuple[str, str], list[Group]] = {}
     for group in groups:
-        if not group.published and group.record[dial] is not None and group.values("ood_avg"):
-            rest = {key: value for key, value in group.runs[0].settings.items() if key != dial}
-            parts.setdefault(json.dumps([group.runs[0].panel, rest], sort_keys=True), []).append(group)
-    ordered = [sorted(members, key=lambda group: group.record[dial]) for members in parts.values()]
-    return [Curve(dial, members) for members in ordered if len({group.record[dial] for group in members}) > 1]
+        run = group.runs[0]
+        dial = None if group.published else run.display["dial"]
+        if dial is not None and run.dial(dial) is not None and group.values("ood_avg"):
+            rest = {key: value for key, value in run.settings.items() if key != dial}
+            key = json.dumps([run.panel, rest], sort_keys=True)
+            parts.setdefault((dial, key), []).append(group)
+    found = []
+    for (dial, _), members in parts.items():
+        values = [group.runs[0].dial(dial) for group in members]
+        if len(set(values)) > 1:
+            order = sorted(range(len(members)), key=values.__getitem__)
+            found.append(Curve(dial, [members[k] for k in order]))
+    return sorted(found, key=lambda curve: curve.dial)
 
 
 def _kinds(twins: list[dict[str, Any]], name: str) -> set[str]:
@@ -137,29 +138,21 @@ def _short(name: str, value: Any) -> str:
     return f"{name.rpartition('.')[2]}={shown}"
 
 
-def label(record: Record, count: int = 1) -> str:
+def label(run: Run, count: int = 1) -> str:
     """What a reader calls the system: "object mask, single-fill, t=0.3, β=3", "WiSE-FT, α=0.5"."""
-    method, mask = record["method"], record["mask"] or {}
-    if method == "published":
+    record, mask = run.record, run.record["mask"] or {}
+    if record["method"] == "published":
         stem = re.sub(r"[_-]?\d+$", "", record["name"])
         return record["name"].replace("_", " ") if count == 1 else f"{'members' if stem == 'model' else stem} ({count})"
-    kind = mask.get("kind") or "none"
-    parts = [METHODS.get(method, method.replace("_", " "))]
-    if method == "soup":
-        parts = ["greedy soup" if dict(flatten(record["config"])).get("method.greedy") else "uniform soup"]
-    if kind != "none":
-        parts = ([] if method == "counterfactual" else parts) + [
-            f"{kind} mask",
-            f"{record['fill'] or 'no'}-fill",
-        ]
-        parts[-1] = parts[-1].replace("none-fill", "no-fill")
-    elif method == "counterfactual":
-        parts = ["distillation, no mask"]
-    shown = {"t": None, "rate": None, "β": record["beta"], "α": record["alpha"], "T": record["temperature"]}
-    if method == "finetune":
-        shown["β"] = None
-    if kind == "random":
-        shown["rate"] = mask.get("rate")
-    elif kind != "none":
-        shown["t"] = mask.get("threshold")
-    return ", ".join(parts + [f"{name}={value:g}" for name, value in shown.items() if value is not None])
+    kind, told = mask.get("kind") or "none", run.display
+    shown = {
+        "t": mask.get("threshold") if kind not in ("none", "random") else None,
+        "rate": mask.get("rate") if kind == "random" else None,
+        **{symbol: record[name] for name, symbol in SYMBOLS.items()},
+    }
+    if record["schema"] == 1 and told["dial"] is None:
+        shown["β"] = None  # stood there for methods that have none
+    if told["dial"] and told["dial"] not in SYMBOLS:
+        shown[told["dial"].rpartition(".")[2]] = run.dial(told["dial"])
+    values = [f"{name}={value:g}" for name, value in shown.items() if isinstance(value, int | float)]
+    return ", ".join([told["label"], *values])

@@ -16,8 +16,8 @@ from typing import Any
 from robustft.common.configs import flatten
 from robustft.common.files import write
 from robustft.evaluation.results import set_label
-from robustft.report.groups import METHODS, Group, curves
-from robustft.report.runs import Run
+from robustft.report.groups import Group, curves
+from robustft.report.runs import Record, Run
 from robustft.report.table import repeated_note
 
 ASSETS = Path(__file__).parent / "assets"
@@ -65,9 +65,8 @@ def payload(panels: Sequence[Sequence[Group]]) -> dict[str, Any]:
         "groups": [{"label": g.label, "runs": m} for g, m in zip(groups, members, strict=True)],
         "panels": [_panel(members_, place, members) for members_ in panels],
         "curves": [
-            {"dial": curve.dial, "groups": [place[id(group)] for group in curve.groups]}
-            for dial in ("alpha", "beta")
-            for curve in curves(groups, dial)
+            {"dial": curve.dial, "name": curve.name, "groups": [place[id(group)] for group in curve.groups]}
+            for curve in curves(groups)
         ],
         "config": shared,
         "images": images,
@@ -91,31 +90,54 @@ def _panel(groups: Sequence[Group], place: dict[int, int], members: list[list[in
         "title": f"{model} on {set_label(id_name)}",
         "id_label": set_label(id_name),
         "sets": [[name, set_label(name)] for name in sets],
+        "metrics": _metrics(groups),
         "groups": numbers,
         "runs": [k for number in numbers for k in members[number]],
     }
 
 
+def _metrics(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """(key, name, unit) of every further metric on the ID set and on average over the shifts."""
+    known: dict[str, Any] = {}
+    for group in groups:
+        for run in group.runs:
+            known |= run.record.get("metrics") or {}
+    places = (("id", "ID"), ("ood_avg", "OOD avg"))
+    return [
+        (f"{place}.{name}", f"{where}, {told['label']}", told["unit"])
+        for name, told in known.items()
+        for place, where in places
+    ]
+
+
 def _entry(run: Run, group: Group) -> dict[str, Any]:
     record, mask = run.record, run.record["mask"] or {}
     kind = mask.get("kind") if mask.get("kind") != "none" else None
-    system = METHODS.get(record["method"], record["method"].replace("_", " "))
-    if record["method"] in ("published", "soup"):
-        system = group.label.split(" (")[0]
-    elif record["method"] == "counterfactual" and kind is None:
-        system = "distillation, no mask"
+    told = {"label": group.label.split(" (")[0]} if group.published else run.display
+    system = told["label"] if kind is None else told["label"].removesuffix(f"{kind} mask, {_fill(record)}").strip(", ")
     return {
         **{key: record[key] for key in ("name", "method", "beta", "alpha", "temperature", "seed")},
-        "system": system,
+        "system": system or "masked",
+        "look": run.display["marker"] if not group.published else None,
         "mask": kind,
         "fill": record["fill"] if kind else None,
         "threshold": mask.get("threshold") if kind in ("object", "context") else None,
         "rate": mask.get("rate") if kind == "random" else None,
-        "reference": record["method"] == "zeroshot",  # no run, but what runs are compared with
+        "reference": group.reference,  # no run, but what runs are compared with
         "single": group.published,
-        **{metric: run.top1(metric) for metric in ("id", "ood_avg", "holdout")},
+        **{metric: run.value(metric) for metric in ("id", "ood_avg", "holdout")},
         "ood": {name: score["top1"] for name, score in record["ood"].items()},
+        "more": {
+            key: found
+            for name in record.get("metrics") or {}
+            for place in ("id", "ood_avg")
+            if (found := run.value(key := f"{place}.{name}")) is not None
+        },
     }
+
+
+def _fill(record: Record) -> str:
+    return f"{'no' if record['fill'] == 'none' else record['fill']}-fill"
 
 
 def _config(run: Run) -> dict[str, Any]:

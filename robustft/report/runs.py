@@ -14,17 +14,19 @@ from robustft.cli.identity import renewed
 from robustft.common.configs import flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.evaluation.results import read_results
+from robustft.evaluation.results import average, read_results
+from robustft.report import schema1
 
 Record = dict[str, Any]
 SHOWN = 3  # of the files that are passed over
 
 # What changes where or how fast a run is made, but not what it is (to whoever goes on with it), and what one system may
-# differ in from run to run: its seeds, the place of its data, where Lightning stops without an effect on the schedule.
+# differ in from run to run: its seeds, the place of its data.
 INCIDENTAL = re.compile(
+    r"(?!trainer\.max_time$)"  # one may go on with another, but a training that it ended is another system
     rf"(?:{identity.INCIDENTAL.pattern}$|(name|seed|hydra|output_dir|gallery"
     r"|data\.(root|holdout_seed|sets|_target_)"
-    r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$)"
+    r"|trainer\.(?!max_epochs$|max_steps$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$)"
 )
 # Those that a zero-shot model does not depend on: how others are trained.
 NOT_ZEROSHOT = re.compile(
@@ -61,12 +63,26 @@ class Run:
         """Its scores are those of every seed: nothing was drawn."""
         return self.record["seed"] is None or self.record["method"] == "zeroshot"
 
-    def top1(self, metric: str) -> float | None:
-        """Accuracy in 0…1 by name: "id", "ood_avg", "holdout" or the name of a shift set."""
-        if metric == "ood_avg":
-            return self.record["ood_avg"]
-        score = self.record[metric] if metric in ("id", "holdout") else self.record["ood"].get(metric)
-        return score["top1"] if score else None
+    def value(self, key: str) -> float | None:
+        """A score by its place, "id", "ood_avg", "holdout" or the name of a shift set: top-1 in 0…1.
+
+        With the name of a metric behind a dot ("id.ece") that metric; on average over the shifts, if all have it.
+        """
+        place, _, metric = key.partition(".")
+        if place == "ood_avg":
+            return average(self.record, metric) if metric else self.record["ood_avg"]
+        score = self.record[place] if place in ("id", "holdout") else self.record["ood"].get(place)
+        return score.get(metric or "top1") if score else None
+
+    @property
+    def display(self) -> dict[str, Any]:
+        """How it is called and drawn."""
+        told = self.record.get("display")
+        return told if told is not None and told.get("marker") else schema1.display(self.record)
+
+    def dial(self, name: str) -> Any:
+        """The value of a dial: a key of the record, or of its settings."""
+        return self.record[name] if name in self.record else self.record.get("settings", {}).get(name)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -239,7 +255,8 @@ def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
             continue
         seen.add(_values(run.record | block))
         config = {key: run.record["config"][key] for key in ("model", "data") if key in run.record["config"]}
-        own: Record = {"name": "zero-shot", "method": "zeroshot", "config": config}
+        told = schema1.display({**run.record, "method": "zeroshot", "mask": None})
+        own: Record = {"name": "zero-shot", "method": "zeroshot", "config": config, "display": told, "settings": {}}
         empty = dict.fromkeys(("seed", "zeroshot", "mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
         made.append(Run(run.path, {**run.record, **block, **own, **empty}))
     return made

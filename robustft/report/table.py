@@ -3,8 +3,9 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,7 +13,7 @@ from rich.table import Table as RichTable
 
 from robustft.common import terminal
 from robustft.common.errors import UserError
-from robustft.evaluation.results import percent, set_label
+from robustft.evaluation.results import metric_heading, metric_value, percent, set_label
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
@@ -62,8 +63,13 @@ def comparison(
     sets: Sequence[str],
     baselines: Sequence[tuple[str, Group]] = (),
     line: LogitLine | None = None,
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Table:
-    """The groups of one panel as rows: accuracies in %, differences and effective robustness in points."""
+    """The groups of one panel as rows: accuracies in %, differences and effective robustness in points.
+
+    Args:
+        more: further metrics by name, as results describe them: a column each for the ID set and the shifts' mean.
+    """
     model, id_name = groups[0].runs[0].panel
     metrics = {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"} if sets else {"id": f"ID {set_label(id_name)}"}
     metrics |= {name: set_label(name) for name in sets}
@@ -71,12 +77,20 @@ def comparison(
     columns = ["system", "seeds", *metrics.values()]
     columns += [f"Δ {'ID' if metric == 'id' else 'OOD'} to {name}" for name, _, metric in versus]
     columns += ["eff. robustness"] if line else []
+    further = {
+        f"{place}.{name}": (f"{where} {metric_heading(told)}", told)
+        for name, told in (more or {}).items()
+        for place, where in (("id", "ID"), ("ood_avg", "OOD"))
+        if place == "id" or sets
+    }
+    columns += [heading for heading, _ in further.values()]
     rows = []
     for group in groups:
         row = [Cell(group.label, {"system": group.label, **_fields(group)}), _seeds(group)]
         row += [_accuracy(group, metric) for metric in metrics]
         row += [_difference(group, base, name, metric) for name, base, metric in versus]
         row += [_robustness(group, line)] if line else []
+        row += [_further(group, key, told) for key, (_, told) in further.items()]
         rows.append(row)
     place = columns.index("OOD avg") + 1 if sets else 0
     return Table(f"{model} on {set_label(id_name)}", columns, rows, range(place, place + len(sets)))
@@ -142,6 +156,16 @@ def _accuracy(group: Group, metric: str) -> Cell:
     return Cell(text, {metric: mean, f"{metric}_std": std, **low_high}, rank=mean)
 
 
+def _further(group: Group, key: str, told: Mapping[str, Any]) -> Cell:
+    values = group.values(key)
+    if not values:
+        return Cell("–", dict.fromkeys((key, f"{key}_std")))
+    mean, std = mean_std(values)
+    text = metric_value(mean, told["unit"]) + ("" if std is None else f" ± {metric_value(std, told['unit'])}")
+    better = told["higher_is_better"]
+    return Cell(text, {key: mean, f"{key}_std": std}, rank=None if better is None else mean if better else -mean)
+
+
 def _difference(group: Group, base: Group, name: str, metric: str) -> Cell:
     key = f"{metric}_minus_{re.sub(r'[^a-z0-9]+', '_', name.lower())}"
     found = None if group is base else paired_difference(group.by_seed(metric), base.by_seed(metric))
@@ -156,7 +180,7 @@ def _difference(group: Group, base: Group, name: str, metric: str) -> Cell:
 
 def _robustness(group: Group, line: LogitLine) -> Cell:
     def robustness(run: Run) -> float | None:
-        x, y = run.top1("id"), run.top1("ood_avg")
+        x, y = run.value("id"), run.value("ood_avg")
         return None if x is None or y is None else effective_robustness(x, y, line)
 
     values = group.per_seed(robustness)

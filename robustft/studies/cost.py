@@ -91,9 +91,9 @@ def kinds(entry: Entry) -> list[Kind]:
     groups = ("method=", "mask=", "fill=")
     settings.sort(key=lambda s: next((k for k, group in enumerate(groups) if s.startswith(group)), len(groups)))
     method = _method(tuple(settings))
-    if method.name == "lpft":
-        rest = settings[1:]
-        return [("method=linear_probe", *rest), (*VANILLA, *rest)]
+    if stages := method.takes.get("stages"):
+        rest = [s for s in settings if not s.startswith("method=")]
+        return [(*stage, *rest) for stage in stages]
     return [tuple(settings)] if method.takes.trains else []
 
 
@@ -103,7 +103,8 @@ def _method(settings: Kind) -> DictConfig:
 
 
 def _probes(kind: Kind) -> bool:
-    return "method=linear_probe" in kind
+    """Whether a step is one of the head alone, on known features."""
+    return bool(_method(kind).takes.get("features"))
 
 
 def label(kind: Kind) -> str:
@@ -120,7 +121,8 @@ def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
         UserError: the settings cannot work.
     """
     from robustft.experiment import quieten  # torch takes a second to import
-    from robustft.training.loop import make_trainer, planned_steps
+    from robustft.training.loop import planned_steps
+    from robustft.training.trainer import make_trainer
 
     quieten()
     data = _data(tuple(settings))
@@ -135,7 +137,7 @@ def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
     for entry in entries:
         for kind in kinds(entry):
             typed = tuple(s for s in entry.settings if LENGTH.fullmatch(s) or s.startswith("method="))
-            first_stage = _probes(kind) and "method=lpft" in typed
+            first_stage = _probes(kind) and not _probes(tuple(entry.settings))
             epochs = _composed((*settings, *typed)).method.probe.epochs if first_stage else None
             work.trainings[kind] += 1
             work.images[kind] += images(typed, epochs)
@@ -156,9 +158,9 @@ def _composed(settings: tuple[str, ...]) -> DictConfig:
 @cache
 def _data(settings: tuple[str, ...]) -> "RobustnessData":
     """Made once: a million files take a while to list."""
-    from robustft.experiment import Run
+    from robustft.inputs import make_data
 
-    return Run(_composed(settings)).data
+    return make_data(_composed(settings))
 
 
 def trials(study: Study, steps: int) -> dict[Kind | None, list[str]]:

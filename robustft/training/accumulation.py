@@ -2,10 +2,8 @@
 
 import logging
 import warnings
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,24 +12,18 @@ from torch.utils.data import DataLoader
 
 from robustft.common.errors import UserError
 from robustft.common.memory import largest_that_fits
-from robustft.counterfactual.distillation import Distillation
-from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch
-from robustft.models.classifier import Classifier
-from robustft.training.finetuner import Finetuner, Schedule
-from robustft.training.loop import make_trainer
+from robustft.training.loop import settle
+from robustft.training.method import Method
+from robustft.training.recipe import Recipe, Training
+from robustft.training.trainer import make_trainer
 
 log = logging.getLogger(__name__)
 
+TRIAL = Recipe({"lr": 1e-6, "weight_decay": 0.0, "warmup": 0.5})
 
-def micro_batches_that_fit(
-    student: Classifier,
-    distillation: Distillation | None,
-    data: RobustnessData,
-    options: Mapping[str, Any],
-    folder: Path,
-    least: int,
-) -> int:
+
+def micro_batches_that_fit(method: Method, training: Training, least: int) -> int:
     """The smallest number of equal micro-batches of ``data.batch_size`` with which a step fits into memory.
 
     Real steps are tried on copies, from the whole batch downwards; weights, random streams and the optimiser's state
@@ -39,47 +31,34 @@ def micro_batches_that_fit(
     size finder changes the images per step instead, and steps on the model itself.)
 
     Args:
-        options: arguments of Lightning's Trainer.
         least: images that a micro-batch must have at least.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
     """
-    device = make_trainer(options, folder).strategy.root_device
-    if device.type == "cpu":
+    device = make_trainer(training.trainer, training.folder).strategy.root_device
+    if device.type == "cpu" or method.light:
         return 1
-    sizes = [size for size in range(data.batch_size, least - 1, -1) if data.batch_size % size == 0]
-
-    def attempt(size: int) -> None:
-        _two_steps(student, distillation, size, min(2, data.batch_size // size), options, folder)
-
-    fits = largest_that_fits(sizes, attempt)
+    batch = training.data.batch_size
+    sizes = [size for size in range(batch, least - 1, -1) if batch % size == 0]
+    fits = largest_that_fits(sizes, lambda size: _two_steps(method, training, size, min(2, batch // size)))
     if fits is None:
         raise UserError(
             f"out of memory on {device}: a step does not fit with {least} image(s) at a time. Less is taken with "
             "model.grad_checkpointing=true, trainer.precision=bf16-mixed, or a smaller model."
         )
-    count = data.batch_size // fits
+    count = batch // fits
     log.info(f"trainer.accumulate_grad_batches={count}: {fits} images at a time fit on {device}")
     return count
 
 
-def _two_steps(
-    student: Classifier,
-    distillation: Distillation | None,
-    size: int,
-    accumulate: int,
-    options: Mapping[str, Any],
-    folder: Path,
-) -> None:
+def _two_steps(method: Method, training: Training, size: int, accumulate: int) -> None:
     """Two optimiser steps: the second has the optimiser's state, and gradients of a micro-batch before it."""
-    side = student.preprocess.size
+    side = method.student.preprocess.size
     pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8)
     batch = Batch(pixels, torch.zeros(size, dtype=torch.int64), torch.arange(size))
-    if distillation is not None:
-        distillation = replace(distillation, teacher=deepcopy(distillation.teacher))
-    schedule = Schedule(lr=1e-6, weight_decay=0.0, warmup=0.5, steps=2)
-    finetuner = Finetuner(deepcopy(student).train(), [], schedule, distillation)
+    method = deepcopy(method)
+    settle(method.train(), replace(training, recipe=TRIAL), [], steps=2)
     limits = {
         **dict.fromkeys(("limit_train_batches", "max_time", "profiler", "val_check_interval")),
         "max_epochs": 1,
@@ -94,4 +73,4 @@ def _two_steps(
         warnings.simplefilter("ignore")
         batches: Any = [batch] * 2 * accumulate
         loader: DataLoader = DataLoader(batches, batch_size=None, collate_fn=lambda batch: batch)
-        make_trainer(dict(options) | limits, folder).fit(finetuner, loader)
+        make_trainer(dict(training.trainer) | limits, training.folder).fit(method, loader)

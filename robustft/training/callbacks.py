@@ -34,8 +34,10 @@ class StopOnNonFinite(Callback):
         self.step: Tensor | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        measured: dict[str, Tensor] = vars(pl_module)["terms"]  # of Finetuner
-        self.names = [name for name in ("loss", "ce", "distance") if name in measured]
+        measured: dict[str, Tensor] = vars(pl_module)["terms"]  # of a Method
+        if self.names != list(measured):  # a method may have other terms now and then
+            self.check()
+            self.names, self.terms = list(measured), None
         terms = torch.stack([measured[name] for name in self.names]).float()
         step = torch.full_like(terms[0], trainer.global_step)
         if self.terms is None or self.step is None:

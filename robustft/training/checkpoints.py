@@ -26,6 +26,7 @@ from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
 from robustft.models.files import BEST
 from robustft.models.weights import describe
+from robustft.training import lightning_private
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class KeepBest(Callback):
             return
         self.score = float(score)
         if trainer.is_global_zero:
-            model: Any = pl_module.get_submodule("model")
+            method: Any = pl_module
+            model = method.classifier()
             metadata = {SCORE: repr(self.score), "run": self.run, "step": str(trainer.global_step)}
             if hasattr(model, "architecture"):  # not a probe, which is a head alone
                 metadata |= describe(model, self.classes)
@@ -129,8 +131,7 @@ class KeepState(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if not between_steps(trainer):
             return
-        loop: Any = trainer.fit_loop
-        evaluation_next = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        evaluation_next = lightning_private.validates_next(trainer)
         if _epoch_is_over(trainer) and not evaluation_next:
             return  # on_train_epoch_end follows at once
         if self._asked_to_stop(trainer, logs_at(trainer, trainer.global_step)):
@@ -163,19 +164,10 @@ class KeepState(Callback):
         self._restore_handlers()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Where an evaluation is due, the loops are described as they will be after it: Lightning skips it."""
         checkpoint["evaluation_due"] = self._evaluation_due
-        if not self._evaluation_due:
-            return
-        loops = checkpoint["loops"]["fit_loop"]
-        batches, epochs = loops["epoch_loop.batch_progress"], loops["epoch_progress"]
-        for count in ("total", "current"):
-            batches[count]["completed"] = batches[count]["processed"]
-            loops["epoch_loop.val_loop.batch_progress"][count] = dict.fromkeys(batches[count], 0)
-        if _epoch_is_over(trainer):
-            loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
-            for count in ("total", "current"):
-                epochs[count]["processed"] += 1
+        checkpoint["threads"] = torch.get_num_threads()
+        if self._evaluation_due:
+            lightning_private.describe_as_evaluated(checkpoint, _epoch_is_over(trainer))
 
     def _asked_to_stop(self, trainer: Trainer, agree: bool = True) -> bool:
         """Whether a signal came in, to any of the processes; they all wait for each other to ``agree``."""
@@ -222,6 +214,7 @@ class Position:
         micro_batch: where its epoch goes on (for ``RobustnessData.resume_at``).
         evaluation_due: the run was stopped before the end of an evaluation, which has to be made up for.
         best: what ``KeepBest`` knew then; ``score`` and ``run`` are lacking in checkpoints of earlier versions.
+        threads: with which it was computed on the CPU.
     """
 
     path: Path
@@ -229,6 +222,7 @@ class Position:
     micro_batch: int
     evaluation_due: bool
     best: Mapping[str, Any] = field(default_factory=dict)
+    threads: int | None = None
 
 
 def read_position(folder: Path) -> Position:
@@ -240,10 +234,16 @@ def read_position(folder: Path) -> Position:
     path = folder / LAST
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        progress = state["loops"]["fit_loop"]["epoch_loop.batch_progress"]
-        micro_batch = 0 if progress["is_last_batch"] else progress["current"]["ready"]
+        micro_batch = lightning_private.next_micro_batch(state)
         best = state["callbacks"].get("KeepBest", {})
-        return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best)
+        if "recipe" not in state:
+            raise UserError(
+                f"{path} was left by an earlier version of robustft, whose runs this one cannot go on with: remove it"
+                " to start the run again, or finish it with that version."
+            )
+        return Position(path, state["global_step"], micro_batch, state["evaluation_due"], best, state.get("threads"))
+    except UserError:
+        raise
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read ({reason}). Start the run again without resume=.") from error
@@ -287,7 +287,7 @@ def _metadata(path: Path) -> dict[str, str]:
 
 def between_steps(trainer: Trainer) -> bool:
     """Whether the last micro-batch ended an optimiser step: only then is the state whole."""
-    micro_batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    micro_batches = lightning_private.micro_batches_done(trainer)
     return micro_batches % trainer.accumulate_grad_batches == 0 or micro_batches == trainer.num_training_batches
 
 
@@ -297,8 +297,8 @@ def logs_at(trainer: Trainer, step: int) -> bool:
 
 
 def _epoch_is_over(trainer: Trainer) -> bool:
-    progress = trainer.fit_loop.epoch_loop.batch_progress
-    return progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+    done = lightning_private.micro_batches_done(trainer)
+    return lightning_private.is_last_batch(trainer) or done == trainer.num_training_batches
 
 
 def _fitting(trainer: Trainer) -> bool:

@@ -17,6 +17,7 @@ from robustft.common.network import answers
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
 from robustft.common.wandb_connection import first_line
+from robustft.training.lightning_private import without_anonymous
 
 log = logging.getLogger(__name__)
 
@@ -169,7 +170,7 @@ def _logger(arguments: dict[str, Any], mode: str) -> WandbLogger:
     known: dict[str, Any] = {name: value for name, value in limits.items() if name in fields}
     # Lightning's own `offline` would set WANDB_MODE for all that follows in this process.
     logger = Wandb(offline=False, mode=mode, settings=wandb.Settings(**known), **arguments)
-    logger._wandb_init.pop("anonymous", None)  # W&B warns of it, whatever its value
+    without_anonymous(logger)
     return logger
 
 

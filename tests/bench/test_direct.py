@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from robustft.bench import direct
 from robustft.bench.steps import Bench
-from robustft.counterfactual.distillation import make_distillation
-from robustft.training.finetuner import Finetuner, Schedule
+from robustft.data.sets import Batch
+from robustft.methods.counterfactual import CounterfactualFinetune
 
 SETTINGS = [  # mask, fill, layers
     ("object", "single", None),
@@ -28,24 +27,24 @@ def bench() -> Bench:
 @pytest.mark.parametrize(("kind", "fill", "layers"), SETTINGS)
 def test_loss_and_gradients(bench: Bench, kind: str, fill: str, layers: int | None) -> None:
     mask = {"kind": kind, "threshold": 0.5, "rate": 0.5, "cam": "relevance", "source": "student", "layers": layers}
-    distillation = make_distillation(bench.teacher, beta=30.0, mask=mask, fill=fill)
+    method = CounterfactualFinetune(bench.student, bench.teacher, beta=30.0, mask=mask, fill=fill)
     expected = direct.objective(
         bench.direct_student,
         bench.direct_teacher,
         bench.x,
         bench.y,
         torch.Generator().manual_seed(1),
-        mask=distillation.mask,
-        fill=distillation.fill,
+        mask=method.mask,
+        fill=method.fill,
         beta=30.0,
         cam=None if kind == "random" else lambda *seen: direct.relevance(*seen, layers),
     )
     expected.backward()
-    finetuner = Finetuner(bench.student, [], Schedule(1.0, 0.0, 0.1, 1), distillation)
     for checkpointing in (False, True):
         bench.student.visual.set_grad_checkpointing(checkpointing)
         bench.student.zero_grad()
-        loss = finetuner.objective(bench.x, bench.y, torch.Generator().manual_seed(1), Tensor.backward)["loss"]
+        method.random = lambda batch_idx: torch.Generator().manual_seed(1)
+        loss = method.training_step(Batch(bench.x, bench.y, torch.arange(5)), 0)
         loss.backward()
         torch.testing.assert_close(loss.detach(), expected.detach(), rtol=1e-5, atol=0)
         for name, theirs in bench.direct_student.named_parameters():
@@ -66,14 +65,13 @@ def test_one_backward_pass_or_two(bench: Bench) -> None:
 def test_known_maps_are_looked_up(bench: Bench) -> None:
     mask = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "layers": None}
     student, teacher, x, y = bench.student, bench.teacher, bench.x, bench.y
-    unknown = make_distillation(teacher, beta=30.0, mask=mask | {"source": "teacher"}, fill="single")
-    cam = unknown.explain(student, teacher, x, y, None)[-1]
+    options = {"beta": 30.0, "mask": mask | {"source": "teacher"}, "fill": "single"}
+    unknown, known = (CounterfactualFinetune(student, teacher, **options) for _ in range(2))
+    cam = unknown.explain(student, teacher, x, y)[-1]
     order = torch.tensor([3, 0, 4, 1, 2])
-    known = unknown.with_maps(torch.zeros_like(cam).index_copy(0, order, cam))
+    known.maps = torch.zeros_like(cam).index_copy(0, order, cam)
     losses = []
-    for distillation in (unknown, known):
-        finetuner = Finetuner(student, [], Schedule(1.0, 0.0, 0.1, 1), distillation)
-        terms = finetuner.objective(x, y, torch.Generator().manual_seed(0), Tensor.backward, indices=order)
-        losses.append(terms["loss"].detach())
-        assert 0 < terms["masked"] < 1
+    for method in (unknown, known):
+        losses.append(method.training_step(Batch(x, y, order), 0).detach())
+        assert 0 < method.terms["masked"] < 1
     assert torch.equal(*losses)

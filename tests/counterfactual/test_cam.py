@@ -77,13 +77,13 @@ def test_the_backward_pass_stops_at_the_last_layers(scene: Scene) -> None:
 
         return after
 
-    blocks = scene.student.blocks[:-1]  # of the last one only the class token is computed
+    blocks = scene.student.tower.blocks[:-1]  # of the last one only the class token is computed
     hooks = [block.register_forward_hook(watch(index)) for index, block in enumerate(blocks)]
     relevance(scene.student, scene.x, scene.y, layers=2)
     assert reached == [2]
     reached.clear()
     relevance(scene.student, scene.x, scene.y)
     assert reached == [2, 1, 0]
-    assert all(block.attn.watcher is None for block in scene.student.blocks)
+    assert all(block.attn.watcher is None for block in scene.student.tower.blocks)
     for hook in hooks:
         hook.remove()

@@ -10,6 +10,7 @@ from robustft.counterfactual import teacher_maps
 from robustft.counterfactual.cam import relevance
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet, TensorImages
+from robustft.training.recipe import Recipe, Training
 from tests.counterfactual.conftest import Scene
 
 OPTIONS: dict[str, Any] = {
@@ -38,7 +39,9 @@ def take(scene: Scene, path: Path, **changes: Any) -> torch.Tensor | None:
     preprocess = scene.student.preprocess
     data = Noise(preprocess=preprocess, seed=0, batch_size=4, eval_batch_size=9, holdout=2, num_workers=0)
     mask = {"cam": "relevance", "layers": None}
-    return teacher_maps.teacher_maps(scene.teacher, data, mask | changes.pop("mask", {}), OPTIONS | changes, path)
+    mask |= changes.pop("mask", {})
+    training = Training(data, path, OPTIONS | changes, Recipe({"lr": 0.0, "weight_decay": 0.0}))
+    return teacher_maps.teacher_maps(scene.teacher, training, mask)
 
 
 @pytest.fixture(autouse=True)

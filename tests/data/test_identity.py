@@ -3,6 +3,7 @@
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import PIL
@@ -11,9 +12,11 @@ import torch
 
 from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data import folders
-from robustft.experiment import Run
+from robustft.evaluation.evaluate import zeroshot_scores
+from robustft.experiment import make_training, options
+from robustft.inputs import Inputs
 from robustft.methods.features import encoded
-from robustft.methods.lpft import probe
+from robustft.methods.lpft import train_head
 from robustft.models.zeroshot import preprocess_of
 from tests.small import prepared, work  # noqa: F401 (a fixture)
 
@@ -31,32 +34,35 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
 
 
-def a_run(folder: Path, root: Path, **options) -> Run:
+def a_run(folder: Path, root: Path, **given) -> Inputs:
     """A run of the tiny model on the images below ``root``."""
     run = prepared(folder, "trainer.max_epochs=1", "method=lpft", "method.probe.epochs=1", "data.num_workers=0")
     preprocess = preprocess_of(run.cfg.model.architecture, None)
-    run.data = make_data(root, preprocess=preprocess, holdout=12, holdout_seed=0, **options)
+    run.data = make_data(root, preprocess=preprocess, holdout=12, holdout_seed=0, **given)
     run.data.setup("validate")
     return run
 
 
-def score(run: Run) -> torch.Tensor:
-    scores = run.zeroshot_scores()
+def score(run: Inputs) -> torch.Tensor:
+    scores, _ = zeroshot_scores(run.zeroshot, run.data, options(run.cfg), run.folder)
     return torch.tensor([scores.id.top1, scores.holdout.top1, *(s.top1 for s in scores.ood.values())])
 
 
-def features(run: Run) -> torch.Tensor:
-    return encoded(run, run.student(), 0, 1).features
+def training(run: Inputs):
+    return replace(make_training(run.cfg, run, []), seed=0)
 
 
-def maps(run: Run) -> torch.Tensor:
-    trainer = dict(run.cfg.trainer)
-    return teacher_maps(run.zeroshot, run.data, {"cam": "relevance", "layers": None}, trainer, run.folder)
+def features(run: Inputs) -> torch.Tensor:
+    return encoded(run.student(), training(run)).features
 
 
-def head(run: Run) -> torch.Tensor:
+def maps(run: Inputs) -> torch.Tensor:
+    return teacher_maps(run.zeroshot, training(run), {"cam": "relevance", "layers": None})
+
+
+def head(run: Inputs) -> torch.Tensor:
     student = run.student()
-    probe(run, student)
+    train_head(student, training(run), run.cfg.method.probe)
     return student.head.weight.detach()
 
 

@@ -119,8 +119,21 @@ def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
     assert answer.returncode == 0 and answer.stdout.split() == ["32", "32"], answer.stderr
 
 
+@pytest.mark.parametrize("heard", [True, False])
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "memory is full"), (signal.SIGBUS, "--shm-size")])
-def test_a_killed_loader_process_is_one_line(number: int, words: str) -> None:
+def test_a_killed_loader_process_is_one_line(number: int, words: str, heard: bool) -> None:
+    """Also where another library has taken the signal by which torch learns of it."""
+    list(loader(Pictures(), num_workers=1))  # torch's handler is there now
+    before = signal.getsignal(signal.SIGCHLD)
+    if not heard:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        _killed(number, words)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _killed(number: int, words: str) -> None:
     started, message = time.monotonic(), None
     try:
         list(loader(Pictures(number), num_workers=2))

@@ -21,15 +21,17 @@ from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler
 from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation import disagreement
+from robustft.evaluation.evaluate import Evaluation
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import write_predictions
+from robustft.inputs import component
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.training.checkpoints import SCORE, KeepBest, KeepState
-from robustft.training.finetuner import Finetuner
-from robustft.training.loop import make_trainer
+from robustft.training.method import Method
+from robustft.training.trainer import make_trainer
 from tests.device import remote
 from tests.methods.micro import micro, same_bits
 from tests.small import composed
@@ -122,7 +124,7 @@ def test_cached_scores_and_heads_are_taken(places, monkeypatch):
     settings = ("model.pretrained=embedded", "method=finetune", "trainer.max_epochs=1")
     first = place.do("first", *settings)
     monkeypatch.setattr(open_clip, "build_zero_shot_classifier", None)
-    monkeypatch.setattr("robustft.experiment.ScoreCache.put", None)
+    monkeypatch.setattr("robustft.evaluation.evaluate.ScoreCache.put", None)
     same_results(place.do("second", *settings), first)
 
 
@@ -169,11 +171,22 @@ def test_every_kind_of_evaluation_set(tmp_path):
     found = []
     for accelerator in ("cpu", "auto"):
         options = configs.plain(composed(f"trainer.accelerator={accelerator}"))["trainer"]
-        evaluator = Evaluator(micro(3), sets, keep_predictions=True)
+        run = composed(f"trainer.accelerator={accelerator}")
+        metrics = {name: component(f"metric.{name}", node, {}) for name, node in configs.plain(run)["metric"].items()}
+        evaluator = Evaluator(
+            micro(3),
+            sets,
+            keep_predictions=True,
+            keep_logits=True,
+            metrics=lambda metrics=metrics: {name: make() for name, make in metrics.items()},
+            temperature=2.0,
+        )
         loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
         make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
         file = tmp_path / f"{accelerator}.csv.gz"
-        write_predictions(file, sets, evaluator.predictions, ["one", "two", "three"])
+        evaluation = Evaluation(sets)
+        evaluation.take(evaluator)
+        write_predictions(file, evaluation, ["one", "two", "three"])
         found.append((evaluator.scores, gzip.decompress(file.read_bytes()).decode().splitlines()))
     assert found[0] == found[1] and len(found[0][1]) == 1 + 60
     assert evaluator.predictions["plain"].device.type == remote.NAME
@@ -250,14 +263,14 @@ def test_the_old_fault_is_found(monkeypatch):
 
 def full_above(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A step with more than so many images does not fit."""
-    objective = Finetuner.objective
+    normalise = Method.on_after_batch_transfer
 
-    def limited(self, x, *rest, **options):
-        if len(x) > images:
+    def limited(self, batch, dataloader_idx):
+        if self.trainer.training and len(batch.images) > images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
-        return objective(self, x, *rest, **options)
+        return normalise(self, batch, dataloader_idx)
 
-    monkeypatch.setattr(Finetuner, "objective", limited)
+    monkeypatch.setattr(Method, "on_after_batch_transfer", limited)
 
 
 def test_micro_batches_that_fit(places, monkeypatch, caplog):

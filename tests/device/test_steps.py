@@ -4,6 +4,7 @@ waiting for the device between the steps that log."""
 import itertools
 from collections import Counter
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,21 @@ from omegaconf import OmegaConf
 
 from robustft.bench.steps import MORE, VARIANTS, Bench
 from robustft.data.sampling import generator
-from robustft.experiment import Run
+from robustft.data.sets import Batch
+from robustft.experiment import make_training, options
+from robustft.inputs import Inputs
+from robustft.methods.counterfactual import CounterfactualFinetune
+from robustft.methods.finetune import Finetune
+from robustft.training.constraint import Constraint
+from robustft.training.loop import train
+from robustft.training.recipe import Recipe
+from robustft.training.schedules import warmup_cosine
+from robustft.training.trainer import make_trainer
+from tests.counterfactual.test_towers import SIDE, classifier, vit
 from tests.device import remote
 from tests.methods.micro import same_bits
-from tests.small import prepared, work  # noqa: F401 (a fixture)
+from tests.small import composed, prepared, work  # noqa: F401 (a fixture)
+from tests.small import trained as small_trained
 
 SETTINGS = (
     "data.batch_size=4",
@@ -65,38 +77,38 @@ class Waits(Callback):
 
 
 @pytest.fixture(scope="module")
-def base(work) -> Run:  # noqa: F811
+def base(work) -> Inputs:  # noqa: F811
     run = prepared(work / "steps", *SETTINGS)
     run.data.setup()
-    trained(variant(run, THE_METHOD, accelerator="auto"), THE_METHOD)  # what is copied to the device once, is there
+    trained(variant(run, THE_METHOD, accelerator="auto"))  # what is copied to the device once, is there
     return run
 
 
-def variant(base: Run, combination: Any, **trainer: Any) -> Run:
+def variant(base: Inputs, combination: Any, **trainer: Any) -> Inputs:
     """A run with the data and the zero-shot model of ``base``."""
     method, mask, fill = combination
     cfg = deepcopy(base.cfg)
+    cfg.method = composed(f"method={method}").method
     cfg.mask, cfg.fill.kind = mask, fill
     cfg.beta = None if method == "finetune" else 1.0
     cfg.trainer = OmegaConf.merge(cfg.trainer, trainer)
-    run = Run(cfg)
-    run.zeroshot, run.data, run.loggers = base.zeroshot, base.data, []
+    run = Inputs(cfg, base.data, make_trainer(options(cfg), base.folder).strategy.root_device)
+    run.zeroshot = base.zeroshot
     return run
 
 
-def trained(run: Run, combination: Any) -> tuple[Any, Waits]:
-    temperature = 10.0 if combination[0] == "kd" else None
+def trained(run: Inputs) -> tuple[Any, Waits]:
     with remote.syncs() as waits:
         recorder = Waits(waits)
-        model = run.train(run.student(), run.distillation(temperature), watch=lambda steps, done: recorder).model
+        model = small_trained(run, watch=lambda steps, done: recorder)
     return model, recorder
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS, ids=name)
 def test_step(base, combination):
-    here, waits = trained(variant(base, combination, accelerator="auto"), combination)
+    here, waits = trained(variant(base, combination, accelerator="auto"))
     assert not waits.of(1) and waits.of(2), "of two steps the second logs"
-    assert same_bits(here, trained(variant(base, combination), combination)[0])
+    assert same_bits(here, trained(variant(base, combination))[0])
     assert not same_bits(here, base.zeroshot)
     assert {value.device.type for value in base.zeroshot.state_dict().values()} == {"cpu"}
 
@@ -112,25 +124,25 @@ OTHERWISE = [
 @pytest.mark.parametrize("options", OTHERWISE, ids=str)
 def test_step_otherwise(base, options):
     options = {"max_steps": 4, "log_every_n_steps": 4, **options}
-    made, waits = trained(variant(base, THE_METHOD, accelerator="auto", **options), THE_METHOD)
+    made, waits = trained(variant(base, THE_METHOD, accelerator="auto", **options))
     assert not waits.of(1) and not waits.of(2) and not waits.of(3) and waits.until[-1]
     assert {value.dtype for value in made.state_dict().values()} == {torch.float32}
     if "precision" not in options:  # attention in bfloat16 is another function on CPUs
-        assert same_bits(made, trained(variant(base, THE_METHOD, **options), THE_METHOD)[0])
+        assert same_bits(made, trained(variant(base, THE_METHOD, **options))[0])
 
 
 def test_float16(base):
     """Its gradients are scaled, and torch looks at every step whether they overflowed: it waits."""
-    made, _ = trained(variant(base, THE_METHOD, accelerator="auto", precision="16-mixed"), THE_METHOD)
+    made, _ = trained(variant(base, THE_METHOD, accelerator="auto", precision="16-mixed"))
     assert all(value.isfinite().all() for value in made.parameters()) and not same_bits(made, base.zeroshot)
 
 
 def test_activation_checkpointing(base):
     run = variant(base, THE_METHOD, accelerator="auto")
     run.cfg.model.grad_checkpointing = True
-    made, waits = trained(run, THE_METHOD)
+    made, waits = trained(run)
     assert not waits.of(1)
-    assert same_bits(made, trained(variant(base, THE_METHOD), THE_METHOD)[0])
+    assert same_bits(made, trained(variant(base, THE_METHOD))[0])
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -145,14 +157,88 @@ def test_bench(precision):
         assert not waits, kind
 
 
+POOLS = ("token", "map", "avg")
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize("mask", [MAPPED[0], MAPPED[2], {**MAPPED[0], "source": "teacher"}, RANDOM], ids=str)
+@pytest.mark.parametrize("fill", ["none", "single"])
+def test_timm_towers(pool, mask, fill):
+    """Every way of pooling: maps that start there, patches hidden and left out, without a wait."""
+    found = []
+    for place in ("cpu", remote.NAME):
+        student, teacher = (classifier(vit(pool)).to(place) for _ in range(2))
+        method = CounterfactualFinetune(student, teacher, beta=1.0, mask=mask, fill=fill)
+        method.random = lambda _, place=place: generator(3, device=place)
+        random = torch.Generator().manual_seed(1)
+        images = torch.randn(4, 3, SIDE, SIDE, generator=random).to(place)
+        batch = Batch(images, torch.tensor([0, 3, 1, 1]).to(place), torch.arange(4).to(place))
+        method.training_step(batch, 0).backward()  # what is copied once is there now
+        method.zero_grad()
+        with remote.syncs() as waits:
+            method.training_step(batch, 0).backward()
+        assert not waits
+        found.append([weight.grad.cpu() for weight in student.parameters()])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+class Ball(Constraint):
+    """A projection and a term of the gradient."""
+
+    def add_gradient(self) -> None:
+        for weight, start in self.pairs:
+            weight.grad.add_(weight.detach() - start, alpha=0.1)
+
+    def project(self) -> None:
+        with torch.no_grad():
+            for weight, start in self.pairs:
+                move = weight - start
+                weight.copy_(start + move * (0.01 / move.norm().clamp(min=0.01)))
+
+
+class Averaged(Finetune):
+    """Is evaluated and left as a moving average."""
+
+    def __init__(self, student: Any) -> None:
+        super().__init__(student)
+        self.average = deepcopy(student).requires_grad_(False)
+
+    def after_step(self) -> None:
+        with torch.no_grad():
+            for mean, weight in zip(self.average.parameters(), self.student.parameters(), strict=True):
+                mean.lerp_(weight, 0.5)
+
+    def classifier(self) -> Any:
+        return self.average
+
+
+def test_constraints_schedules_and_averages(base):
+    """What users bring, on the device: the CPU's weights bit for bit, no waiting between the steps that log."""
+    found = []
+    for accelerator in ("cpu", "auto"):
+        run = variant(base, ("finetune", NONE, "none"), accelerator=accelerator)
+        recipe = Recipe({"lr": 1e-3, "weight_decay": 0.1, "warmup": 1}, warmup_cosine)
+        with remote.syncs() as waits:
+            recorder = Waits(waits)
+            training = replace(
+                make_training(run.cfg, run, []),
+                recipe=recipe,
+                constraints=[Ball(run.zeroshot)],
+                watch=lambda *_, recorder=recorder: recorder,
+            )
+            found.append(train(Averaged(run.student()), training).model)
+        assert not recorder.of(1)
+    assert same_bits(*found) and not same_bits(found[0], base.zeroshot)
+
+
 FAULTS = {
-    "random numbers of the CPU": ("robustft.training.finetuner.generator", lambda *keys, device: generator(*keys)),
+    "random numbers of the CPU": ("robustft.training.method.generator", lambda *keys, device: generator(*keys)),
     "permutation on the CPU": ("robustft.counterfactual.fill.single_source", lambda n, random: torch.randperm(n)),
     "zeros without a device": (
         "robustft.counterfactual.fill.replace_patches",
         lambda images, mask, source, size: torch.zeros(images.shape) + images,
     ),
-    "teacher left on the CPU": ("robustft.training.finetuner.Finetuner.on_fit_start", lambda self: None),
+    "teacher left on the CPU": ("robustft.training.method.Method.on_fit_start", lambda self: None),
     "map brought to the CPU": ("robustft.counterfactual.cam._normalise", lambda cam: cam.cpu()),
 }
 
@@ -162,7 +248,7 @@ def test_faults_are_found(base, fault, monkeypatch):
     """That these tests are tests: what a GPU refuses is refused here."""
     monkeypatch.setattr(*FAULTS[fault])
     with pytest.raises(remote.DevicesMixed, match="same device|device type for generator"):
-        trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+        trained(variant(base, THE_METHOD, accelerator="auto"))
 
 
 WAITS = {
@@ -178,5 +264,5 @@ WAITS = {
 @pytest.mark.parametrize("fault", WAITS)
 def test_waits_are_found(base, fault, monkeypatch):
     monkeypatch.setattr(*WAITS[fault])
-    _, waits = trained(variant(base, THE_METHOD, accelerator="auto"), THE_METHOD)
+    _, waits = trained(variant(base, THE_METHOD, accelerator="auto"))
     assert waits.of(1)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import nn
 
+from robustft.evaluation.evaluate import Evaluation
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import FILE, write_predictions
 from robustft.models.classifier import Classifier
@@ -25,6 +26,7 @@ class Guesser(Classifier):
         generator = torch.Generator().manual_seed(0)
         self.head = nn.Linear(3, classes)
         self.head.weight.data = torch.randn(classes, 3, generator=generator)
+        self.head.bias.data = torch.randn(classes, generator=generator)
 
     def normalise(self, images: torch.Tensor) -> torch.Tensor:
         return images.float() / 255
@@ -64,7 +66,9 @@ def test_scores_of_plain_sets_subsets_and_label_sets(root: Path, tmp_path: Path,
     evaluator = Evaluator(Guesser(12), data.sets, keep_predictions=True)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
     trainer.validate(evaluator, [data.eval_loader(s) for s in data.sets], verbose=False)
-    write_predictions(tmp_path / FILE, data.sets, evaluator.predictions, NAMES)
+    evaluation = Evaluation(data.sets)
+    evaluation.take(evaluator)
+    write_predictions(tmp_path / FILE, evaluation, NAMES)
     assert recomputed(tmp_path / FILE) == {name: (s.top1, s.n) for name, s in evaluator.scores.items()}
     assert len({score.top1 for score in evaluator.scores.values()} - {0.0, 1.0}) > 1  # right and wrong ones
     with gzip.open(tmp_path / FILE, "rt", newline="", encoding="utf-8") as file:

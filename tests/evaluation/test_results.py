@@ -24,7 +24,7 @@ from tests.needs import SHARED, shared
 CONTRACT = SHARED / "checks" / "results_contract.py"
 ROOT_KEYS = (
     "schema name method model mask fill beta alpha temperature seed partial id ood ood_avg holdout zeroshot"
-    " checkpoint wall_s train_images_per_s config versions"
+    " checkpoint wall_s train_images_per_s retention calibration settings display protocol metrics config versions"
 ).split()
 SHIFTS = ("imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a")
 
@@ -77,9 +77,8 @@ def test_record_keeps_the_contract():
         **{"name": "z", "method": "zeroshot", "model": "tiny", "seed": 0, "partial": True},
         **{"wall_s": 1.0, "config": {}, "versions": {}},
     )
-    assert [key for key in ROOT_KEYS if nothing[key] is None] == (
-        "mask fill beta alpha temperature ood_avg holdout zeroshot checkpoint train_images_per_s".split()
-    )
+    nulls = "mask fill beta alpha temperature ood_avg holdout zeroshot checkpoint train_images_per_s"
+    assert [key for key in ROOT_KEYS if nothing[key] is None] == [*nulls.split(), "retention", "calibration"]
 
 
 def contract() -> ModuleType:
@@ -121,7 +120,7 @@ def test_failed_write_keeps_the_old_file(tmp_path: Path):
         ("{", "not valid JSON"),
         ("\xff", "not text"),
         ("[1]", "holds a list"),
-        ({"schema": 2}, "schema is 2"),
+        ({"schema": 3}, "schema is 3"),
         ({"seed": None}, "'seed' is None"),
         ({"seed": True}, "'seed' is True"),
         ({"ood": {"imagenet_v2": {"top1": 64.7}}}, "'ood.imagenet_v2.top1' is 64.7"),

@@ -9,7 +9,7 @@ gradients of every setting) can be given instead.
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.counterfactual.cam import gradcam, relevance
-from robustft.counterfactual.distillation import Distillation, logit_distance, make_distillation
+from robustft.counterfactual.distillation import logit_distance
 from robustft.counterfactual.fill import Counterfactual, replace_patches
 from robustft.counterfactual.mask import make_mask
-from robustft.data.sets import Preprocess
+from robustft.data.sets import Batch, Preprocess
+from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Architecture, Classifier
-from robustft.training.finetuner import Finetuner, Schedule
 
 FIXTURE = Path(__file__).parent / "published.safetensors"
 BETA, PATCH = 30.0, 8
@@ -93,8 +93,8 @@ def make_teacher(numbers: dict[str, Tensor], setting: str) -> nn.Module:
     return RecordedTeacher(numbers[f"counterfactual_features.teacher.{setting}"], numbers["teacher.logits"])
 
 
-def make_setting(numbers: dict[str, Tensor], setting: str, layers: int | None = None) -> Distillation:
-    """Our distillation for a setting, with the published random draws in place of our own."""
+def make_setting(numbers: dict[str, Tensor], setting: str, layers: int | None = None) -> CounterfactualFinetune:
+    """Our method for a setting, with the published random draws in place of our own."""
     mask, _, fill = setting.partition("+")
     if mask == "random_nofill0.5":
         mask, fill = "random0.5", "nofill"
@@ -102,20 +102,19 @@ def make_setting(numbers: dict[str, Tensor], setting: str, layers: int | None = 
     value = float(mask.removeprefix(kind) or "nan")
     options = {"kind": kind, "threshold": value, "rate": value, "cam": "relevance", "source": "student"}
     fill = {"nofill": "none", "": "none"}.get(fill, fill)
-    made = make_distillation(make_teacher(numbers, setting), beta=BETA, mask=options | {"layers": layers}, fill=fill)
+    student, teacher = load_model(numbers, "student"), make_teacher(numbers, setting)
+    made = CounterfactualFinetune(student, teacher, beta=BETA, mask=options | {"layers": layers}, fill=fill)
     if kind == "random":
         if fill == "none":
             kept = numbers["mask.random_nofill0.5.keep"]
             drawn = torch.ones(len(kept), 16, dtype=torch.bool).scatter(1, kept, False)
         else:
             drawn = numbers["mask.random0.5"].flatten(1)
-        made = replace(made, mask=lambda batch, cam, random: drawn)
+        made.mask = lambda batch, cam, random: drawn
     if fill in ("single", "multi"):
         source = numbers[f"fill.{fill}.source"]
         source = source[:, None].expand(-1, 16) if fill == "single" else source.flatten(1)
-        made = replace(
-            made, fill=lambda images, mask, random: Counterfactual(replace_patches(images, mask, source, PATCH))
-        )
+        made.fill = lambda images, mask, random: Counterfactual(replace_patches(images, mask, source, PATCH))
     return made
 
 
@@ -148,19 +147,17 @@ def compare(path: Path = FIXTURE) -> Iterator[Row]:
 
 
 def compare_setting(numbers: dict[str, Tensor], losses: dict[str, float], setting: str) -> Iterator[Row]:
-    """Features, losses and gradients of one mask and fill, through ``Finetuner.objective``."""
-    student, x, y = load_model(numbers, "student"), numbers["images"], numbers["labels"]
-    distill = make_setting(numbers, setting)
-    finetuner = Finetuner(student, [], Schedule(1.0, 0.0, 0.1, 1), distill)
+    """Features, losses and gradients of one mask and fill, through the method's ``training_step``."""
+    method = make_setting(numbers, setting)
+    student, teacher, measured = method.student, method.teacher, method.distance
     seen: list[Counterfactual] = []
-    measured = distill.distance
-    watched = replace(distill, distance=lambda s, t, x_cf, known: (seen.append(x_cf), measured(s, t, x_cf, known))[1])
-    finetuner._distillation = (watched,)
-    terms = finetuner.objective(x, y, torch.Generator(), Tensor.backward)
-    terms["loss"].backward()
+    method.distance = lambda s, t, x_cf, known: (seen.append(x_cf), measured(s, t, x_cf, known))[1]
+    batch = Batch(numbers["images"], numbers["labels"], torch.arange(len(numbers["images"])))
+    method.training_step(batch, 0).backward()
+    terms = method.terms
 
     with torch.no_grad():
-        ours = student.encode(*seen[0]), distill.teacher.encode(*seen[0])
+        ours = student.encode(*seen[0]), teacher.encode(*seen[0])
     for who, encoded in zip(("student", "teacher"), ours, strict=True):
         published = numbers[f"counterfactual_features.{who}.{setting}"]
         yield Row(f"{setting}: {who}'s features of x_cf", "features", difference(encoded, published))

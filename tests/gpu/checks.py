@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +11,15 @@ from torch import Tensor, nn
 
 from robustft.bench.steps import BETA, MASK
 from robustft.counterfactual.cam import make_cam
-from robustft.counterfactual.distillation import make_distillation
 from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sampling import generator
+from robustft.data.sets import Batch
+from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import preprocess_of
-from robustft.training.finetuner import AUTOCAST, Finetuner, Schedule
+from robustft.training.method import AUTOCAST
 
 ARCHITECTURES = {"vitb32": "ViT-B-32-quickgelu", "tiny": "tiny"}
 CLASSES, BATCH = 10, 8
@@ -67,7 +67,7 @@ def step(
     dtype = AUTOCAST.get(precision)
     if dtype is not None:
         teacher.keep_in(dtype)
-    distillation = make_distillation(teacher, beta=BETA, mask=MASK, fill="none")
+    method = CounterfactualFinetune(student, teacher, beta=BETA, mask=MASK, fill="none")
     cams = torch.rand(BATCH, student.patches, generator=generator(3)).to(device)
     source = single_source(BATCH, generator(4)).to(device)
     mask = make_mask("object", student.patches, threshold=0.3)
@@ -80,11 +80,17 @@ def step(
             replace_patches(images, replaced, source[:, None].expand_as(replaced), student.patch_size)
         )
 
-    distillation = replace(distillation, mask=given, fill=fill)
-    finetuner = Finetuner(student, [], Schedule(0.0, 0.0, 0.1, 1), distillation)
+    method.mask, method.fill = given, fill
     # Of a loss in float16 gradients would be too small for their number format: Lightning's scaler does this.
     scale = 2.0**12 if precision == "16-mixed" else 1.0
     random = generator(5, device=device)
+    method.random = lambda batch_idx: random  # type: ignore[method-assign]
+
+    def back_propagate(part: Tensor) -> Tensor:
+        (scale * part).backward()
+        return part.detach()
+
+    method.back_propagate = back_propagate  # type: ignore[method-assign]
 
     def once() -> Tensor:
         images = student.preprocess.normalise(pixels)
@@ -92,7 +98,7 @@ def step(
             torch.autocast, torch.device(device).type, dtype or torch.bfloat16, enabled=dtype is not None
         )
         with autocast():
-            loss = finetuner.objective(images, labels, random, lambda part: (scale * part).backward())["loss"]
+            loss = method.training_step(Batch(images, labels, torch.arange(BATCH, device=device)), 0)
         (scale * loss).backward()
         return loss.detach()
 

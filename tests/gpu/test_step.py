@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from robustft.experiment import Run
+from robustft.experiment import make_training
 from tests.gpu import checks
 from tests.methods.micro import same_bits
-from tests.small import prepared, work  # noqa: F401 (a fixture)
+from tests.small import method_of, prepared, trained, work  # noqa: F401 (a fixture)
 
 
 @pytest.fixture(autouse=True)
@@ -94,9 +94,8 @@ def test_training_does_not_wait(work, precision, settings):  # noqa: F811
     steps = 5
     options = (f"trainer.max_steps={steps}", "trainer.log_every_n_steps=99", "data.batch_size=8")
     run = prepared(work / "waits", *options, *settings, "trainer=gpu", f"trainer.precision={precision}")
-    assert isinstance(run, Run) and run.device.type == "cuda"
-    run.loggers = []
-    made = run.train(run.student(), run.distillation(), watch=lambda *_: Waiting(steps).callback).model
+    assert run.device.type == "cuda"
+    made = trained(run, watch=lambda *_: Waiting(steps).callback)
     assert not same_bits(made, run.zeroshot)
     assert {value.device.type for value in (*made.state_dict().values(), run.zeroshot.head.weight)} == {"cpu"}
 
@@ -108,15 +107,12 @@ def test_out_of_memory_is_one_line_and_a_micro_batch_is_found(work):  # noqa: F8
 
     settings = ("data.train_images=1100", "data.batch_size=1024", "trainer=gpu", "trainer.max_steps=1")
     run = prepared(work / "memory", *settings)
-    run.loggers = []
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2**30 / total))  # 1 GiB
     try:
-        options = prepared(work / "memory", *settings).cfg.trainer
         with pytest.raises(UserError, match="out of memory while training.*accumulate_grad_batches=2"):
-            run.train(run.student(), run.distillation())
-        plain = {key: options[key] for key in options}
-        found = micro_batches_that_fit(run.student(), run.distillation(), run.data, plain, run.folder, least=2)
+            trained(run)
+        found = micro_batches_that_fit(method_of(run), make_training(run.cfg, run, []), least=2)
         assert 1 < found < 1024
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -1,18 +1,15 @@
-"""A classifier small enough to do arithmetic on, and a stand-in for a run that has such models."""
+"""A classifier small enough to do arithmetic on."""
 
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
-from omegaconf import OmegaConf
 from open_clip.model import _build_vision_tower
 from torch import nn
 
 from robustft.data.sets import Preprocess
-from robustft.experiment import Run
 from robustft.models.classifier import Architecture, Classifier
-from robustft.models.weights import save_classifier
+from robustft.models.weights import load_classifier, save_classifier
 
 CLASSES = ["circle", "square", "star"]
 CONFIG = {
@@ -38,11 +35,9 @@ def saved(folder: Path, seed: int, **options) -> str:
     return str(path)
 
 
-def run_with(zeroshot: Classifier, **settings) -> Run:
-    """A run as weight-space methods need it: its settings, its zero-shot model, its classes."""
-    run = Run(OmegaConf.create({"method": {"greedy": False}, **settings}))
-    run.zeroshot, run.data = zeroshot, SimpleNamespace(class_names=CLASSES)
-    return run
+def load(path: str | Path) -> Classifier:
+    """As a run loads a model of its own architecture and classes."""
+    return load_classifier(Path(path), like=micro(0), classes=CLASSES)
 
 
 def zeros_signed(model: Classifier) -> Classifier:

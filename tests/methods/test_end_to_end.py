@@ -14,8 +14,10 @@ import robustft
 from robustft.cli import compose
 from robustft.cli.main import run_in
 from robustft.data.sampling import TrainSampler
-from robustft.experiment import Run
+from robustft.inputs import make_data
 from robustft.methods import features
+from robustft.methods.linear_probe import LinearProbe
+from robustft.methods.lpft import LPFT
 from robustft.models.classifier import Classifier
 from tests.methods.micro import same_bits
 
@@ -96,7 +98,7 @@ def test_linear_probe_against_plain_torch(work: Path) -> None:
     """The same order of images, AdamW, one-cycle schedule, clipping and selection, written out."""
     do(work, "probe", "method=linear_probe", "optimizer.lr=0.02")
     cfg = compose.compose_first(compose.parse([*SMALL, "method=linear_probe"]))
-    data = Run(cfg).data
+    data = make_data(cfg)
     data.setup()
     first = zeroshot(work)
     with torch.inference_mode():
@@ -130,13 +132,12 @@ def test_linear_probe_against_plain_torch(work: Path) -> None:
 def test_lpft_stages(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe leaves the backbone alone and is done once for all seeds that share the hold-out."""
     started: list[Classifier] = []
-    train = Run.train
 
-    def spy(self, student, *arguments, **changes):
-        started.append(deepcopy(student))
-        return train(self, student, *arguments, **changes)
+    def spy(self, *_) -> None:
+        started.append(deepcopy(self.student))
 
-    monkeypatch.setattr(Run, "train", spy)
+    for stage in (LinearProbe, LPFT):
+        monkeypatch.setattr(stage, "on_fit_start", spy)
     first = work / "zeroshot" / "model.safetensors"
     settings = ("method=lpft", "method.probe.epochs=2", f"init={first}", "data.holdout_seed=0")
     backbone = zeroshot(work).visual

@@ -1,17 +1,19 @@
 """WiSE-FT and soups, tensor by tensor."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from robustft.common.errors import UserError
-from robustft.methods import soup, wiseft
+from robustft.methods.soup import greedy_soup, mean
+from robustft.methods.wiseft import interpolated
 from robustft.models.classifier import Classifier
 from robustft.models.files import model_files
 from robustft.models.weights import load_classifier, save_classifier
-from tests.methods.micro import CLASSES, micro, run_with, same_bits, saved, zeros_signed
+from tests.methods.micro import CLASSES, load, micro, same_bits, saved, zeros_signed
 
 
 @pytest.fixture
@@ -23,15 +25,15 @@ def test_wiseft_ends_are_the_two_models_bit_for_bit(files: list[str], tmp_path: 
     tuned = zeros_signed(micro(1))
     save_classifier(tmp_path / "tuned.safetensors", tuned, CLASSES)
     for alpha, expected in ((0, zeros_signed(micro(0))), (1, tuned), (0.0, zeros_signed(micro(0))), (1.0, tuned)):
-        run = run_with(zeros_signed(micro(0)), checkpoint=str(tmp_path / "tuned.safetensors"), alpha=alpha)
-        assert same_bits(wiseft.make(run).model, expected)
+        made = interpolated(zeros_signed(micro(0)), load(tmp_path / "tuned.safetensors"), alpha)
+        assert same_bits(made, expected)
 
 
 def test_wiseft_between_is_the_formula_over_all_weights(files: list[str]) -> None:
     zeroshot, tuned = micro(0), micro(1)
     before = {name: value.clone() for name, value in zeroshot.state_dict().items()}
     for alpha in (0.1, 0.5, 0.7):
-        made = wiseft.make(run_with(zeroshot, checkpoint=files[0], alpha=alpha)).model.state_dict()
+        made = interpolated(zeroshot, load(files[0]), alpha).state_dict()
         assert {"head.weight", "head.bias", "visual.proj", "visual.conv1.weight"} <= made.keys()
         for name, value in made.items():
             exact = (1 - alpha) * before[name].double() + alpha * tuned.state_dict()[name].double()
@@ -43,15 +45,15 @@ def test_a_soup_of_one_model_is_that_model(files: list[str]) -> None:
     tuned = zeros_signed(micro(7))
     path = Path(files[0]).with_name("one.safetensors")
     save_classifier(path, tuned, CLASSES)
-    assert same_bits(soup.make(run_with(micro(0), checkpoints=[str(path)])).model, tuned)
-    assert same_bits(soup.greedy([str(path)], load_classifier_at, lambda model: 0.5), tuned)
+    assert same_bits(soup([path]), tuned)
+    assert same_bits(greedy_soup([path], load_classifier_at, lambda model: 0.5), tuned)
 
 
 def test_a_soup_of_two_is_wiseft_halfway(files: list[str]) -> None:
     zeroshot = load_classifier_at(files[1])
-    halfway = wiseft.make(run_with(zeroshot, checkpoint=files[0], alpha=0.5)).model
+    halfway = interpolated(zeroshot, load(files[0]), 0.5)
     for pair in (files[:2], files[1::-1]):
-        assert same_bits(soup.make(run_with(micro(0), checkpoints=pair)).model, halfway)
+        assert same_bits(soup(pair), halfway)
 
 
 def test_a_soup_of_twins_is_the_model(files: list[str]) -> None:
@@ -60,11 +62,11 @@ def test_a_soup_of_twins_is_the_model(files: list[str]) -> None:
         path = Path(files[0]).with_name(f"twin{k}.safetensors")
         save_classifier(path, micro(1), CLASSES)
         paths.append(str(path))
-    assert same_bits(soup.make(run_with(micro(0), checkpoints=paths)).model, micro(1))
+    assert same_bits(soup(paths), micro(1))
 
 
 def test_a_uniform_soup_is_the_mean_whatever_the_order(files: list[str]) -> None:
-    made = [soup.make(run_with(micro(0), checkpoints=paths)).model for paths in (files, files[::-1])]
+    made = [soup(paths) for paths in (files, files[::-1])]
     assert same_bits(*made)
     for name, value in made[0].state_dict().items():
         stacked = torch.stack([micro(seed).state_dict()[name].double() for seed in range(1, 6)])
@@ -90,12 +92,11 @@ def test_greedy_soup_against_a_plain_loop(files: list[str], seed: int) -> None:
         model.load_state_dict(mean)
         if accuracy(model) >= best:
             kept, best, expected = candidate, accuracy(model), model
-    assert same_bits(soup.greedy(paths, load_classifier_at, accuracy), expected)
+    assert same_bits(greedy_soup([Path(path) for path in paths], load_classifier_at, accuracy), expected)
 
 
 def test_checkpoints_may_be_a_glob_or_a_list_of_both(files: list[str]) -> None:
-    folder = Path(files[0]).parent
-    paths = [Path(file) for file in files]
+    folder, paths = Path(files[0]).parent, [Path(file) for file in files]
     assert model_files(str(folder / "*.safetensors")) == paths
     assert model_files([files[3], str(folder / "[12].safetensors"), files[3]]) == [paths[3], *paths[:2]]
     with pytest.raises(UserError, match="no such file"):
@@ -107,13 +108,13 @@ def test_mismatched_models_are_refused(files: list[str], tmp_path: Path) -> None
     fewer = saved(tmp_path, 21, classes=2)
     for wrong, message in ((other, "is a another, expected a micro"), (fewer, "made for 2 classes")):
         for greedy in (False, True):
-            run = run_with(micro(0), checkpoints=[files[0], wrong])
-            run.cfg.method.greedy = greedy
             with pytest.raises(UserError, match=message):
-                soup.make(run)
-        with pytest.raises(UserError, match=message):
-            wiseft.make(run_with(micro(0), checkpoint=wrong, alpha=0.5))
+                soup([files[0], wrong], greedy)
 
 
-def load_classifier_at(path: str) -> Classifier:
+def soup(paths: Sequence[str | Path], greedy: bool = False) -> Classifier:
+    return mean([Path(path) for path in paths], load, lambda model: 0.5, micro(0), greedy)
+
+
+def load_classifier_at(path: str | Path) -> Classifier:
     return load_classifier(Path(path))

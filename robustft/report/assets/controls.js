@@ -11,7 +11,7 @@ function select(index) {
 }
 function draw(...parts) { for (const part of parts) part(); }
 function usePanel() {
-  const offered = metrics(), names = offered.map(([key]) => key), real = panelRuns();
+  const offered = axes(), names = offered.map(([key]) => key), real = panelRuns();
   if (!names.includes(state.x)) state.x = names[0];
   if (!names.includes(state.y)) state.y = names[1] ?? names[0];
   fill("x", offered, state.x);
@@ -46,10 +46,11 @@ function start() {
   for (const key of ["x", "y", "colour", "marker"])
     on(key, "change", (node) => { state[key] = node.value; drawScatter(); });
   on("mean", "change", (node) => { state.mean = node.checked; draw(drawScatter, drawBars, drawTable); });
-  for (const key of ["alpha", "beta"]) {
-    $(key).parentElement.hidden = !curves.some((curve) => curve.dial === key);
-    on(key, "change", (node) => { state[key] = node.checked; drawScatter(); });
-  }
+  $("curves").replaceChildren(...dials.map(([dial, name]) => {
+    const box = make("input", { type: "checkbox", id: dial, checked: "",
+      onchange: () => { state.curves[dial] = box.checked; drawScatter(); } });
+    return make("label", {}, box, ` ${name} curves`);
+  }));
   on("filter", "input", (node) => { state.filter = node.value; draw(drawScatter, drawTable); });
   on("facet", "change", (node) => { state.facet = +node.value; drawMaps(); });
   on("gallery-run", "change", (node) => select(+node.value));

@@ -3,8 +3,11 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const { runs, groups, panels, curves, images } = data;
-const state = { panel: 0, x: "id", y: "ood_avg", colour: "kind", marker: "fillkind", mean: true, alpha: true,
-  beta: true, filter: "", sort: "ood_avg", descending: true, run: 0, facet: 0 };
+const state = { panel: 0, x: "id", y: "ood_avg", colour: "kind", marker: "fillkind", mean: true,
+  curves: {}, filter: "", sort: "ood_avg", descending: true, run: 0, facet: 0 };
+// Systems' main dials, each with the name that people give it.
+const dials = [...new Map(curves.map((curve) => [curve.dial, curve.name]))];
+for (const [dial] of dials) state.curves[dial] = true;
 const $ = (id) => document.getElementById(id);
 
 function make(tag, attributes = {}, ...children) {
@@ -50,7 +53,14 @@ function metrics() {
   return all.filter(([key]) => panelRuns().some((run) => value(run, key) !== null));
 }
 const metricName = (key) => (metrics().find(([name]) => name === key) ?? [key, key])[1];
-const value = (run, metric) => (metric in run ? run[metric] : run.ood[metric]) ?? null;
+// Top-1 is a fraction by its place alone; other metrics are named behind a dot and may have another unit.
+const axes = () => [...metrics().map(([key, name]) => [key, name, "%", ", top-1"]),
+  ...panel().metrics.filter(([key]) => panelRuns().some((run) => value(run, key) !== null))];
+const axis = (key) => axes().find(([name]) => name === key) ?? [key, key, "%"];
+const scaleFor = (key) => axis(key)[2] === "%" ? 100 : 1;
+const axisName = (key) => axis(key)[1] + (axis(key)[3] ?? "") + (axis(key)[2] ? ` (${axis(key)[2]})` : "");
+const written = (key, number) => scaleFor(key) === 100 ? percent(number) : number.toFixed(3);
+const value = (run, metric) => (metric in run ? run[metric] : run.ood[metric] ?? run.more[metric]) ?? null;
 // One value a seed, the mean of its runs; what has no seed stands for itself.
 function values(group, metric) {
   const parts = new Map();

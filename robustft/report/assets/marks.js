@@ -3,14 +3,18 @@
 // Okabe and Ito's colours and one shape each: told apart with any colour vision, and in grey.
 const PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999"];
 const FIXED_COLOURS = { "object mask": "#D55E00", object: "#D55E00", "context mask": "#0072B2", context: "#0072B2",
-  "random mask": "#009E73", random: "#009E73", "zero-shot": "#000000", "vanilla fine-tuning": "#000000",
-  "WiSE-FT": "#CC79A7", "LP-FT": "#56B4E9", "linear probe": "#56B4E9", "uniform soup": "#E69F00",
-  "greedy soup": "#E69F00", "distillation, no mask": "#E69F00", members: "#999999", none: "#999999" };
+  "random mask": "#009E73", random: "#009E73", members: "#999999", none: "#999999" };
 const SHAPES = ["circle", "triangle", "square", "diamond", "cross", "pentagon", "down", "plus", "hexagon", "star"];
-const FIXED_SHAPES = { "zero-shot": "star", "vanilla fine-tuning": "cross", "WiSE-FT": "diamond", "LP-FT": "down",
-  "linear probe": "plus", "uniform soup": "pentagon", "greedy soup": "hexagon", "no-fill": "circle", none: "circle",
-  "single-fill": "triangle", single: "triangle", "multi-fill": "square", multi: "square", members: "circle",
-  "distillation, no mask": "circle" };
+const FIXED_SHAPES = { "no-fill": "circle", none: "circle", "single-fill": "triangle", single: "triangle",
+  "multi-fill": "square", multi: "square", members: "circle" };
+// Systems without a mask say themselves how they are drawn, in matplotlib's letters.
+const LETTERS = { "*": "star", X: "cross", P: "plus", v: "down", D: "diamond", d: "diamond", p: "pentagon",
+  h: "hexagon", o: "circle", "^": "triangle", s: "square" };
+for (const run of runs) {
+  if (run.mask || !run.look) continue;
+  if (run.look.colour) FIXED_COLOURS[run.system] = run.look.colour;
+  if (LETTERS[run.look.shape]) FIXED_SHAPES[run.system] = LETTERS[run.look.shape];
+}
 const CIVIDIS = [[0, 32, 77], [66, 78, 108], [124, 123, 120], [188, 175, 111], [255, 234, 70]];
 
 function cividis(t) {

@@ -8,37 +8,38 @@ function drawScatter() {
   const box = { left: 54, right: width - 12, top: 12, bottom: height - 42 };
   const colour = scaleOf(state.colour, FIXED_COLOURS, PALETTE), shape = scaleOf(state.marker, FIXED_SHAPES, SHAPES);
   const all = shown(), placed = all.filter((run) => value(run, state.x) !== null && value(run, state.y) !== null);
-  const xs = placed.map((run) => 100 * value(run, state.x)), ys = placed.map((run) => 100 * value(run, state.y));
-  const span = (list) => {
-    const low = Math.min(...list), high = Math.max(...list), room = Math.max((high - low) * 0.06, 0.5);
-    return list.length ? [low - room, high + room] : [0, 100];
+  const fx = scaleFor(state.x), fy = scaleFor(state.y);
+  const xs = placed.map((run) => fx * value(run, state.x)), ys = placed.map((run) => fy * value(run, state.y));
+  const span = (list, least) => {
+    const low = Math.min(...list), high = Math.max(...list), room = Math.max((high - low) * 0.06, least);
+    return list.length ? [low - room, high + room] : [0, 100 * least];
   };
-  const [x0, x1] = span(xs), [y0, y1] = span(ys);
-  const px = (x) => box.left + (100 * x - x0) / (x1 - x0) * (box.right - box.left);
-  const py = (y) => box.bottom - (100 * y - y0) / (y1 - y0) * (box.bottom - box.top);
+  const [x0, x1] = span(xs, fx / 200), [y0, y1] = span(ys, fy / 200);
+  const px = (x) => box.left + (fx * x - x0) / (x1 - x0) * (box.right - box.left);
+  const py = (y) => box.bottom - (fy * y - y0) / (y1 - y0) * (box.bottom - box.top);
   const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, height, "aria-hidden": "true" });
   for (const t of ticks(x0, x1, width / 90)) {
-    svg.append(make("line", { class: "grid", x1: px(t / 100), x2: px(t / 100), y1: box.top, y2: box.bottom }),
-      make("text", { x: px(t / 100), y: box.bottom + 16, "text-anchor": "middle" }, String(t)));
+    svg.append(make("line", { class: "grid", x1: px(t / fx), x2: px(t / fx), y1: box.top, y2: box.bottom }),
+      make("text", { x: px(t / fx), y: box.bottom + 16, "text-anchor": "middle" }, String(t)));
   }
   for (const t of ticks(y0, y1, height / 60)) {
-    svg.append(make("line", { class: "grid", x1: box.left, x2: box.right, y1: py(t / 100), y2: py(t / 100) }),
-      make("text", { x: box.left - 6, y: py(t / 100) + 4, "text-anchor": "end" }, String(t)));
+    svg.append(make("line", { class: "grid", x1: box.left, x2: box.right, y1: py(t / fy), y2: py(t / fy) }),
+      make("text", { x: box.left - 6, y: py(t / fy) + 4, "text-anchor": "end" }, String(t)));
   }
   svg.append(make("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     make("line", { class: "axis", x1: box.left, x2: box.left, y1: box.top, y2: box.bottom }),
     make("text", { class: "title", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" },
-      `${metricName(state.x)}, top-1 (%)`),
+      axisName(state.x)),
     make("text", { class: "title", transform: `translate(12 ${(box.top + box.bottom) / 2}) rotate(-90)`,
-      "text-anchor": "middle" }, `${metricName(state.y)}, top-1 (%)`));
+      "text-anchor": "middle" }, axisName(state.y)));
 
   const visible = new Set(placed.map((run) => run.group));
   const centre = (group) => [mean(values(group, state.x)), mean(values(group, state.y))];
   for (const curve of curves) {
     const members = curve.groups.filter((index) => visible.has(index)).map((index) => groups[index]);
-    if (!state[curve.dial] || members.length < 2) continue;
+    if (!state.curves[curve.dial] || members.length < 2) continue;
     const shades = new Set(members.map((group) => colour(runs[group.runs[0]])));
-    svg.append(make("polyline", { class: `curve ${curve.dial}`, stroke: shades.size > 1 ? "#8a939d" : [...shades][0],
+    svg.append(make("polyline", { class: curve.dial === "alpha" ? "curve" : "curve dashed", stroke: shades.size > 1 ? "#8a939d" : [...shades][0],
       points: members.map(centre).map(([x, y]) => `${px(x)},${py(y)}`).join(" ") }));
   }
   const held = points[focus];
@@ -98,7 +99,7 @@ function showTip(point) {
   const { run, kind, value: [x, y] } = point, group = groupOf(run), tip = $("tip");
   const title = kind === "average" ? `${group.label}: mean of ${observations(group)}` : run.name;
   const lines = [kind === "average" ? describe({ ...run, seed: null }) : describe(run) || run.system,
-    `${metricName(state.x)} ${percent(x)} · ${metricName(state.y)} ${percent(y)}`];
+    `${axis(state.x)[1]} ${written(state.x, x)} · ${axis(state.y)[1]} ${written(state.y, y)}`];
   tip.replaceChildren(make("b", {}, ...breakable(title)),
     ...lines.filter(Boolean).map((line) => make("div", {}, line)));
   tip.hidden = false;

@@ -1,0 +1,215 @@
+"""timm's vision transformers, alone or as open_clip's image tower (SigLIP, SigLIP 2): pooled by a class token, by an
+attention head, or by the mean. All that is private to timm is asked for here; see tests/test_private_names.py.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from jaxtyping import Bool, Float, Int64
+from open_clip.timm_model import TimmModel
+from timm.layers import AttentionPoolLatent, PatchEmbed
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from robustft.common.errors import UserError
+from robustft.data.sets import Preprocess
+from robustft.models.attention import Watcher, attend
+from robustft.models.tower import Tower, as_weights
+
+POOLS = ("token", "map", "avg")
+
+
+class _Watched:
+    """What timm's attention lacks: a bias that hides tokens, and a place to look from (see WatchedAttention)."""
+
+    watcher: Watcher | None
+    bias: Tensor | None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """softmax(q kᵀ / √dim + bias) v, heads side by side."""
+        out = attend(q, k, v, None if self.bias is None else self.bias.to(q.dtype))
+        watcher, self.watcher = self.watcher, None  # activation checkpointing comes here again in the backward pass
+        if watcher is not None:
+            watcher(q, k, v, out)
+        return out.transpose(1, 2).flatten(2)
+
+
+class WatchedSelfAttention(_Watched, Attention):
+    """timm's self-attention with the same parameters and numbers."""
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], *_: Any, **__: Any
+    ) -> Float[Tensor, "batch tokens width"]:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj_drop(self.proj(self.norm(self.attend(self.q_norm(q), self.k_norm(k), v))))
+
+
+class WatchedPool(_Watched, AttentionPoolLatent):
+    """timm's pooling by attention from one latent query."""
+
+    def forward(self, x: Float[Tensor, "batch tokens width"], *_: Any, **__: Any) -> Float[Tensor, "batch width"]:
+        if self.pos_embed is not None:
+            x = x + self.pos_embed.unsqueeze(0).to(x.dtype)
+        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        out = self.proj_drop(self.proj(self.attend(self.q_norm(q), self.k_norm(k), v)))
+        if self.mlp is not None:
+            out = out + self.mlp(self.norm(out))
+        return out[:, 0]
+
+
+def trunk_of(visual: nn.Module) -> VisionTransformer | None:
+    """The vision transformer of timm's in an image tower, if it is one that can be looked into."""
+    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
+    if not isinstance(trunk, VisionTransformer) or trunk.global_pool not in POOLS:
+        return None
+    attentions = [getattr(block, "attn", None) for block in trunk.blocks]
+    plain = all(type(a) in (Attention, WatchedSelfAttention) and getattr(a, "gate", None) is None for a in attentions)
+    pool = trunk.attn_pool
+    one_query = isinstance(pool, AttentionPoolLatent) and pool.latent_len == 1 and pool.pool == "token"
+    pools = one_query if trunk.global_pool == "map" else True
+    return trunk if plain and pools and type(trunk.patch_embed) is PatchEmbed else None  # not of convolutions before it
+
+
+class TimmTower(Tower):
+    """Runs timm's blocks, with masked patches hidden from all of them and from the pooling head.
+
+    Where patches are pooled without a class token, an image of which all are masked keeps them: nothing would be left.
+    """
+
+    tokens = True
+
+    def __init__(self, visual: Any, trunk: VisionTransformer) -> None:
+        super().__init__(visual)
+        self.trunk: Any = trunk
+        rows, columns = trunk.patch_embed.grid_size
+        self.grid, self.patch_size = (rows, columns), trunk.patch_embed.patch_size[0]
+        self.prefix = trunk.num_prefix_tokens
+        for attention in self._all():
+            if not isinstance(attention, _Watched):
+                attention.__class__ = (
+                    WatchedPool if isinstance(attention, AttentionPoolLatent) else WatchedSelfAttention
+                )
+            attention.watcher = attention.bias = None
+
+    def _all(self) -> list[Any]:
+        pool = [self.trunk.attn_pool] if self.trunk.global_pool == "map" else []
+        return [*(block.attn for block in self.trunk.blocks), *pool]
+
+    def encode(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> Float[Tensor, "batch features"]:
+        trunk = self.trunk
+        if masked is not None and trunk.global_pool != "token":  # what pools the patches needs one
+            masked = masked & ~masked.all(1, keepdim=True)
+        tokens = trunk._pos_embed(trunk.patch_embed(as_weights(images, trunk.patch_embed.proj.weight)))
+        tokens = self.only(tokens, kept)
+        bias = self.hiding(masked, tokens.dtype)
+        attentions = self._all()
+        for attention in attentions:
+            attention.bias = bias
+        try:
+            tokens = trunk.norm_pre(tokens)
+            for block in trunk.blocks:
+                tokens = self._run(block, tokens)
+            features = self._pooled(trunk.norm(tokens), masked)
+        finally:
+            for attention in attentions:
+                attention.bias = None
+        return features
+
+    def _pooled(self, tokens: Tensor, masked: Tensor | None) -> Tensor:
+        trunk = self.trunk
+        if trunk.global_pool == "avg" and masked is not None:  # of the patches that are there
+            there = (~masked).unsqueeze(-1).to(tokens.dtype)
+            pooled = (tokens[:, self.prefix :] * there).sum(1) / there.sum(1)
+            features = trunk.head(trunk.head_drop(trunk.fc_norm(pooled)))
+        else:
+            features = trunk.forward_head(tokens)
+        return self.visual.head(features) if isinstance(self.visual, TimmModel) else features
+
+    def _run(self, block: Any, tokens: Tensor) -> Tensor:
+        if not (self.checkpoints and torch.is_grad_enabled()):
+            return block(tokens)
+        bias = block.attn.bias  # is gone by the time of the backward pass
+
+        def again(tokens: Tensor) -> Tensor:
+            before, block.attn.bias = block.attn.bias, bias
+            try:
+                return block(tokens)
+            finally:
+                block.attn.bias = before
+
+        return checkpoint(again, tokens, use_reentrant=False)
+
+    def attentions(self) -> Sequence[nn.Module]:
+        return self._all()
+
+    def pools_by_attention(self) -> bool:
+        return self.trunk.global_pool == "map"
+
+    def first_row(self, tokens: int, device: torch.device) -> Float[Tensor, " tokens"] | None:
+        if self.trunk.global_pool != "avg":
+            return None
+        row = torch.zeros(tokens, device=device)
+        row[self.prefix :] = 1 / (tokens - self.prefix)
+        return row
+
+    def cam_layer(self) -> nn.Module:
+        return self.trunk.blocks[-1].norm1
+
+    def keep_in(self, dtype: torch.dtype) -> None:
+        for block in self.trunk.blocks:
+            block.attn.to(dtype)
+            block.mlp.to(dtype)
+        self.trunk.patch_embed.proj.to(dtype)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        self.trunk.set_grad_checkpointing(enable)
+
+    @property
+    def checkpoints(self) -> bool:
+        return self.trunk.grad_checkpointing
+
+
+def build(name: str, pretrained: str | None, seed: int) -> nn.Module:
+    """A model of timm's without its classifier.
+
+    Args:
+        pretrained: "timm" for the weights that timm has under this name, or None for random ones drawn with ``seed``.
+
+    Raises:
+        UserError: unknown name; weights that cannot be fetched.
+    """
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name[:9]}*")[:4]) or "timm.list_models() lists them"
+        raise UserError(f"model.architecture={name} is unknown to timm. Nearest: {near}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(name, pretrained=pretrained == "timm", num_classes=0)
+        except Exception as error:  # whatever the hub, the network or the disk says
+            raise UserError(
+                f"timm's weights of {name} could not be fetched ({str(error).splitlines()[0][:160]}). Download them on"
+                " a connected machine and pass the file: model.pretrained=FILE."
+            ) from error
+
+
+def preprocess(name: str) -> Preprocess:
+    """The transform that timm's weights of this name were trained with.
+
+    Raises:
+        UserError: unknown name.
+    """
+    if not timm.is_model(name):
+        build(name, None, 0)
+    config = timm.get_pretrained_cfg(name)
+    known = config.to_dict() if config is not None else {}
+    size = known.get("input_size") or (3, 224, 224)
+    return Preprocess(size[-1], tuple(known["mean"]), tuple(known["std"]), known.get("interpolation") or "bicubic")

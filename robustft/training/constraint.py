@@ -1,0 +1,67 @@
+"""Constraints in weight space: what keeps weights near where they came from, whatever the method."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustft.models.classifier import Classifier
+
+
+class Constraint:
+    """Keeps the student's weights near an anchor; combines with every method, and with other constraints.
+
+    Of several the order is that of the list, within each of these places of a step: a term of the gradient
+    (``add_gradient``), clipping, the optimiser (the first one that a constraint brings), a projection (``project``).
+
+    Example:
+        >>> class Ball(Constraint):
+        ...     "Every tensor stays within ``radius`` of its anchor (in L2)."
+        ...
+        ...     def __init__(self, anchor: Classifier, head: bool, radius: float) -> None:
+        ...         super().__init__(anchor, head)
+        ...         self.radius = radius
+        ...
+        ...     def project(self) -> None:
+        ...         with torch.no_grad():
+        ...             for weight, start in self.pairs:
+        ...                 move = weight - start
+        ...                 weight.copy_(start + move * (self.radius / move.norm().clamp(min=self.radius)))
+
+    Args:
+        anchor: a model with the student's parameters; it is copied (``constraint.anchor``: zeroshot or init).
+        head: whether the head is held too (``constraint.head``).
+
+    Attributes:
+        pairs: (weight, anchor) of every parameter that is held, on the weights' device; while training.
+    """
+
+    def __init__(self, anchor: Classifier, head: bool = True) -> None:
+        named = anchor.named_parameters()
+        self.anchors = {name: p.detach().clone() for name, p in named if head or not name.startswith("head.")}
+        self.pairs: list[tuple[nn.Parameter, Tensor]] = []
+
+    def attach(self, student: nn.Module, device: torch.device) -> None:
+        """Find the student's parameters; is called when training starts."""
+        weights = dict(student.named_parameters())
+        self.anchors = {name: start.to(device) for name, start in self.anchors.items()}
+        held = ((weights.get(name), start) for name, start in self.anchors.items())
+        self.pairs = [(weight, start) for weight, start in held if weight is not None and weight.requires_grad]
+
+    def add_gradient(self) -> None:
+        """Add a term's gradient to ``weight.grad``, before clipping."""
+
+    def optimizer(self, groups: Sequence[Any], settings: Mapping[str, Any]) -> torch.optim.Optimizer | None:
+        """An optimiser in AdamW's place, of its arguments (lr, betas, weight_decay); None: AdamW."""
+        return None
+
+    def project(self) -> None:
+        """Move the weights, after every step of the optimiser."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an interrupted run needs besides weights and optimiser."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what ``state_dict`` gave."""
