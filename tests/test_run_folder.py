@@ -448,8 +448,9 @@ def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path
     late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
     assert_refused(command(tmp_path, *late, **environment), "limit_val_batches=0.01")
-    assert_refused(command(tmp_path, *late, "hydra.run.dir=new", **environment), "limit_val_batches=0.01")
-    assert not (tmp_path / "new").exists() and not list(tmp_path.glob("runs/*"))
+    (tmp_path / "kept").mkdir()
+    assert_refused(command(tmp_path, *late, "hydra.run.dir=kept/new/run", **environment), "limit_val_batches=0.01")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "kept"} and not list((tmp_path / "kept").iterdir())
     (tmp_path / "mine").mkdir()  # is the user's
     assert_refused(command(tmp_path, *late, "hydra.run.dir=mine", **environment), "limit_val_batches=0.01")
     assert "limit_val_batches" in (tmp_path / "mine" / "error.txt").read_text()

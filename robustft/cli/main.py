@@ -104,11 +104,12 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         # A run that has begun has written its settings. One that has not leaves another's folder as it was.
         others = stamp is not None and stamp == run_folder.settings_stamp(folder)
         untouched = others or isinstance(mistake, FolderTaken)
-        if mistake is not None and not sweep and run_folder.leave_nothing(folder):
-            untouched = True
-        elif processes.is_first_process():
-            text = str(mistake) if mistake else traceback.format_exc()
-            run_folder.leave_error(folder, text, untouched=untouched)
+        if processes.is_first_process():
+            if mistake is not None and not sweep and run_folder.leave_nothing(folder):
+                untouched = True
+            else:
+                text = str(mistake) if mistake else traceback.format_exc()
+                run_folder.leave_error(folder, text, untouched=untouched)
         with run_folder.log_to_screen_alone() if untouched else nullcontext():
             if not sweep:
                 _failures.append(error)

@@ -112,8 +112,10 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
     if resume == "auto" and processes.is_first_process():
         print("resume=auto: found no interrupted run with this config, starting a new one")
+    place = (naming.RUNS / naming.name(cfg) if given is None else Path(given)).absolute()
+    run_folder.MADE.update(path for path in (place, *place.parents) if not path.exists())
     folder = naming.new_folder(cfg) if given is None else Path(given)
-    if given is None or not folder.exists():
+    if given is None:
         run_folder.MADE.add(folder.absolute())
     placed = _placed("hydra.run.dir", folder)
     return ["resume=null", placed] if resume == "auto" else [placed]

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -29,7 +30,7 @@ SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
 WANDB_ID = "wandb_id.txt"
 LOGS = ("metrics.csv", "disagreement.csv", WANDB_ID, "error.txt", "run.log", *SETTINGS)
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
-MADE: set[Path] = set()  # folders that this process has made for a run which has not done anything yet
+MADE: set[Path] = set()  # folders that this process makes for a run, until the run has done something
 
 
 @contextmanager
@@ -165,7 +166,7 @@ def start_over(folder: Path) -> None:
 
     Without settings that were put aside there is nothing to do.
     """
-    MADE.discard(folder.absolute())
+    MADE.clear()
     aside = folder / ASIDE
     if not aside.is_dir():
         return
@@ -185,7 +186,7 @@ def start_over(folder: Path) -> None:
 
 
 def leave_nothing(folder: Path) -> bool:
-    """Takes a run's folder away again where this process has made it and the run was refused before it did anything.
+    """Takes a run's folder away again, with those above it that this process has made, if the run has done nothing.
 
     Returns:
         Whether it is gone.
@@ -195,9 +196,9 @@ def leave_nothing(folder: Path) -> bool:
     if folder.absolute() not in MADE or others:
         return False
     shutil.rmtree(folder, ignore_errors=True)
-    if folder.parent.parent.resolve() == naming.RUNS.resolve():
-        with suppress(OSError):  # other runs are in there
-            folder.parent.rmdir()
+    with suppress(OSError):  # other runs have come in there
+        for parent in takewhile(MADE.__contains__, folder.absolute().parents):
+            parent.rmdir()
     return True
 
 
