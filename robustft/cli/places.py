@@ -58,7 +58,9 @@ def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> 
     path = located(value, OmegaConf.select(cfg, place["under"]) if "under" in place else None)
     if "only" in place:
         if not path.absolute().parent.is_dir():
-            raise UserError(f"{name}={value}: there is no folder {path.absolute().parent} to make it in")
+            raise UserError(
+                f"{name}={value}: there is no folder {path.absolute().parent} to make it in. {place['advice']}"
+            )
         inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
         if inside and not any(fnmatch(entry, place["only"]) for entry in inside):
             raise UserError(f"{name}={value}: it holds other things than {place['words']}")

@@ -91,7 +91,7 @@ class FileData(RobustnessData):
             log.info("prepared copies of %s in %s", ", ".join(copies), self.place)
             if training and self.augments and self.training_name in copies:
                 log.info("augment reads the training images from their files: a copy is cropped already")
-        if processes.is_first():
+        if processes.is_first_process():
             self._refuse_damaged_files(training)
 
     def prepare(self, training: bool = True) -> None:
