@@ -236,6 +236,12 @@ def test_a_dashboard_s_specification():
     assert isinstance(made._spec, dict) and json.dumps(made._spec)
 
 
+def test_a_hugging_face_table_says_which_one_it_is():
+    datasets = pytest.importorskip("datasets")
+    one, other = (datasets.Dataset.from_dict({"label": [label]}) for label in (0, 1))
+    assert isinstance(one._fingerprint, str) and one._fingerprint != other._fingerprint
+
+
 # Where each is asked for, from robustft/ on.
 PLACES = {
     "training/lightning_private.py": {
@@ -247,6 +253,7 @@ PLACES = {
     "models/timm_vit.py": {"_pos_embed"},
     "training/trainer.py": {"_is_avx512_bf16_supported", "_is_amx_tile_supported"},
     "report/dashboard.py": {"_spec"},
+    "data/own/huggingface.py": {"_fingerprint"},
 }  # fmt: skip
 PUBLIC = {"_replace", "_asdict", "_target_", "_exit"}  # documented, in spite of the line
 LOOPS = {"fit_loop", "epoch_loop", "batch_progress"}  # Lightning's, without one

@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from robustft.cli import checks, core_settings, descriptions, identity
+from robustft.cli import accepted, checks, core_settings, identity
 from robustft.cli import compose as overrides
 from robustft.cli.compose import parse as parsed
 from robustft.cli.compose import texts
@@ -41,11 +41,12 @@ MATTERS = {
     "checkpoints method.greedy": ["soup"],
     "method.probe.lr method.probe.epochs": ["lpft"],
     "disagreement model.grad_checkpointing": BY_GRADIENTS,
-    "save_minutes data.batch_size data.validate": TRAINED,
+    "save_minutes data.batch_size data.validate augment.kind": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
     "schedule.name schedule._target_": TRAINED,
+    "augment.kind": BY_GRADIENTS,
     "optimizer.beta1 constraint.anchor constraint.head": NEVER,  # of schedule=warmup_cosine, of constraints
     "model.recipe.weight_decay": BY_GRADIENTS,  # of probes it is 0
     "model.recipe.lr model.recipe.epochs model.recipe.warmup model.recipe.batch_size model.recipe.log_every": TRAINED,
@@ -267,7 +268,7 @@ def test_descriptions_are_sound():
             if group in ("method", "mask", "data", "schedule"):
                 found = Settings(whole(f"{group}={option}", *extra))
                 for name, described in [*core_settings.CORE.items(), *_own(found)]:
-                    assert descriptions.expected(described)
+                    assert accepted.expected(described)
                     assert set(described) <= set("kind from to above below of any match words or_null when by".split())
                     for case in described.get("when", ()):
                         assert all(".takes." in key or key in found.values for key in case), (name, case)
@@ -323,7 +324,7 @@ def test_no_description_falls_over_a_value():
         described |= dict(_own(Settings(whole(*typed))))
     described |= dict(_own(Settings(whole("mask=random")))) | dict(_own(Settings(whole("mask=object"))))
     for name, one in described.items():
-        good = [value for value in BAD if descriptions.accepts(one, value)]
+        good = [value for value in BAD if accepted.accepts(one, value)]
         if one.get("kind") not in RIGHT_FOR_ANY:
             assert len(good) <= len(BAD) // 2, (name, good)
             assert not [v for v in good if isinstance(v, float) and not math.isfinite(v)], name
@@ -367,8 +368,8 @@ def test_any_value_is_accepted_or_refused_in_one_line(name):
 )
 def test_what_core_settings_accept(name, values):
     described, (good, bad) = core_settings.CORE[name], values
-    assert [value for value in good if not descriptions.accepts(described, value)] == []
-    assert [value for value in bad if descriptions.accepts(described, value)] == []
+    assert [value for value in good if not accepted.accepts(described, value)] == []
+    assert [value for value in bad if accepted.accepts(described, value)] == []
 
 
 def test_several_machines_need_a_launcher(monkeypatch):

@@ -21,7 +21,7 @@ def train_plainly(run, *, beta: float, threshold: float, accumulate: int, steps:
     cfg, data = run.cfg, run.data
     data.setup()
     student, teacher = run.student().train(), run["teacher"]
-    indices, images = data._split[0], data.training_set()
+    indices, images = data.split[0], data.training_set()
     optimizer = torch.optim.AdamW(student.parameters(), lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=cfg.optimizer.lr, total_steps=steps, pct_start=cfg.optimizer.warmup

@@ -5,7 +5,7 @@ Those of components stand in their own YAML, under `takes`.
 
 from collections.abc import Mapping
 
-from robustft.cli.descriptions import BATCHES, COUNT, FLAG, NO_NEGATIVE, TEXT, Description
+from robustft.cli.accepted import BATCHES, COUNT, FLAG, NO_NEGATIVE, TEXT, Description
 
 Case = Mapping[str, Description]  # settings by name, and how they have to be
 
@@ -112,6 +112,7 @@ CHOSEN = {
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
+    "augment.kind": "choose the augmentation by its group: augment=NAME",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {

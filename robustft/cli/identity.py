@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from robustft.cli.accepted import shown
 from robustft.cli.core_settings import REFUSED
-from robustft.cli.descriptions import shown
 from robustft.cli.settings import Settings
 from robustft.common.configs import ACCUMULATE, RUN_KEYS, flatten
 from robustft.common.errors import UserError
@@ -117,6 +117,7 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
     if "schedule" not in config:
         config["schedule"] = {"name": "one_cycle"}
         config["constraint"] = {"anchor": "zeroshot", "head": True}
+        config["augment"] = {"kind": None}
         if isinstance(config.get("optimizer"), dict):
             config["optimizer"] = {"beta1": 0.9, **config["optimizer"]}
     if isinstance(config.get("method"), dict):

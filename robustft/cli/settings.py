@@ -4,6 +4,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
 `takes`, so that a method or a mask of a user's own is held to the same rules without a line of ours:
 
     takes:
+      training_images: data.N     # data: the setting that says how many there are, if one does; the hold-out included
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
       needs: [checkpoint]         # a method: settings it cannot do without
@@ -15,8 +16,14 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       dial: beta                  # a method: the setting that makes a curve of it
       settings:                   # full names; `*` at the end stands for any last part
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
+      name: folders               # how it is chosen, data=folders, where nothing else in it says so
+      brings: {model: vitb32}     # options of other groups that come with it unless they are typed
+      open: [data.shifts]         # places for names of the user's own
+      files: true                 # data: its images are files, of which `prepare=true` can make copies
+      needs: {data.train: …}      # data: settings it cannot do without; see robustft/cli/places.py
+      places: {data.root: …}      # data: settings that name folders and files; see there
 
-What a description says is in robustft/cli/descriptions.py. `when` beside it says where a setting matters: in one of
+What a description says is in robustft/cli/accepted.py. `when` beside it says where a setting matters: in one of
 several cases, each of which asks of some settings that they are as described. Without it a setting matters always.
 
 Of the core's, `by` names the group whose component may take the setting: without one that does it means nothing.
@@ -30,8 +37,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from robustft.cli.accepted import Description, accepts, shown
 from robustft.cli.core_settings import CORE, Case
-from robustft.cli.descriptions import Description, accepts, shown
 from robustft.common.configs import flatten, without_takes
 
 ALWAYS: Description = {"kind": "anything"}
@@ -103,12 +110,15 @@ class Settings:
                 return None
             reasons.append(reason)
         inside = [leaf for leaf in self.values if leaf.startswith(f"{name}.")]
-        if any(self.matters(leaf) for leaf in inside):
+        idle = [self.why_idle(leaf) for leaf in inside]
+        if None in idle:
             return None
         reference = re.compile(r"\$\{" + re.escape(name) + r"\}")
         if any(self.matters(user) for user, raw in self._raw.items() if reference.search(raw)):
             return None
         group = name.partition(".")[0]
+        if name == group and group not in ("mask", "fill"):
+            reasons += [reason for reason in idle if reason is not None]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self.closed(group) or self.chosen(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
@@ -124,6 +134,8 @@ class Settings:
         """Why a whole component has no effect."""
         if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
             return self.chosen("method")
+        if group == "augment" and self.takes.get("method", {}).get("features"):
+            return self.chosen("method")  # features are of images that stay
         if group not in ("mask", "fill"):
             return None
         if reason := self.masks():
@@ -158,5 +170,8 @@ class Settings:
         """A component as it is chosen: mask=object."""
         if "." in group:  # one of several: constraint=l2sp
             return "=".join(group.split(".", 1))
-        names = (self.values.get(f"{group}.{key}") for key in ("kind", "name"))
+        names = [
+            *(self.values.get(f"{group}.{key}") for key in ("kind", "name")),
+            self.takes.get(group, {}).get("name"),
+        ]
         return f"{group}={next((name for name in names if name is not None), 'none')}"

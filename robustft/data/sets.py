@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from robustft.common.errors import UserError
 from robustft.data.sampling import draw
 
 
@@ -51,6 +52,15 @@ class ImageSet(Protocol):
             chosen: positions of the images that matter; None: all.
         """
         ...
+
+
+def take(dataset: ImageSet, indices: Sequence[int]) -> Batch:
+    """Some images of a set as a batch, in one go where the set can do that."""
+    together = getattr(dataset, "__getitems__", None)
+    if together is not None:
+        return together(list(indices))
+    images, labels, positions = zip(*(dataset[i] for i in indices), strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,9 @@ class TensorImages(Dataset):
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
         return self.images[index], int(self.labels[index]), index
 
+    def original(self, index: int) -> UInt8[Tensor, "3 height width"]:
+        return self.images[index]
+
     def key(self, index: int) -> str:
         return str(index)
 
@@ -123,12 +136,33 @@ class Selection(Dataset):
         image, label, _ = self.dataset[int(self.chosen[index])]
         return image, label, index
 
+    def __getitems__(self, indices: list[int]) -> Batch:
+        batch = take(self.dataset, self.chosen[torch.tensor(indices)].tolist())
+        return batch._replace(indices=torch.tensor(indices))
+
+    def original(self, index: int) -> Any:
+        return original(self.dataset, int(self.chosen[index]))
+
     def key(self, index: int) -> str:
         return self.dataset.key(int(self.chosen[index]))
 
     def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
         """That of the chosen images alone: of a million training images the hold-out asks for a few."""
         return self.dataset.identity(self.chosen if chosen is None else self.chosen[chosen])
+
+
+def original(dataset: ImageSet, index: int) -> Image.Image | UInt8[Tensor, "3 height width"]:
+    """The image of a set before the transform: what an augmentation crops from.
+
+    Raises:
+        UserError: the set keeps none.
+    """
+    if not hasattr(dataset, "original"):
+        raise UserError(
+            f"augment: {type(dataset).__name__} keeps no images from before the transform, which crops are taken from."
+            " Give it a method `original(index)`, or leave augment out"
+        )
+    return dataset.original(index)
 
 
 @dataclass(frozen=True)
@@ -175,15 +209,3 @@ class EvaluationSet:
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
         )
-
-
-# Images in the sets as published (ObjectNet: those of its 113 classes that ImageNet has; ILSVRC2012's train).
-OFFICIAL_IMAGES = {
-    "imagenet_train": 1_281_167,
-    "imagenet": 50_000,
-    "imagenet_v2": 10_000,
-    "imagenet_r": 30_000,
-    "imagenet_sketch": 50_889,
-    "objectnet": 18_574,
-    "imagenet_a": 7_500,
-}

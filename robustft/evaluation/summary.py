@@ -14,6 +14,17 @@ from rich.table import Table
 from robustft.common import terminal
 from robustft.evaluation.results import average
 
+# Of the sets that come with the product; sets of a user's own go by their names.
+SET_LABELS = {
+    "holdout": "Hold-out",
+    "imagenet": "ImageNet",
+    "objectnet": "ObjectNet",
+    "scenes": "Scenes",
+    "scenes_objectnet": "ObjectNet",
+    **{f"{family}_{shift}": label for family in ("imagenet", "scenes")
+       for shift, label in (("v2", "V2"), ("r", "R"), ("sketch", "Sketch"), ("a", "A"))},
+}  # fmt: skip
+
 
 def percent(fraction: float, decimals: int = 1) -> str:
     """Write a fraction in percent, ties rounded up as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
@@ -22,13 +33,8 @@ def percent(fraction: float, decimals: int = 1) -> str:
 
 
 def set_label(name: str) -> str:
-    """Short heading of an evaluation set: imagenet_v2 and scenes_v2 are "V2", imagenet is "ImageNet"."""
-    family, _, shift = name.partition("_")
-    known = {"imagenet": "ImageNet", "scenes": "Scenes", "objectnet": "ObjectNet", "holdout": "Hold-out"}
-    shifts = {"v2": "V2", "r": "R", "sketch": "Sketch", "objectnet": "ObjectNet", "a": "A"}
-    if family in ("imagenet", "scenes") and shift:
-        return shifts.get(shift, shift)
-    return known.get(name, name)
+    """Give a set's short heading: imagenet_v2 and scenes_v2 are "V2", imagenet is "ImageNet"."""
+    return SET_LABELS.get(name, name)
 
 
 def metric_value(value: float | None, unit: str) -> str:

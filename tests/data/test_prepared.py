@@ -222,7 +222,7 @@ def start(files: ImageFolders, place: Path) -> multiprocessing.Process:
 
 def run(files: ImageFolders, place: Path) -> None:
     torch.set_num_threads(1)
-    prepare({"some": files}, place, lossy=False)
+    prepare({"some": files}, place)
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(150, marks=pytest.mark.slow)])

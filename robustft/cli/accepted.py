@@ -1,8 +1,8 @@
 """How a setting is described: what it accepts, in a form that YAML can hold, and the same in words.
 
-A description has a `kind` (number, the default; whole, flag, text, texts: a list of it; devices; anything), or `of` (a
-list to choose from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`,
-`to` belong to the range, `above`, `below` do not); and `or_null`.
+A description has a `kind` (number, the default; whole, flag, text; numbers, texts: a list of it; devices; anything),
+or `of` (a list to choose from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds
+(`from`, `to` belong to the range, `above`, `below` do not); and `or_null`.
 """
 
 import math
@@ -40,6 +40,9 @@ def accepts(described: Description, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
     if kind == "devices":
         return _is_devices(value)
+    if kind == "numbers":
+        one = {**described, "kind": "number", "or_null": False}
+        return isinstance(value, list) and bool(value) and all(accepts(one, item) for item in value)
     number = isinstance(value, int if kind == "whole" else int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and _within(described, value)
 
@@ -71,7 +74,7 @@ def _words(described: Description) -> str:
     if "match" in described:
         return described["words"]
     if "of" in described:
-        options = [shown(one) for one in described["of"]]
+        options = list(dict.fromkeys(shown(one) for one in described["of"]))  # 32 and "32" are typed alike
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
     fixed = {
         "flag": "true or false",
@@ -81,6 +84,8 @@ def _words(described: Description) -> str:
     }
     if kind in fixed:
         return fixed[kind]
+    if kind == "numbers":
+        return f"a list, each of it {_words({**described, 'kind': 'number'})}"
     number = "a whole number" if kind == "whole" else "a number"
     bounds = {side: described[side] for side in ("from", "to", "above", "below") if side in described}
     match bounds:
