@@ -76,7 +76,7 @@ class SetMetric(Metric):
 
 
 def exact(values: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
-    """Round to whole multiples of 2⁻³² (an error of 1.2·10⁻¹⁰ at most), whose sum has no order; ``inexact`` goes back."""
+    """Round to whole multiples of 2⁻³² (an error of at most 1.2·10⁻¹⁰): their sum has no order. Back: ``inexact``."""
     return (values * SCALE).round().to(torch.int64)
 
 
