@@ -27,14 +27,12 @@ def build_tower(config: dict[str, Any]) -> nn.Module:
     return _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
 
 
-def embed(
-    visual: VisionTransformer, images: Float[Tensor, "batch 3 height width"]
-) -> Float[Tensor, "batch tokens width"]:
+def embed(visual: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
     """The class token and the patches with their positions, as they enter the first block."""
     return visual._embeds(images)
 
 
-def pool(visual: VisionTransformer, tokens: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch width"]:
+def pool(visual: Any, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch dim"]:
     """The class token as the projection takes it."""
     pooled, _ = visual._pool(tokens)
     return pooled

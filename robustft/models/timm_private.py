@@ -26,6 +26,6 @@ def is_plain(trunk: nn.Module, known: tuple[type, ...] = (Attention,)) -> bool:
     return plain and pools and type(trunk.patch_embed) is PatchEmbed  # not of convolutions before it
 
 
-def embed(trunk: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens width"]:
+def embed(trunk: Any, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch tokens dim"]:
     """Class and register tokens and the patches, with their positions."""
     return trunk._pos_embed(trunk.patch_embed(images))
