@@ -67,7 +67,8 @@ class Classifier(nn.Module):
         that is its teacher's twin agrees with it.
         """
         super().train(mode)
-        self.visual.eval()
+        if "visual" in self._modules:  # a head on known features has none
+            self.visual.eval()
         return self
 
     @property
