@@ -8,7 +8,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from hydra import compose, initialize_config_dir
 from hydra._internal.callbacks import Callbacks
@@ -25,7 +24,6 @@ from torch.utils.data import DataLoader
 from robustft.cli import hydra_private
 from robustft.cli import main as _resolvers  # noqa: F401
 from robustft.cli.sources import CONF
-from robustft.models import plain
 from robustft.training import lightning_private as private
 from tests.small import ROOT
 
@@ -192,36 +190,6 @@ def test_a_config_s_child_as_it_is_written():
     assert hydra_private.as_written(node, "a") is not None and hydra_private.as_written(node, "d") is not None
 
 
-# open_clip and timm
-
-
-def test_an_image_tower_of_open_clip():
-    config = {"embed_dim": 8, "vision_cfg": {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32}}
-    tower = plain.build(config)
-    assert plain.is_plain(tower) and plain.is_plain_config(config)
-    images = torch.rand(2, 3, 32, 32)
-    tokens = plain.tokens_of(tower, images)
-    assert tokens.shape == (2, 1 + 4, 64)
-    seen = []
-    hook = tower.transformer.resblocks[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        features = tower.eval()(images)
-        hook.remove()
-        assert torch.equal(seen[0], tokens)  # so it is what the first block sees
-        after = tower.transformer(tokens)
-        assert torch.equal(tower._pool(after)[0] @ tower.proj, features)  # and this is what comes of the last
-
-
-def test_the_tokens_of_timm():
-    trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
-    seen = []
-    trunk.norm_pre.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    images = torch.rand(1, 3, 224, 224)
-    with torch.no_grad():
-        trunk(images)
-        assert torch.equal(trunk._pos_embed(trunk.patch_embed(images)), seen[0])
-
-
 # Others
 
 
@@ -249,8 +217,8 @@ PLACES = {
         "fit_loop", "epoch_loop", "batch_progress",
     },
     "cli/hydra_private.py": {"_get_node"},
-    "models/plain.py": {"_embeds", "_pool"},
-    "models/timm_vit.py": {"_pos_embed"},
+    "models/open_clip_private.py": {"_embeds", "_pool"},
+    "models/timm_private.py": {"_pos_embed"},
     "training/trainer.py": {"_is_avx512_bf16_supported", "_is_amx_tile_supported"},
     "report/dashboard.py": {"_spec"},
     "data/own/huggingface.py": {"_fingerprint"},
