@@ -78,20 +78,7 @@ class Inputs(Mapping[str, Any]):
 
     @cached_property
     def zeroshot(self) -> Classifier:
-        model = self.cfg.model
-        tokenizer = model.get("tokenizer")
-        return zeroshot_classifier(
-            model.architecture,
-            model.pretrained,
-            self.data.class_names,
-            self.data.templates,
-            seed=self.cfg.seed,
-            tokenizer=instantiate(tokenizer) if tokenizer else None,
-            cache=cache_folder() / "heads",
-            device=self.device,
-            backbone=make_backbone(model),
-            check=self._check,
-        )
+        return make_zeroshot(self.cfg.model, self.data, self.cfg.seed, device=self.device, check=self._check)
 
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
@@ -186,6 +173,32 @@ def make_backbone(model: DictConfig) -> Any:
         return backbone
     node = {key: value for key, value in backbone.items() if key != "takes"}
     return component("model.backbone", node, {})
+
+
+def make_zeroshot(model: DictConfig, data: RobustnessData, seed: int, **options: Any) -> Classifier:
+    """The zero-shot model for the classes of ``data``.
+
+    Args:
+        model: the settings of it.
+        options: device and check, see ``zeroshot_classifier``.
+    """
+    return zeroshot_classifier(
+        model.architecture,
+        model.pretrained,
+        data.class_names,
+        data.templates,
+        seed=seed,
+        tokenizer=make_tokenizer(model),
+        cache=cache_folder() / "heads",
+        backbone=make_backbone(model),
+        **options,
+    )
+
+
+def make_tokenizer(model: DictConfig) -> Any:
+    """The tokenizer of a model that has one of its own; None: it is open_clip's."""
+    tokenizer = model.get("tokenizer")
+    return instantiate(tokenizer) if tokenizer else None
 
 
 def make_data(cfg: DictConfig) -> RobustnessData:

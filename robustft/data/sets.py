@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from robustft.common.errors import UserError
+from robustft.data.reading import as_seen
 from robustft.data.sampling import draw
 
 
@@ -71,6 +72,14 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """An image of any kind as a model takes it, upright and on white: stacked, they are a batch.
+
+        Example:
+            >>> logits = model(model.preprocess(Image.open("a.jpg"))[None])  # doctest: +SKIP
+        """
+        return self.normalise(self.pixels(as_seen(image))[None])[0]
 
     def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
         """RGB, shorter side resized to `size` (with PIL's antialiasing), centre crop; values 0...255."""

@@ -237,7 +237,7 @@ def load_classifier(
         )
     if "step" in metadata:
         _say_unfinished(path, metadata["step"])
-    name, own_classes = metadata["architecture"], json.loads(metadata["classes"])
+    name, own_classes = metadata["architecture"], class_names_in(metadata)
     if like is not None and like.architecture.name != name:
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
     if classes is not None and list(classes) != own_classes:
@@ -289,6 +289,11 @@ def _require_alike(found: Architecture, expected: Architecture, path: Path) -> N
             f"{path} takes its images with another transform ({other} {theirs[other]}, this run's model: "
             f"{ours[other]}). Choose the model= it was made with."
         )
+
+
+def class_names_in(metadata: Mapping[str, str]) -> list[str]:
+    """Return the names of the classes that a model was made for, in label order."""
+    return list(json.loads(metadata["classes"]))
 
 
 def preprocess_in(metadata: Mapping[str, str]) -> Preprocess:

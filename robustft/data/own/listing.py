@@ -6,7 +6,7 @@ So the same images in folders, in domain folders or in a table give the same dra
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.data.folders import some
-from robustft.data.own.reading import is_image_name, looks_like_image
+from robustft.data.own.reading import images_below, is_image_name, is_system
 from robustft.data.sampling import shares
 
 log = logging.getLogger(__name__)
@@ -111,27 +111,6 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     if loose:
         log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
     return Listing(root, [os.path.normpath(name) for name in names], classes, inner).ordered()
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder that it lies in
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_system(name))
-        for name in files:
-            path = os.path.join(place, name)
-            if is_image_name(name) or ("." not in name and looks_like_image(path)):
-                yield os.path.relpath(path, folder)
-
-
-def is_system(folder: str) -> bool:
-    """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
-    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def _refuse_splits(folder: Path, folders: Sequence[str], what: str) -> None:
