@@ -16,14 +16,14 @@ from robustft.common import configs
 from robustft.common.asking import given, lacking, refuse_unknown
 from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
 from robustft.data.augment import Augment
 from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
 from robustft.models.classifier import Classifier, check_can
-from robustft.models.files import model_files
-from robustft.models.weights import load_classifier
+from robustft.models.files import model_file, model_files
+from robustft.models.others import classifier_of_others
+from robustft.models.weights import is_ours, load_classifier, require_alike
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
 from robustft.training.recipe import Recipe
@@ -41,7 +41,8 @@ class Inputs(Mapping[str, Any]):
         teacher: who teaches, a copy: ``teacher``, or the zero-shot model.
         checkpoint: the model of ``checkpoint``.
         checkpoints: the files of ``checkpoints``.
-        load: gives the model of a file left by a run, of this run's architecture and classes.
+        load: gives the model of a file, of this run's architecture and classes: one left by a run, or the weights of
+            others (see ``Inputs.load``).
         accuracy: gives the top-1 (0…1) of a model on the hold-out.
         anchor: what constraints hold on to (``constraint.anchor``): the zero-shot model, or that of ``init``.
         head: whether they hold the head (``constraint.head``).
@@ -90,7 +91,22 @@ class Inputs(Mapping[str, Any]):
             model.tower.set_grad_checkpointing(True)
 
     def load(self, path: str | Path) -> Classifier:
-        return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
+        """The model in a file: one left by a run, or fine-tuned by others.
+
+        A state dict of wise-ft's or of model soups has its own head; the head of a whole CLIP, as open_clip and FLYP
+        leave it, is made by the text tower in the file.
+
+        Raises:
+            UserError: it cannot be read, or does not fit this run's model and classes.
+        """
+        file, classes = model_file(path), self.data.class_names
+        if is_ours(file):
+            return load_classifier(file, like=self.zeroshot, classes=classes)
+        if (found := classifier_of_others(file, self.zeroshot, classes)) is not None:
+            return found
+        found = make_zeroshot(self.cfg.model, self.data, self.cfg.seed, pretrained=str(file), device=self.device)
+        require_alike(found.architecture, self.zeroshot.architecture, file)
+        return found
 
     def accuracy(self, model: Classifier) -> float:
         """Raises UserError where there is no hold-out."""
@@ -175,16 +191,19 @@ def make_backbone(model: DictConfig) -> Any:
     return component("model.backbone", node, {})
 
 
-def make_zeroshot(model: DictConfig, data: RobustnessData, seed: int, **options: Any) -> Classifier:
+def make_zeroshot(
+    model: DictConfig, data: RobustnessData, seed: int, pretrained: str | None = None, **options: Any
+) -> Classifier:
     """The zero-shot model for the classes of ``data``.
 
     Args:
         model: the settings of it.
+        pretrained: its weights, if not those of the settings.
         options: device and check, see ``zeroshot_classifier``.
     """
     return zeroshot_classifier(
         model.architecture,
-        model.pretrained,
+        pretrained or model.pretrained,
         data.class_names,
         data.templates,
         seed=seed,

@@ -15,7 +15,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
 from robustft.deploy.source import RESULTS, Source
 from robustft.inputs import instantiated, make_zeroshot
-from robustft.models.weights import preprocess_in, read_metadata
+from robustft.models.weights import preprocess_in
 
 
 def zeroshot_of(source: Source, names: Sequence[str]) -> Model:
@@ -50,7 +50,7 @@ def data_of(source: Source) -> RobustnessData:
     if any(path != "data._target_" for path, _ in _targets(settings, "data")):
         raise UserError(f"{source.folder}: the settings of its data name code to run besides its class: not followed")
     source.find_modules()
-    preprocess = preprocess_in(read_metadata(source.file) or {})
+    preprocess = preprocess_in(source.described)
     return instantiated(settings, preprocess=preprocess, seed=_config(source)["seed"])
 
 

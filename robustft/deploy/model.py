@@ -12,7 +12,7 @@ from robustft.data.own.reading import read_upright
 from robustft.data.reading import as_seen
 from robustft.deploy.source import Source, find
 from robustft.models.classifier import Classifier
-from robustft.models.weights import class_names_in, load_classifier, read_metadata
+from robustft.models.weights import load_classifier
 
 BATCH = 64  # images at a time
 Picture = str | Path | Image.Image
@@ -84,4 +84,4 @@ def load(path: str | Path | Source, backbone: Callable[..., nn.Module] | None = 
     """The model of a run, see `robustft.load`."""
     source = path if isinstance(path, Source) else find(path)
     model = load_classifier(source.file, backbone=backbone)
-    return Model(model, class_names_in(read_metadata(source.file) or {}), source.temperature()).eval()
+    return Model(model, source.class_names, source.temperature()).eval()

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustft.common import entry, homes, paths
@@ -45,7 +44,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help=f"at a time (default: {BATCH})")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: by the machine)")
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, where there is one)")
+    parser.add_argument(
+        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, where there is one)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -87,6 +88,7 @@ def check(arguments: argparse.Namespace) -> Source:
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}={value}: expected a whole number, {least} or more")
     source = find(arguments.run)
+    source.described  # noqa: B018 -- refused now, if it is no model of ours
     if arguments.out is not None:
         tables.check(arguments.out)
     if arguments.features is not None:

@@ -1,5 +1,6 @@
 """What a run left: the model's file, and beside it the settings and the results. Read without torch."""
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from robustft.cli import resuming, sources
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.evaluation.results import read_results
-from robustft.models.files import model_file
+from robustft.models.files import BEST, FORMAT, model_file
 
 RESULTS = "results.json"
 
@@ -47,6 +48,47 @@ class Source:
         if self.results is not None:
             return self.results["config"]
         return resuming.saved_config(self.folder)
+
+    @cached_property
+    def described(self) -> dict[str, str]:
+        """What the model's file says of itself, see ``robustft.models.weights.describe``.
+
+        Raises:
+            UserError: it is no model of this project, or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.file, "numpy") as file:
+                metadata = file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.file} is not a readable model ({str(error).splitlines()[0][:160]})") from error
+        if metadata.get("format") != FORMAT and self.file.name == BEST:
+            raise UserError(
+                f"{self.file} holds weights without what rebuilds their model: an interrupted linear probe, or a run of"
+                f" an earlier version. Go on with that run first: resume={self.folder}"
+            )
+        if metadata.get("format") != FORMAT:
+            raise UserError(
+                f"{self.file} is not a model left by a run. Weights of others are read by method=evaluate"
+                " checkpoint=FILE, which leaves one that is"
+            )
+        return metadata
+
+    @property
+    def class_names(self) -> list[str]:
+        """Of the model, in label order."""
+        return list(json.loads(self.described["classes"]))
+
+    @property
+    def architecture(self) -> str:
+        """The name of the image tower's architecture."""
+        return self.described["architecture"]
+
+    @property
+    def tower(self) -> dict[str, Any]:
+        """The config of the image tower, see ``robustft.models.classifier.Architecture``."""
+        return json.loads(self.described["config"])
 
     def temperature(self, zeroshot: bool = False) -> float | None:
         """What logits are divided by so that probabilities are calibrated, fitted on the hold-out; None: it was not.

@@ -87,7 +87,7 @@ def zeroshot_classifier(
     if pretrained is None:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
-        rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
+        rows = text_rows(clip, tokenizer or open_clip_tokenizer(architecture), class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
@@ -128,7 +128,7 @@ def _head(rows: Float[Tensor, "classes features"], scale: float, bias: float = 0
     return head
 
 
-def _tokenizer(architecture: str) -> Tokenizer:
+def open_clip_tokenizer(architecture: str) -> Tokenizer:
     """open_clip's, which lies on a hub for some models.
 
     Raises:
