@@ -26,6 +26,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
 from robustft.common.processes import is_first_process
+from robustft.data.check import known_leaks
 from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
@@ -296,6 +297,8 @@ def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
         "models_at_inference": 1,
         "transductive": False,
         "test_set_used": False,
+        "leaks": known_leaks(data),
+        **data.protocol(),
     }
 
 
