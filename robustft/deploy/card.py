@@ -24,6 +24,7 @@ LICENCES = {
     "webli": ("apache-2.0", "https://huggingface.co/timm"),
     "embedded": ("apache-2.0", "they come with robustft"),
 }
+OF_DATA = "source target path train val shifts sets holdout val_share shots correlation".split()
 # Of the settings of a run, what a reader of a card asks for.
 RECIPE = (
     "method.name mask.kind mask.threshold mask.rate mask.cam fill.kind beta alpha temperature optimizer.lr"
@@ -101,7 +102,9 @@ def text_note(parts: "Parts") -> str:
     if whole is None:
         return ""
     came = (
-        "The text tower is drawn at random: it knows no words, and the class head does not come from it."
+        "The text tower was trained with the image tower."
+        if whole.trained
+        else "The text tower is drawn at random: it knows no words, and the class head does not come from it."
         if whole.weights is None
         else f"The text tower is that of the weights `{Path(whole.weights).name}`, unchanged."
     )
@@ -142,20 +145,7 @@ def recipe(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Settings that say what the model was trained on and how; what does not apply is left out."""
     data = settings.get("data", {})
     yield "data", str(data.get("_target_", "")).rpartition(".")[2]
-    given = (
-        "source",
-        "target",
-        "path",
-        "train",
-        "val",
-        "shifts",
-        "sets",
-        "holdout",
-        "val_share",
-        "shots",
-        "correlation",
-    )
-    yield from ((f"data.{key}", _said(data[key])) for key in given if data.get(key) not in (None, {}))
+    yield from ((f"data.{key}", _said(data[key])) for key in OF_DATA if data.get(key) not in (None, {}))
     yield "model", f"{settings.get('model', {}).get('architecture')}, {settings.get('model', {}).get('pretrained')}"
     for key in RECIPE:
         value: Any = settings

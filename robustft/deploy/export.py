@@ -85,8 +85,7 @@ def export(arguments: argparse.Namespace) -> int:
     form, model = module_of(arguments.format), load(source)
     compared = some_images(source, found)
     expected = logits_of(model, compared)
-    towers = hasattr(form, "HEAD")
-    parts = Parts(source, model, whole_clip(source, model, arguments.text) if towers else None)
+    parts = Parts(source, model, whole_clip(source, model, arguments.text) if form.TOWERS else None)
     with appearing(arguments.folder) as folder:
         form.write(parts, folder)
         difference = compare(form.read(folder, model.preprocess)(compared), expected)
@@ -112,7 +111,7 @@ def check(arguments: argparse.Namespace) -> tuple[Source, list[str]]:
     source = find(arguments.run)
     if why := form.refusal(source):
         raise UserError(f"--format={arguments.format}: {why}")
-    if arguments.text and not hasattr(form, "HEAD"):
+    if arguments.text and not form.TOWERS:
         raise UserError(f"--text does nothing with --format={arguments.format}, which holds the image tower alone")
     folder = arguments.folder
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):

@@ -1,7 +1,6 @@
 """A model as one function of pixels, for the forms that keep a graph: nothing about it has to be known to call it."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,9 @@ class Network(nn.Module):
     Pixels are uint8 RGB at the model's size, channels first; scaling and normalisation are inside. Probabilities are at
     the fitted temperature, where there is one.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, model: Model) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ def described(model: Model) -> dict[str, str]:
     }
 
 
-def preprocess_of(model: Model) -> Mapping[str, Any]:
+def preprocess_of(model: Model) -> dict[str, Any]:
     """How an image becomes pixels."""
     known = asdict(model.preprocess)
     return {key: known[key] for key in ("size", "interpolation")} | {"resize": "shorter side", "crop": "centre"}

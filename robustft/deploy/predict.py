@@ -44,9 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help=f"at a time (default: {BATCH})")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: by the machine)")
-    parser.add_argument(
-        "--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, where there is one)"
-    )
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, if there)")
     return parser.parse_args(arguments)
 
 
@@ -102,6 +100,7 @@ def run(model: "Model", found: Sequence[str], write: tables.Write, arguments: ar
     """Predict batch by batch, with progress; the files that could not be read, with the reason."""
     import numpy as np
     from rich.progress import track
+    from torch.utils.data import SequentialSampler
 
     from robustft.common.files import atomic
     from robustft.common.memory import enough_memory
@@ -113,7 +112,7 @@ def run(model: "Model", found: Sequence[str], write: tables.Write, arguments: ar
     dataset = images.images_of(found, model.preprocess)
     workers = file_workers(device.type != "cpu") if arguments.workers is None else arguments.workers
     loader = make_loader(
-        dataset, range(len(found)), arguments.batch_size, num_workers=workers, pin_memory=device.type == "cuda"
+        dataset, SequentialSampler(dataset), arguments.batch_size, num_workers=workers, pin_memory=device.type == "cuda"
     )
     started, unreadable, features = time.perf_counter(), dict[str, str](), list[Any]()
     screen = console(stderr=True)

@@ -13,9 +13,11 @@ from robustft.deploy.model import Model
 from robustft.deploy.source import Source, find
 from robustft.inputs import make_tokenizer
 from robustft.models.files import weights_file
-from robustft.models.weights import create_clip
+from robustft.models.reading import read_state
+from robustft.models.weights import create_clip, fit
 from robustft.models.zeroshot import open_clip_tokenizer, own_model
 
+OF_IMAGES = ("visual.", "head.")
 HINT = "--text TAG_OR_FILE names the weights that the run started from"
 
 
@@ -28,12 +30,14 @@ class Whole:
         tokenizer: turns prompts into what its text tower takes.
         own_tokenizer: the model has one of its own, which open_clip does not know.
         weights: where the text tower, and the image tower's start, came from; None: drawn at random.
+        trained: the text tower was trained along with the image tower.
     """
 
     clip: nn.Module
     tokenizer: Any
     own_tokenizer: bool
     weights: str | None
+    trained: bool
 
 
 def whole_clip(source: Source, model: Model, named: str | None = None) -> Whole:
@@ -53,7 +57,11 @@ def whole_clip(source: Source, model: Model, named: str | None = None) -> Whole:
         seed = 0
     clip: Any = create_clip(source.architecture, named, seed)
     clip.visual.load_state_dict(model.visual.state_dict())
-    return Whole(clip.eval(), tokenizer or open_clip_tokenizer(source.architecture), tokenizer is not None, named)
+    trained = {name: value for name, value in read_state(source.file).items() if not name.startswith(OF_IMAGES)}
+    if trained:  # the text tower's, under open_clip's names
+        fit(clip, {**clip.state_dict(), **trained}, source.file, source.architecture)
+    own = tokenizer is not None
+    return Whole(clip.eval(), tokenizer if own else open_clip_tokenizer(source.architecture), own, named, bool(trained))
 
 
 def _started_from(source: Source, steps: int = 8) -> tuple[str | None, int, Any]:

@@ -241,8 +241,8 @@ def load_classifier(
         )
     if metadata is None:
         raise UserError(
-            f"{path} is not a model left by a run (model.safetensors). Weights of others go to model.pretrained=FILE, or"
-            " with method=evaluate to checkpoint=FILE, which leaves such a model."
+            f"{path} is not a model left by a run (model.safetensors). Weights of others go to model.pretrained=FILE,"
+            " or with method=evaluate to checkpoint=FILE, which leaves such a model."
         )
     if "step" in metadata:
         _say_unfinished(path, metadata["step"])

@@ -1,8 +1,8 @@
 """The forms in which a model can be exported: one module each.
 
-Each says which `EXTRA` packages it needs and which files of weights it leaves (`LOAD`: how they are loaded, for the model
-card). `refusal(source)` says, without torch, why a model cannot take that form, and what can be done instead; `write`
-writes a folder; `read` loads it back, by that form's own means alone, and gives what turns images into logits.
+Each says which `PACKAGES` it needs, whether it holds both `TOWERS`, and how it is loaded (`LOAD`, for the model card).
+`refusal(source)` says, without torch, why a model cannot take that form, and what can be done instead; `write` writes a
+folder; `read` loads it back, by that form's own means alone, and gives what turns images into logits.
 """
 
 from importlib import import_module

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustft.deploy.source import Source
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+TOWERS = False
 FILE = "model.onnx"
 LARGEST = 1_800_000_000  # bytes of weights inside of the file: protobuf ends at 2 GB
 LOAD = """\

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from robustft.deploy.export import Parts
     from robustft.deploy.source import Source
 
-PACKAGES = ()
+PACKAGES, TOWERS = (), True
 WEIGHTS, CONFIG, HEAD = "open_clip_model.safetensors", "open_clip_config.json", "head.safetensors"
 LOAD = """\
 ```python

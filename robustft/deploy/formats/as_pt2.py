@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from robustft.deploy.export import Parts
     from robustft.deploy.source import Source
 
-PACKAGES = ()
+PACKAGES, TOWERS = (), False
 FILE = "model.pt2"
 LOAD = """\
 ```python
@@ -35,8 +35,8 @@ probabilities, logits, features = program(F.pil_to_tensor(image)[None])
 print(classes[probabilities[0].argmax()])
 ```
 
-The program takes pixels: uint8, RGB, [batch, 3, {size}, {size}], any batch; scaling and normalisation are in it, and so is
-the temperature of the probabilities. `features` are of length 1."""
+The program takes pixels: uint8, RGB, [batch, 3, {size}, {size}], any batch; scaling and normalisation are in it, and so
+is the temperature of the probabilities. `features` are of length 1."""
 
 
 def refusal(source: "Source") -> str | None:

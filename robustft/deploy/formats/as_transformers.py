@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from robustft.deploy.source import Source
     from robustft.deploy.text import Whole
 
-PACKAGES = ("transformers",)
+PACKAGES, TOWERS = ("transformers",), True
 INSTEAD = "--format=open_clip keeps both of its towers, onnx and pt2 take any model"
 # What transformers' CLIP can say of a tower. Anything else that a config sets would be lost.
 VISION = {"image_size", "patch_size", "width", "layers", "head_width", "mlp_ratio"}
