@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from robustft.common.errors import UserError, install
 from robustft.common.files import atomic
@@ -52,7 +52,7 @@ def table(path: Path | None) -> Iterator[Write]:
 
 
 @contextmanager
-def _csv(file: IO[str]) -> Iterator[Write]:
+def _csv(file: Any) -> Iterator[Write]:
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(COLUMNS)
     yield lambda some: rows.writerows((*start, _digits(probability)) for *start, probability in some)

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def _read_raw(path: Path) -> dict[str, Any]:
         return _read_parts(path)
     if torchscript.is_torchscript(path):
         return dict(torchscript.read_torchscript(path))
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # of pickles that it does not read
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
         raise ValueError(f"holds a {type(loaded).__name__}, expected a state dict")
     return loaded
