@@ -52,7 +52,7 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
     towers = parts.whole is not None
     yield "---"
     yield f"license: {licence}"
-    yield f"library_name: {'open_clip' if kind == 'open_clip' else kind if kind == 'transformers' else 'robustft'}"
+    yield f"library_name: {'pytorch' if kind == 'pt2' else kind}"
     yield f"pipeline_tag: {'zero-shot-image-classification' if towers else 'image-classification'}"
     yield from ("tags:", *(f"- {tag}" for tag in ("clip", "robust-fine-tuning", "robustft", kind)), "---", "")
     yield f"# {name}"

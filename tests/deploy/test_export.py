@@ -19,10 +19,13 @@ import robustft
 from robustft.common.errors import UserError
 from robustft.deploy import export, push
 from robustft.deploy.formats import FORMATS, as_open_clip, as_transformers, module_of
+from robustft.deploy.model import Model
+from robustft.deploy.source import Source
 from robustft.deploy.text import Whole
 from robustft.models import tiny
 from robustft.models.names import to_hugging_face, to_open_clip
 from robustft.models.weights import create_clip, model_config
+from robustft.models.zeroshot import zeroshot_classifier
 from tests.deploy.test_predict import told
 from tests.small import do, work  # noqa: F401 (a fixture)
 
@@ -97,6 +100,18 @@ def test_graphs_take_any_batch(exported: Path, run: Path, pixels: Tensor) -> Non
     assert json.loads(told["classes"]) == model.class_names and json.loads(told["temperature"]) == model.temperature
     assert json.loads(told["preprocess"])["size"] == 48
     assert not list(exported.glob("onnx/*.data"))  # one file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["pt2", "onnx"])
+@pytest.mark.parametrize(("name", "backbone"), [("vit_tiny_patch16_224", "timm"), ("RN50", None)])
+def test_graphs_hold_any_family(name: str, backbone: str | None, form: str, pictures: Path, tmp_path: Path) -> None:
+    made = zeroshot_classifier(name, None, ["cat", "dog"], ["{}"], backbone=backbone)
+    model = Model(made, ["cat", "dog"], 1.5).eval()
+    seen = [Image.open(path).convert("RGB") for path in sorted(pictures.rglob("*.png"))]
+    module_of(form).write(export.Parts(Source(tmp_path), model, None), tmp_path)
+    found = module_of(form).read(tmp_path, model.preprocess)(seen)
+    assert export.compare(found, export.logits_of(model, seen)) < 1e-4
 
 
 def test_open_clip_has_both_towers(exported: Path, run: Path) -> None:

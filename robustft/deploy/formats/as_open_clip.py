@@ -39,7 +39,8 @@ def refusal(source: "Source") -> str | None:
     """Why open_clip cannot hold the model: it has no text tower."""
     if kind := source.tower.get("backbone"):
         whose = "timm's" if kind == "timm" else "of your own"
-        return f"{source.architecture} is {whose} and has no text tower, which open_clip's models have"
+        lacks = f"{source.architecture} is {whose} and has no text tower, which open_clip's models have"
+        return f"{lacks}: --format=onnx and pt2 take any model"
     return None
 
 
