@@ -5,12 +5,13 @@ gives what the run's does on real images, of the run's data or of --images, does
 """
 
 import argparse
+import logging
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,8 +88,10 @@ def export(arguments: argparse.Namespace) -> int:
     expected = logits_of(model, compared)
     parts = Parts(source, model, whole_clip(source, model, arguments.text) if form.TOWERS else None)
     with appearing(arguments.folder) as folder:
-        form.write(parts, folder)
-        difference = compare(form.read(folder, model.preprocess)(compared), expected)
+        with nullcontext() if form.TOWERS else tracing(source):
+            form.write(parts, folder)
+            found_again = form.read(folder, model.preprocess)(compared)
+        difference = compare(found_again, expected)
         write_card(parts, form, folder, arguments.folder.name, difference, len(compared))
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
     print(f"{arguments.folder}: {arguments.format}, {size / 1e6:,.1f} MB, {time.perf_counter() - started:.0f} s")
@@ -181,6 +184,29 @@ def compare(found: "Tensor", expected: "Tensor") -> float:
             " It is not kept"
         )
     return difference
+
+
+@contextmanager
+def tracing(source: Source) -> Iterator[None]:
+    """Makes one line of what a tracer says, in pages, to a network that it cannot follow.
+
+    Raises:
+        UserError: says so.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # torch.export, the ONNX exporter and onnxruntime have dozens of kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{source.architecture} cannot be traced ({reason}). --format=open_clip needs no tracing, where there is a"
+            " text tower"
+        ) from error
+    finally:
+        logging.disable(level)
 
 
 @contextmanager

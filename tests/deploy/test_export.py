@@ -104,9 +104,9 @@ def test_graphs_take_any_batch(exported: Path, run: Path, pixels: Tensor) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["pt2", "onnx"])
-@pytest.mark.parametrize(("name", "backbone"), [("vit_tiny_patch16_224", "timm"), ("RN50", None)])
-def test_graphs_hold_any_family(name: str, backbone: str | None, form: str, pictures: Path, tmp_path: Path) -> None:
-    made = zeroshot_classifier(name, None, ["cat", "dog"], ["{}"], backbone=backbone)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "RN50", "ViT-B-16-SigLIP"])
+def test_graphs_hold_any_family(name: str, form: str, pictures: Path, tmp_path: Path) -> None:
+    made = zeroshot_classifier(name, None, ["cat", "dog"], ["{}"], backbone="timm" if name.startswith("vit") else None)
     model = Model(made, ["cat", "dog"], 1.5).eval()
     seen = [Image.open(path).convert("RGB") for path in sorted(pictures.rglob("*.png"))]
     module_of(form).write(export.Parts(Source(tmp_path), model, None), tmp_path)
@@ -218,6 +218,20 @@ def test_a_model_that_comes_back_as_another_is_not_kept(run: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError, match="differ by nan"):
         export.compare(torch.tensor([float("nan")]), torch.zeros(1))
+
+
+def test_what_cannot_be_traced_gets_one_line(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    from robustft.deploy.network import Network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (pixels.float(),) * 3 if float(pixels.sum()) > 0 else (pixels.double(),) * 3
+
+    monkeypatch.setattr(Network, "forward", forward)
+    for form in ("pt2", "onnx"):
+        assert export.main([str(run), str(tmp_path / "x"), "--format", form]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: tiny cannot be traced (") and said.count("\n") == 1, said
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
