@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +34,7 @@ class Listing:
         classes: the class of each image, as it is called on disk.
         inner: the path of each image inside of its class folder: with the class what draws go by.
         domains: the domain of each image; none where there is only one.
+        groups: the group of each image, of those among which the worst counts; none where there are none.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class Listing:
     classes: Sequence[str]
     inner: Sequence[str]
     domains: Sequence[str] = ()
+    groups: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,7 +54,7 @@ class Listing:
         return self.select(sorted(range(len(self)), key=keys.__getitem__))
 
     def select(self, positions: Sequence[int]) -> "Listing":
-        parts = {"names": self.names, "classes": self.classes, "inner": self.inner, "domains": self.domains}
+        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "root"}
         chosen: dict[str, Any] = {key: [part[i] for i in positions] if part else [] for key, part in parts.items()}
         return replace(self, **chosen)
 
@@ -87,6 +89,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         UserError: there are no class folders, or no images in them.
     """
     root = folder if root is None else root
+    before = "" if root == folder else os.path.join(os.path.relpath(folder, root), "")
     names, classes, inner, empty, loose = [], [], [], [], 0
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -97,7 +100,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         inside = sorted(images_below(folder / class_folder))
         if not inside:
             empty.append(class_folder)
-        names += [os.path.join(os.path.relpath(folder, root), class_folder, path) for path in inside]
+        names += [f"{before}{class_folder}{os.sep}{path}" for path in inside]
         classes += [class_folder] * len(inside)
         inner += inside
     if not names:
@@ -110,7 +113,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         log.info("%s: left out %d empty class folder(s): %s", folder, len(empty), some(empty))
     if loose:
         log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
-    return Listing(root, [os.path.normpath(name) for name in names], classes, inner).ordered()
+    return Listing(root, names, classes, inner).ordered()
 
 
 def _refuse_splits(folder: Path, folders: Sequence[str], what: str) -> None:

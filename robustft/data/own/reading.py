@@ -113,10 +113,10 @@ def images_below(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_system(name))
+        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
         for name in files:
-            path = os.path.join(place, name)
-            if is_image_name(name) or ("." not in name and looks_like_image(path)):
-                yield os.path.relpath(path, folder)
+            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
+                yield before + name
 
 
 def is_system(folder: str) -> bool:
