@@ -62,11 +62,14 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
     yield f"{source.architecture}, fine-tuned for {len(model.class_names)} classes {how}. [The paper]({PAPER})."
     yield ""
     yield from ("## How to use it", "")
-    size, interpolation = model.preprocess.size, model.preprocess.interpolation
+    seen, squash = model.preprocess, model.preprocess.resize == "squash"
+    side = seen.resized
     yield form.LOAD.format(
         folder=name,
-        size=size,
-        filter=interpolation.upper(),
+        size=seen.size,
+        filter=seen.interpolation.upper(),
+        edges=f"[{side}, {side}]" if squash else f"[{side}]",
+        sides=f"[{side}, {side}]" if squash else f"[{side} * side // min(image.size) for side in image.size]",
         temperature=""
         if model.temperature is None
         else 'Logits divided by `head["temperature"]` give calibrated probabilities. ',
@@ -74,7 +77,8 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
     )
     yield ""
     yield f"What is loaded gives the run's logits: the largest difference on {images} images is {difference:.1e}."
-    yield "Images are resized by their shorter side and cropped at the centre, upright (turned as their EXIF data say)."
+    shape = "squashed to a square" if squash else "resized by their shorter side"
+    yield f"Images are {shape} and cropped at the centre, upright (turned as their EXIF data say)."
     yield ""
     yield from ("## Classes and prompts", "")
     listed = ", ".join(model.class_names[:MOST])

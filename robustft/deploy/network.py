@@ -60,7 +60,7 @@ def described(model: Model) -> dict[str, str]:
 def preprocess_of(model: Model) -> dict[str, Any]:
     """How an image becomes pixels."""
     known = asdict(model.preprocess)
-    return {key: known[key] for key in ("size", "interpolation")} | {"resize": "shorter side", "crop": "centre"}
+    return {key: known[key] for key in ("size", "resize", "crop", "interpolation")}
 
 
 def write_beside(folder: Path, model: Model) -> None:

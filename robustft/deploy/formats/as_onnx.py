@@ -32,8 +32,7 @@ session = onnxruntime.InferenceSession("model.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
 image = Image.open("a.jpg").convert("RGB")
-scale = {size} / min(image.size)  # the shorter side to {size} pixels, then the middle
-image = image.resize([int(side * scale) for side in image.size], Image.Resampling.{filter})
+image = image.resize({sides}, Image.Resampling.{filter})
 left, top = (round((side - {size}) / 2) for side in image.size)
 pixels = np.asarray(image.crop((left, top, left + {size}, top + {size}))).transpose(2, 0, 1)
 

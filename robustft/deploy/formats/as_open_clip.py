@@ -60,7 +60,7 @@ def write(parts: "Parts", folder: Path) -> None:
             "mean": preprocess.mean,
             "std": preprocess.std,
             "interpolation": preprocess.interpolation,
-            "resize_mode": "shortest",
+            "resize_mode": preprocess.resize,
         },
     }
     save_tensors(folder / WEIGHTS, whole.clip.state_dict(), {"format": "pt"})
@@ -89,9 +89,9 @@ def read(folder: Path, preprocess: "Preprocess") -> "Callable[[Sequence], Tensor
     import torch
     from safetensors.torch import load_file
 
-    from robustft.models.weights import quiet_open_clip
+    from robustft.models.open_clip_private import quiet
 
-    with quiet_open_clip():
+    with quiet():
         loaded: Any = open_clip.create_model_from_pretrained(f"local-dir:{folder}")
     model, transform = loaded
     head = load_file(folder / HEAD)

@@ -29,7 +29,7 @@ program = torch.export.load("model.pt2", extra_files=more).module()
 classes = json.loads(more["classes"])
 
 image = Image.open("a.jpg").convert("RGB")
-image = F.center_crop(F.resize(image, [{size}], InterpolationMode.{filter}), [{size}, {size}])
+image = F.center_crop(F.resize(image, {edges}, InterpolationMode.{filter}), [{size}, {size}])
 
 probabilities, logits, features = program(F.pil_to_tensor(image)[None])
 print(classes[probabilities[0].argmax()])

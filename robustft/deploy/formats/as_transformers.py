@@ -188,13 +188,13 @@ def siglip_of(whole: "Whole", config: Mapping[str, Any]) -> Any:
 
 def processor_of(preprocess: "Preprocess") -> dict[str, Any]:
     """The settings of transformers' image processor; CLIP's for SigLIP too, since that is how the run saw images."""
-    side = {"height": preprocess.size, "width": preprocess.size}
+    side, squash = preprocess.resized, preprocess.resize == "squash"
     return {
         "image_processor_type": "CLIPImageProcessor",
         **dict.fromkeys(("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize"), True),
-        "size": {"shortest_edge": preprocess.size},
+        "size": {"height": side, "width": side} if squash else {"shortest_edge": side},
         "resample": FILTERS[preprocess.interpolation],
-        "crop_size": side,
+        "crop_size": {"height": preprocess.size, "width": preprocess.size},
         "rescale_factor": 1 / 255,
         "image_mean": preprocess.mean,
         "image_std": preprocess.std,
