@@ -20,7 +20,7 @@ from robustft.common.errors import UserError
 from robustft.deploy import export, push
 from robustft.deploy.formats import FORMATS, as_open_clip, as_transformers, module_of
 from robustft.deploy.model import Model
-from robustft.deploy.source import Source
+from robustft.deploy.source import Source, find
 from robustft.deploy.text import Whole
 from robustft.models import tiny
 from robustft.models.names import to_hugging_face, to_open_clip
@@ -53,31 +53,60 @@ def test_the_difference_is_said_and_small(run: Path, tmp_path: Path, capsys) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["pt2"]
 
 
+def by_the_card(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the code of the card in a folder knows in its end, run where it says, on a.jpg."""
+    if folder.name == "transformers":
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    place = folder.parent if f"{folder.name}/" in code else folder
+    monkeypatch.chdir(place)
+    Image.open(picture).save(place / "a.jpg", "PNG")
+    known: dict[str, Any] = {}
+    exec(code, known)
+    (place / "a.jpg").unlink()
+    return known
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_code_in_the_card_loads_it(
     exported: Path, run: Path, pictures: Path, form: str, monkeypatch, capsys
 ) -> None:
-    if form == "transformers":
-        from transformers.utils import logging
-
-        logging.disable_progress_bar()
-    card = (exported / form / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    monkeypatch.chdir(exported if form in ("open_clip", "transformers") else exported / form)
-    place = Path("a.jpg")
-    Image.open(pictures / "b.png").save(place, "PNG")
-    known: dict[str, Any] = {}
-    exec(code, known)
+    known = by_the_card(exported / form, pictures / "b.png", monkeypatch)
     model = robustft.load(run)
-    assert capsys.readouterr().out.strip().splitlines()[-1] == model.predict([place])[0][0][0]
+    assert capsys.readouterr().out.strip().splitlines()[-1] == model.predict(pictures / "b.png")[0][0][0]
     with torch.no_grad():
-        expected = model(model.preprocess(Image.open(place))[None])
+        expected = model(model.preprocess(Image.open(pictures / "b.png"))[None])
     torch.testing.assert_close(torch.as_tensor(known["logits"]), expected, rtol=0, atol=1e-4)
     if "probabilities" in known:
         probabilities = (expected / model.temperature).softmax(1)
         torch.testing.assert_close(torch.as_tensor(known["probabilities"]), probabilities, rtol=0, atol=1e-5)
     assert known["classes"] == model.class_names
-    place.unlink()
+
+
+@pytest.mark.parametrize(
+    ("form", "other"),
+    [(form, {"resize": "squash"}) for form in FORMATS] + [(form, {"crop": 0.8}) for form in ("onnx", "pt2")],
+)
+def test_other_transforms_come_along(
+    form: str, other: dict, run: Path, pictures: Path, tmp_path: Path, monkeypatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("results.json", "config.yaml"):
+        (tmp_path / "run" / name).write_text((run / name).read_text())
+    described = dict(find(run).described)
+    described["preprocess"] = json.dumps(json.loads(described["preprocess"]) | other)
+    save_file(load_file(run / "model.safetensors"), tmp_path / "run" / "model.safetensors", described)
+    typed = [str(tmp_path / "run"), str(tmp_path / form), "--format", form, "--images", str(pictures)]
+    assert export.main(typed) == 0
+    known, model = by_the_card(tmp_path / form, pictures / "grey.png", monkeypatch), robustft.load(tmp_path / "run")
+    with torch.no_grad():
+        expected = model(model.preprocess(Image.open(pictures / "grey.png"))[None])
+        usual = robustft.load(run)
+        differs = usual(usual.preprocess(Image.open(pictures / "grey.png"))[None])
+    torch.testing.assert_close(torch.as_tensor(known["logits"]), expected, rtol=0, atol=1e-4)
+    assert (differs - expected).abs().max() > 1e-2
 
 
 def test_graphs_take_any_batch(exported: Path, run: Path, pixels: Tensor) -> None:
