@@ -46,10 +46,9 @@ def refusal(source: "Source") -> str | None:
 
 def write(parts: "Parts", folder: Path) -> None:
     """Write weights, config, head, class names, and the tokenizer's files where open_clip needs them."""
-    from open_clip.tokenizer import HFTokenizer
-
     from robustft.common import files
     from robustft.common.files import save_tensors
+    from robustft.models.open_clip_private import HFTokenizer
     from robustft.models.weights import model_config
 
     whole, preprocess = parts.whole, parts.model.preprocess

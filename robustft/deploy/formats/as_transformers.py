@@ -203,8 +203,9 @@ def processor_of(preprocess: "Preprocess") -> dict[str, Any]:
 
 def write_tokenizer(whole: "Whole", folder: Path) -> None:
     """Write the files of a tokenizer: those of a hub, or those of transformers' CLIP, from what open_clip's knows."""
-    from open_clip.tokenizer import HFTokenizer
     from transformers import CLIPTokenizer
+
+    from robustft.models.open_clip_private import HFTokenizer
 
     tokenizer = whole.tokenizer
     if whole.own_tokenizer:
