@@ -8,15 +8,17 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from robustft.models.classifier import Classifier
+    from robustft.deploy.model import Model
 
 __version__ = "0.1.0"
 
 
-def load(path: "str | Path", backbone: "Callable[..., nn.Module] | None" = None) -> "Classifier":
-    """Load a model left by a run (its folder, or the ``model.safetensors`` in it), ready to classify.
+def load(path: "str | Path", backbone: "Callable[..., nn.Module] | None" = None) -> "Model":
+    """Load a model left by a run (its folder, or the ``model.safetensors`` in it), ready to name what images show.
 
-    Of a run that was interrupted it is the best one so far; a warning says so.
+    ``model.predict(["a.jpg"])`` gives (class, probability) of each image, ``model.preprocess(image)`` what
+    ``model(batch)`` takes, ``model.class_names`` the columns of its logits. Of a run that was interrupted it is the
+    best model so far; a warning says so.
 
     Args:
         backbone: the class of a backbone of your own, where the model has one.
@@ -24,6 +26,6 @@ def load(path: "str | Path", backbone: "Callable[..., nn.Module] | None" = None)
     Raises:
         robustft.common.errors.UserError: the file is missing or is no model of this project.
     """
-    from robustft.models.weights import load_classifier  # torch and open_clip only when asked for
+    from robustft.deploy.model import load  # torch and open_clip only when asked for
 
-    return load_classifier(Path(path), backbone=backbone)
+    return load(path, backbone)

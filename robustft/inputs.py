@@ -17,14 +17,14 @@ from robustft.common import configs
 from robustft.common.asking import given, lacking, refuse_unknown
 from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
 from robustft.data.augment import Augment
 from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
 from robustft.models.classifier import Classifier, check_can
-from robustft.models.files import model_files
-from robustft.models.weights import load_classifier
+from robustft.models.files import model_file, model_files
+from robustft.models.others import classifier_of_others
+from robustft.models.weights import is_ours, load_classifier, require_alike
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
 from robustft.training.recipe import Recipe
@@ -42,7 +42,8 @@ class Inputs(Mapping[str, Any]):
         teacher: who teaches, a copy: ``teacher``, or the zero-shot model.
         checkpoint: the model of ``checkpoint``.
         checkpoints: the files of ``checkpoints``.
-        load: gives the model of a file left by a run, of this run's architecture and classes.
+        load: gives the model of a file, of this run's architecture and classes: one left by a run, or the weights of
+            others (see ``Inputs.load``).
         accuracy: gives the top-1 (0…1) of a model on the hold-out.
         anchor: what constraints hold on to (``constraint.anchor``): the zero-shot model, or that of ``init``.
         head: whether they hold the head (``constraint.head``).
@@ -79,20 +80,7 @@ class Inputs(Mapping[str, Any]):
 
     @cached_property
     def zeroshot(self) -> Classifier:
-        model = self.cfg.model
-        tokenizer = model.get("tokenizer")
-        return zeroshot_classifier(
-            model.architecture,
-            model.pretrained,
-            self.data.class_names,
-            self.data.templates,
-            seed=self.cfg.seed,
-            tokenizer=instantiate(tokenizer) if tokenizer else None,
-            cache=cache_folder() / "heads",
-            device=self.device,
-            backbone=make_backbone(model),
-            check=self._check,
-        )
+        return make_zeroshot(self.cfg.model, self.data, self.cfg.seed, device=self.device, check=self._check)
 
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
@@ -103,7 +91,22 @@ class Inputs(Mapping[str, Any]):
             model.tower.set_grad_checkpointing(True)
 
     def load(self, path: str | Path) -> Classifier:
-        return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
+        """The model in a file: one left by a run, or fine-tuned by others.
+
+        A state dict of wise-ft's or of model soups has its own head; the head of a whole CLIP, as open_clip and FLYP
+        leave it, is made by the text tower in the file.
+
+        Raises:
+            UserError: it cannot be read, or does not fit this run's model and classes.
+        """
+        file, classes = model_file(path), self.data.class_names
+        if is_ours(file):
+            return load_classifier(file, like=self.zeroshot, classes=classes)
+        if (found := classifier_of_others(file, self.zeroshot, classes)) is not None:
+            return found
+        found = make_zeroshot(self.cfg.model, self.data, self.cfg.seed, pretrained=str(file), device=self.device)
+        require_alike(found.architecture, self.zeroshot.architecture, file)
+        return found
 
     def accuracy(self, model: Classifier) -> float:
         """Raises UserError where there is no hold-out."""
@@ -186,6 +189,35 @@ def make_backbone(model: DictConfig) -> Any:
         return backbone
     node = {key: value for key, value in backbone.items() if key != "takes"}
     return component("model.backbone", node, {})
+
+
+def make_zeroshot(
+    model: DictConfig, data: RobustnessData, seed: int, pretrained: str | None = None, **options: Any
+) -> Classifier:
+    """The zero-shot model for the classes of ``data``.
+
+    Args:
+        model: the settings of it.
+        pretrained: its weights, if not those of the settings.
+        options: device and check, see ``zeroshot_classifier``.
+    """
+    return zeroshot_classifier(
+        model.architecture,
+        pretrained or model.pretrained,
+        data.class_names,
+        data.templates,
+        seed=seed,
+        tokenizer=make_tokenizer(model),
+        cache=cache_folder() / "heads",
+        backbone=make_backbone(model),
+        **options,
+    )
+
+
+def make_tokenizer(model: DictConfig) -> Any:
+    """The tokenizer of a model that has one of its own; None: it is open_clip's."""
+    tokenizer = model.get("tokenizer")
+    return instantiate(tokenizer) if tokenizer else None
 
 
 def make_data(cfg: DictConfig) -> RobustnessData:

@@ -177,7 +177,7 @@ def test_a_model_for_something_else_is_refused(tmp_path: Path, clip: nn.Module) 
     save_file(clip.state_dict(), others)
     with pytest.raises(UserError, match="not a model left by a run"):
         robustft.load(others)
-    with pytest.raises(UserError, match="no weights file"):
+    with pytest.raises(UserError, match="no such file or folder. Expected the folder of a run"):
         robustft.load(tmp_path / "nothing.safetensors")
 
 

@@ -19,7 +19,7 @@ from robustft.common.files import write
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFiles, files_of
-from robustft.data.loading import usable_cpus
+from robustft.data.loading import file_workers
 from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.reading import damaged_files, decoding_error
 from robustft.data.sets import EvaluationSet, ImageSet
@@ -63,10 +63,7 @@ class FileData(RobustnessData):
     # What all of them have in common
 
     def default_workers(self) -> int:
-        """One per CPU, up to 16, to feed a GPU. Where the CPUs train, reading is 1 to 4% of their work, and
-        processes of its own gain nothing measurable on 2 of them: a quarter of the CPUs, rounded down.
-        """
-        return min(usable_cpus() if torch.accelerator.is_available() else usable_cpus() // 4, 16)
+        return file_workers(torch.accelerator.is_available())
 
     def images(self, name: str) -> ImageSet:
         """The images of a set: its prepared copy where there is one, else its files. Opened once."""

@@ -5,7 +5,8 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 from rich import get_console
 from rich.progress import track
 
@@ -31,6 +32,22 @@ def read_image(path: str) -> Image.Image:
             f"Cannot read the image {path}: {reason(error)}. "
             "Fetch it again or remove it; check=data lists all such files."
         ) from error
+
+
+def as_seen(image: Image.Image) -> Image.Image:
+    """An opened image as RGB, upright, without transparency, in 8 bits."""
+    image.seek(0) if getattr(image, "n_frames", 1) > 1 else None
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        # 16-bit files are opened as I or I;16: the mode does not tell how far the values go.
+        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else 255.0 if image.mode != "F" else 1.0
+        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def decoding_error(path: str) -> str | None:

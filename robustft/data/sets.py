@@ -21,6 +21,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from robustft.common.errors import UserError
+from robustft.data.reading import as_seen
 from robustft.data.sampling import draw
 
 
@@ -84,12 +85,25 @@ class Preprocess:
     resize: str = field(default="shortest", repr=False)  # in `repr`, images kept so far would be other ones
     crop: float = field(default=1.0, repr=False)
 
+    def __call__(self, image: Image.Image) -> Float[Tensor, "3 size size"]:
+        """An image of any kind as a model takes it, upright and on white: stacked, they are a batch.
+
+        Example:
+            >>> logits = model(model.preprocess(Image.open("a.jpg"))[None])  # doctest: +SKIP
+        """
+        return self.normalise(self.pixels(as_seen(image))[None])[0]
+
     def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
         """RGB, resized (with PIL's antialiasing), centre crop; values 0...255."""
-        side = math.floor(self.size / self.crop)
+        side = self.resized
         sides = [side, side] if self.resize == "squash" else [side]
         image = F.resize(image, sides, interpolation=InterpolationMode(self.interpolation))
         return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
+
+    @property
+    def resized(self) -> int:
+        """Side of the image before the centre crop: of the shorter one, or of both."""
+        return math.floor(self.size / self.crop)
 
     def unusual(self) -> dict[str, str | float]:
         """What makes other pixels than size and interpolation alone do: `resize` and `crop`, mostly neither."""
@@ -199,6 +213,7 @@ class EvaluationSet:
     correct: Bool[Tensor, "labels classes"]  # correct[label, k]: predicting class k is right for that label
     keys: Sequence[str]  # one name per image, its path within the set
     full_size: int | None = None  # images before a draw; None: nothing was left out
+    groups: Int64[Tensor, " images"] | None = None  # of each image, by number, where the set tells groups apart
 
     @cached_property
     def allowed(self) -> Bool[Tensor, " classes"]:
@@ -211,6 +226,8 @@ class EvaluationSet:
         digest = hashlib.sha256(f"{self.name}\0{self.dataset.identity()}".encode())
         digest.update("\0".join(self.keys).encode())
         digest.update((digest_of(self.dataset.labels) + digest_of(self.correct)).encode())
+        if self.groups is not None:
+            digest.update(digest_of(self.groups).encode())
         return digest.hexdigest()
 
     @property
@@ -231,4 +248,5 @@ class EvaluationSet:
             dataset=Selection(self.dataset, chosen),
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
+            groups=None if self.groups is None else self.groups[chosen],
         )

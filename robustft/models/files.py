@@ -7,6 +7,7 @@ from pathlib import Path
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 
+FORMAT = "robustft-classifier"  # what a file of a run says that it is
 MODEL = "model.safetensors"  # what a run leaves of its model
 BEST = "best.safetensors"  # what it has of it before its end
 # What folders of CLIP weights are made of, open_clip's and Hugging Face's, in the order of preference.

@@ -1,7 +1,7 @@
 """Names of CLIP's weights: those of others, turned into open_clip's."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,8 @@ from robustft.common.errors import UserError
 
 State = dict[str, Tensor]
 
-_WRAPPERS = ("module.", "_orig_mod.", "model.")  # of DDP, of torch.compile, of Lightning modules
+# Of DDP, of torch.compile, of Lightning modules and FLYP's encoder, of wise-ft's classifier.
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "image_encoder.")
 _TEXT = ("text_projection", "positional_embedding", "token_embedding", "transformer.", "ln_final.")
 
 # Hugging Face's names (transformers.CLIPModel), part by part.
@@ -95,3 +96,77 @@ def _renamed(name: str) -> str:
     for theirs, ours in _PARTS.items():
         name = name.replace(theirs, ours)
     return name
+
+
+_CLIP = {ours: theirs for theirs, ours in _PARTS.items()}
+
+
+def to_hugging_face(state: State) -> State:
+    """Return the weights of an open_clip CLIP of plain transformers under the names of a ``transformers.CLIPModel``."""
+    made: State = {}
+    for name, value in state.items():
+        if name == "logit_scale":
+            made[name] = value
+        elif name in ("visual.proj", "text_projection"):
+            tower = "visual" if name == "visual.proj" else "text"
+            made[f"{tower}_projection.weight"] = value.T.contiguous()
+        else:
+            tower = "vision_model" if name.startswith("visual.") else "text_model"
+            found = _apart(_replaced(name.removeprefix("visual."), _CLIP), value)
+            made |= {f"{tower}.{key}": part for key, part in found.items()}
+    return made
+
+
+# transformers' names of a SigLIP, part by part; open_clip's has timm's image tower and a text tower below ``text.``.
+_SIGLIP_VISION = {
+    "trunk.patch_embed.proj.": "embeddings.patch_embedding.",
+    "trunk.attn_pool.latent": "head.probe",
+    "trunk.attn_pool.proj.": "head.attention.out_proj.",
+    "trunk.attn_pool.norm.": "head.layernorm.",
+    "trunk.attn_pool.mlp.": "head.mlp.",
+    "trunk.blocks.": "encoder.layers.",
+    "trunk.norm.": "post_layernorm.",
+    ".norm1.": ".layer_norm1.",
+    ".norm2.": ".layer_norm2.",
+    ".attn.proj.": ".self_attn.out_proj.",
+}
+_SIGLIP_TEXT = {**{ours: theirs for theirs, ours in _PARTS.items()}, "text_projection.": "head."}
+
+
+def siglip_to_hugging_face(state: State) -> State:
+    """Return the weights of an open_clip SigLIP under the names of a ``transformers.SiglipModel``."""
+    made: State = {}
+    for name, value in state.items():
+        tower, _, inner = name.partition(".")
+        if name in ("logit_scale", "logit_bias"):
+            made[name] = value.reshape(1)
+        elif tower == "text":
+            made |= {f"text_model.{key}": part for key, part in _apart(_replaced(inner, _SIGLIP_TEXT), value).items()}
+        elif inner == "trunk.pos_embed":
+            made["vision_model.embeddings.position_embedding.weight"] = value[0]
+        elif inner.startswith(("trunk.attn_pool.q.", "trunk.attn_pool.kv.")):
+            kind = inner.rpartition(".")[2]
+            both = [state[f"visual.trunk.attn_pool.{part}.{kind}"] for part in ("q", "kv")]
+            made[f"vision_model.head.attention.in_proj_{kind}"] = torch.cat(both)
+        else:
+            found = _apart(_replaced(inner, _SIGLIP_VISION), value)
+            made |= {f"vision_model.{key}": part for key, part in found.items()}
+    return made
+
+
+def _replaced(name: str, names: Mapping[str, str]) -> str:
+    for ours, theirs in names.items():
+        if name.startswith(ours) or (ours.startswith(".") and ours in name):
+            name = name.replace(ours, theirs, 1)
+    return name
+
+
+_JOINED = re.compile(r"(?P<block>.*)\.attn\.(in_proj_|qkv\.)(?P<kind>weight|bias)")
+
+
+def _apart(name: str, value: Tensor) -> State:
+    """Queries, keys and values that are one matrix, each by itself; anything else as it is."""
+    if not (joined := _JOINED.fullmatch(name)):
+        return {name: value}
+    parts = zip("qkv", value.chunk(3), strict=True)
+    return {f"{joined['block']}.self_attn.{part}_proj.{joined['kind']}": rows.clone() for part, rows in parts}

@@ -13,10 +13,11 @@ from jaxtyping import Float, Int64
 from open_clip.model import _build_vision_tower
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
+from open_clip.tokenizer import HFTokenizer
 from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-__all__ = ["ModifiedResNet", "QuickGELU", "ResidualAttentionBlock", "TimmModel", "VisionTransformer"]
+__all__ = ["HFTokenizer", "ModifiedResNet", "QuickGELU", "ResidualAttentionBlock", "TimmModel", "VisionTransformer"]
 
 
 def build_tower(config: dict[str, Any]) -> nn.Module:

@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.models import torchscript
+from robustft.models import pickled, torchscript
 from robustft.models.names import State, to_open_clip, unwrapped
 from robustft.models.origin import QUICK_GELU, Origin, beside
 
@@ -39,7 +40,7 @@ def read_state(path: Path) -> State:
     """Return the state dict in a weights file, in float32.
 
     Reads safetensors (also in several files, by their index), PyTorch checkpoints (``weights_only=True``; a training
-    checkpoint's ``state_dict`` is taken) and TorchScript archives.
+    checkpoint's ``state_dict`` is taken), TorchScript archives, and modules that were pickled whole.
 
     Raises:
         UserError: missing, unreadable, or needs code to be unpickled.
@@ -66,13 +67,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways
+        if isinstance(error, pickle.UnpicklingError) and (module := _read_pickled(path)) is not None:
+            return module
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise UserError(
                 f"{path} holds pickled objects besides tensors, which may run code and are not loaded. "
                 "Save its state dict alone, best as safetensors."
             ) from error
-        pickled = isinstance(error, pickle.UnpicklingError | KeyError | EOFError)
-        reason = "damaged, or of another kind" if pickled or not str(error) else str(error).splitlines()[0][:160]
+        damaged = isinstance(error, pickle.UnpicklingError | KeyError | EOFError)
+        reason = "damaged, or of another kind" if damaged or not str(error) else str(error).splitlines()[0][:160]
         raise UserError(f"{path} is not a readable weights file ({reason}).") from error
     held = [name for name, value in found.items() if isinstance(value, Mapping)]
     chosen = next((name for name in _HOLDERS if name in held), None)
@@ -80,6 +83,14 @@ def _read(path: Path) -> Mapping[str, Any]:
     if chosen and averaged:
         log.info("%s: read %s; it holds %s too, which is left aside", path, chosen, averaged[0])
     return found[chosen] if chosen else found
+
+
+def _read_pickled(path: Path) -> Mapping[str, Any] | None:
+    """The state dict of a module that was pickled whole, as wise-ft and FLYP do; None: it is something else."""
+    try:
+        return pickled.read_module(path)
+    except Exception:  # noqa: BLE001 -- damaged, or of another kind: the first error says what is to be said
+        return None
 
 
 def _read_raw(path: Path) -> dict[str, Any]:
@@ -90,7 +101,9 @@ def _read_raw(path: Path) -> dict[str, Any]:
         return _read_parts(path)
     if torchscript.is_torchscript(path):
         return dict(torchscript.read_torchscript(path))
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():  # of pickles that it does not read
+        warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(loaded, dict):
         raise ValueError(f"holds a {type(loaded).__name__}, expected a state dict")
     return loaded

@@ -51,7 +51,7 @@ class WatchedPool(_Watched, AttentionPoolLatent):
     def forward(self, x: Float[Tensor, "batch tokens width"], *_: Any, **__: Any) -> Float[Tensor, "batch width"]:
         if self.pos_embed is not None:
             x = x + self.pos_embed.unsqueeze(0).to(x.dtype)
-        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        q = self.q(self.latent.expand(x.shape[0], -1, -1)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         out = self.proj_drop(self.proj(self.attend(self.q_norm(q), self.k_norm(k), v)))
         if self.mlp is not None:

@@ -21,7 +21,7 @@ from robustft.common.network import reachable
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
-from robustft.models.files import BEST, model_file, weights_file
+from robustft.models.files import BEST, FORMAT, model_file, weights_file
 from robustft.models.names import State, with_text_of
 from robustft.models.open_clip_private import build_tower, quiet
 from robustft.models.origin import Origin, twin, uses_quick_gelu
@@ -29,7 +29,6 @@ from robustft.models.reading import read_clip, read_state
 
 log = logging.getLogger(__name__)
 
-FORMAT = "robustft-classifier"
 SHIPPED = Path(__file__).parent / "tiny"  # a model config and weights that come with the package
 
 open_clip.add_model_config(SHIPPED)
@@ -63,12 +62,12 @@ def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Modu
         )
     state, origin = read_clip(path)
     if pretrained != "embedded":
-        _check_activation(architecture, path, origin)
+        check_activation(architecture, path, origin)
     fit(clip, with_text_of(state, clip.state_dict()), path, architecture)
     return clip.eval()
 
 
-def _check_activation(architecture: str, path: Path, origin: Origin) -> None:
+def check_activation(architecture: str, path: Path, origin: Origin) -> None:
     """Refuse weights that were trained with another activation than the model has; tell of those that do not say it."""
     quick, other = uses_quick_gelu(architecture), twin(architecture)
     names = ("GELU", "quick-GELU")
@@ -196,6 +195,15 @@ def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
     }
 
 
+def is_ours(path: Path) -> bool:
+    """Say whether a file is one that a run leaves.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    return path.name == BEST or read_metadata(path) is not None
+
+
 def load_classifier(
     path: Path,
     like: Classifier | None = None,
@@ -221,7 +229,8 @@ def load_classifier(
         )
     if metadata is None:
         raise UserError(
-            f"{path} is not a model left by a run (model.safetensors); weights of CLIP go to model.pretrained=FILE."
+            f"{path} is not a model left by a run (model.safetensors). Weights of others go to model.pretrained=FILE,"
+            " or with method=evaluate to checkpoint=FILE, which leaves such a model."
         )
     if "step" in metadata:
         _say_unfinished(path, metadata["step"])
@@ -235,7 +244,7 @@ def load_classifier(
         )
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
     if like is not None:
-        _require_alike(architecture, like.architecture, path)
+        require_alike(architecture, like.architecture, path)
     state = read_state(path)
     visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
     model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture)
@@ -264,7 +273,7 @@ def _say_unfinished(path: Path, step: str) -> None:
     log.warning("%s is the best model so far of a run that was interrupted: that of step %s", path, step)
 
 
-def _require_alike(found: Architecture, expected: Architecture, path: Path) -> None:
+def require_alike(found: Architecture, expected: Architecture, path: Path) -> None:
     """What has the same name may still see other images, or use another activation."""
     quick = [bool(one.config.get("quick_gelu")) for one in (found, expected)]
     if quick[0] != quick[1]:

@@ -85,7 +85,7 @@ def zeroshot_classifier(
         bare = Classifier(build_tower(config), nn.Linear(config["embed_dim"], 1), described)
         check(bare)  # before weights are fetched
     if pretrained is not None and tokenizer is None:
-        tokenizer = _tokenizer(architecture)  # first: it is small, and may be missing
+        tokenizer = open_clip_tokenizer(architecture)  # first: it is small, and may be missing
     clip: Any = create_clip(architecture, pretrained, seed)
     if tokenizer is None or pretrained is None:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
@@ -131,7 +131,7 @@ def _head(rows: Float[Tensor, "classes features"], scale: float, bias: float = 0
     return head
 
 
-def _tokenizer(architecture: str) -> Tokenizer:
+def open_clip_tokenizer(architecture: str) -> Tokenizer:
     """open_clip's, which lies on a hub for some models.
 
     Raises:

@@ -61,6 +61,13 @@ def prompts() -> torch.Tensor:
     return tokens
 
 
+def test_open_clips_tokenizers() -> None:
+    assert parameters(open_clip_private.HFTokenizer.save_pretrained)[-1] == "dest"
+    tokenizer = open_clip.get_tokenizer("ViT-B-32")  # what transformers' is made of
+    assert tokenizer.encoder["<start_of_text>"] == 49406 and tokenizer.encoder["<end_of_text>"] == 49407
+    assert min(tokenizer.bpe_ranks.values()) == 0 and tokenizer.context_length == 77
+
+
 def test_open_clips_vision_transformer() -> None:
     assert parameters(open_clip.model._build_vision_tower)[:3] == ["embed_dim", "vision_cfg", "quick_gelu"]
     tower: Any = build_tower({"embed_dim": 16, "vision_cfg": VIT, "quick_gelu": True}).eval()

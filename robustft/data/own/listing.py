@@ -6,8 +6,8 @@ So the same images in folders, in domain folders or in a table give the same dra
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.data.folders import some
-from robustft.data.own.reading import is_image_name, looks_like_image
+from robustft.data.own.reading import images_below, is_image_name, is_system
 from robustft.data.sampling import shares
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Listing:
         classes: the class of each image, as it is called on disk.
         inner: the path of each image inside of its class folder: with the class what draws go by.
         domains: the domain of each image; none where there is only one.
+        groups: the group of each image, of those among which the worst counts; none where there are none.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class Listing:
     classes: Sequence[str]
     inner: Sequence[str]
     domains: Sequence[str] = ()
+    groups: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,7 +54,7 @@ class Listing:
         return self.select(sorted(range(len(self)), key=keys.__getitem__))
 
     def select(self, positions: Sequence[int]) -> "Listing":
-        parts = {"names": self.names, "classes": self.classes, "inner": self.inner, "domains": self.domains}
+        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "root"}
         chosen: dict[str, Any] = {key: [part[i] for i in positions] if part else [] for key, part in parts.items()}
         return replace(self, **chosen)
 
@@ -112,27 +114,6 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     if loose:
         log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
     return Listing(root, names, classes, inner).ordered()
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder that it lies in
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_system(name))
-        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
-        for name in files:
-            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
-                yield before + name
-
-
-def is_system(folder: str) -> bool:
-    """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
-    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 
 
 def _refuse_splits(folder: Path, folders: Sequence[str], what: str) -> None:

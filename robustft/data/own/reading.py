@@ -11,13 +11,14 @@
 | larger than Pillow's limit for decompression bombs | refused |
 """
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from robustft.common.errors import UserError, install
-from robustft.data.reading import EXTENSIONS, reason
+from robustft.data.reading import EXTENSIONS, as_seen, reason
 
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
@@ -40,22 +41,6 @@ def read_upright(path: str) -> Image.Image:
             f"Cannot read the image {path}: {_why(path, error)}. Fetch it again or remove it; check=data lists all"
             " such files."
         ) from error
-
-
-def as_seen(image: Image.Image) -> Image.Image:
-    """An opened image as RGB, upright, without transparency, in 8 bits."""
-    image.seek(0) if getattr(image, "n_frames", 1) > 1 else None
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        # 16-bit files are opened as I or I;16: the mode does not tell how far the values go.
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else 255.0 if image.mode != "F" else 1.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
 
 
 def _open(file) -> Image.Image:
@@ -116,3 +101,24 @@ def looks_like_image(path: str) -> bool:
     except OSError:
         return False
     return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
+
+
+def images_below(folder: Path) -> Iterator[str]:
+    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_system(name))
+        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
+        for name in files:
+            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
+                yield before + name
+
+
+def is_system(folder: str) -> bool:
+    """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
+    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")

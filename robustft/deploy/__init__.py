@@ -1,0 +1,5 @@
+"""What comes after training: predictions of a model that a run left, and the model in the forms that others load.
+
+`source` says what lies beside a model, `model` is what `robustft.load` gives, `predict` and `export` are commands;
+`formats` has one file for each form, with what writes it and what loads it back.
+"""

@@ -1,0 +1,58 @@
+"""The images that are meant by what was typed, and reading them although some cannot be read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustft.common.errors import UserError, reason
+from robustft.common.paths import expand
+from robustft.data.own.reading import images_below
+
+if TYPE_CHECKING:
+    from robustft.data.folders import ImageFiles
+    from robustft.data.sets import Preprocess
+
+UNREADABLE = 1  # the label of an image that could not be read; that of others is 0
+
+
+def listed(typed: Sequence[str | Path]) -> list[str]:
+    """The paths of images: files as they are given, and the images below folders, by path.
+
+    Raises:
+        UserError: one of them is not there, or a folder holds no image.
+    """
+    found: list[str] = []
+    for one in typed:
+        path = expand(one)
+        if path.is_dir():
+            try:
+                inside = sorted(images_below(path))
+            except OSError as error:
+                raise UserError(f"{path}: cannot be looked into ({reason(error)})") from error
+            if not inside:
+                raise UserError(f"{path}: no images in that folder")
+            found += [str(path / name) for name in inside]
+        elif path.exists():
+            found.append(str(path))
+        else:
+            raise UserError(f"{path}: no such file or folder. Expected images, or folders of them")
+    return found
+
+
+def images_of(paths: Sequence[str], preprocess: "Preprocess") -> "ImageFiles":
+    """A set of these images in their order; one that cannot be read is black, and its label says so."""
+    import torch
+
+    from robustft.data.folders import ImageFiles
+    from robustft.data.own.reading import read_upright
+
+    class Images(ImageFiles):
+        def __getitem__(self, index: int) -> Any:
+            try:
+                return self.preprocess.pixels(self.original(index)), 0, index
+            except UserError:
+                side = self.preprocess.size
+                return torch.zeros(3, side, side, dtype=torch.uint8), UNREADABLE, index
+
+    labels = torch.zeros(len(paths), dtype=torch.int64)
+    return Images(Path("."), paths, labels, preprocess, read=read_upright)
