@@ -6,7 +6,7 @@ happens on the device (`Preprocess.normalise`): bytes are a quarter of the traff
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -209,3 +209,58 @@ class EvaluationSet:
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
         )
+
+
+class Relabelled(Dataset):
+    """The images of a dataset under other labels: one picture may be asked about several things."""
+
+    def __init__(self, dataset: ImageSet, labels: Int64[Tensor, " images"]) -> None:
+        self.dataset, self.labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
+        return self.dataset[index][0], int(self.labels[index]), index
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        return take(self.dataset, indices)._replace(labels=self.labels[torch.tensor(indices)])
+
+    def original(self, index: int) -> Any:
+        return original(self.dataset, index)
+
+    def key(self, index: int) -> str:
+        return self.dataset.key(index)
+
+    def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
+        return self.dataset.identity(chosen)
+
+
+@dataclass(frozen=True)
+class RetentionTask:
+    """Another task than that of training: what a model could do before, and may have forgotten.
+
+    Tasks of the same pictures (`Relabelled`) are looked at together: each picture is encoded once.
+
+    Attributes:
+        images: an evaluation set under the task's name; `correct[label, class]` is over its own classes.
+        class_names: what its classes are called, in label order.
+        templates: of prompts, from which the text tower makes the head.
+    """
+
+    images: EvaluationSet
+    class_names: Sequence[str]
+    templates: Sequence[Callable[[str], str] | str]
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt of every class, class by class."""
+        return [t.format(c) if isinstance(t, str) else t(c) for c in self.class_names for t in self.templates]
+
+    def at_most(self, images: int | None) -> "RetentionTask":
+        """This task on a fixed random draw of so many images."""
+        return replace(self, images=self.images.at_most(images))

@@ -16,6 +16,8 @@ TEMPLATES = (
     "a picture of the {}.", "a sketch of a {}.", "a drawing of a {}.", "a cartoon of a {}.",
     "a painting of a {}.", "a mosaic of a {}.", "a negative of a {}.",
 )  # fmt: skip
+OF_CONTEXTS = ("a thing {}.", "the thing {}.")  # of the tasks that fine-tuning never asks for
+OF_STYLES = ("a {} of a thing.", "a {} of the thing.")
 
 
 def vocabulary() -> list[str]:

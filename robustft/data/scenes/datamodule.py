@@ -1,6 +1,6 @@
 """The data module of the embedded benchmark: rendered scenes in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -8,20 +8,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int64, UInt8
 from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.scenes.cache import cached, default_folder
-from robustft.data.scenes.captions import TEMPLATES
+from robustft.data.scenes.captions import OF_CONTEXTS, OF_STYLES, PLACES, TEMPLATES
 from robustft.data.scenes.generate import Rendered
-from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
-from robustft.data.sets import Batch, EvaluationSet, TensorImages
+from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, PRETRAINING, SETS, STYLES, Recipe
+from robustft.data.sets import Batch, EvaluationSet, Relabelled, RetentionTask, TensorImages
 
 EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
 SMALLEST, LARGEST = 24, 512  # pixels
+RETENTION = "retention"  # a draw of its own of what the small CLIP was pre-trained on
 
 
 class SceneImages(TensorImages):
@@ -109,11 +110,25 @@ class ScenesData(RobustnessData):
     def evaluation_sets(self) -> list[EvaluationSet]:
         return self._evaluation
 
+    def retention_tasks(self) -> list[RetentionTask]:
+        """What the small CLIP learnt from captions and fine-tuning never asks for: context and style of a scene."""
+        images = self._images(RETENTION, self.test_images)
+        keys = [str(i) for i in range(len(images))]
+
+        def task(name: str, labels: Int64[Tensor, " images"], classes: Sequence[str], templates: Sequence[str]):
+            right = torch.eye(len(classes), dtype=torch.bool)
+            return RetentionTask(EvaluationSet(name, Relabelled(images, labels), right, keys), classes, templates)
+
+        return [
+            task("context", images.scenes.contexts, PLACES, OF_CONTEXTS),
+            task("style", images.scenes.styles, STYLES, OF_STYLES),
+        ]
+
     def verify(self, training: bool = True) -> None:
         """Nothing to find: what is not in the cache is rendered."""
 
     def _images(self, name: str, count: int) -> SceneImages:
-        recipe = correlated(SETS[name], self.correlation)
+        recipe = PRETRAINING if name == RETENTION else correlated(SETS[name], self.correlation)
         scenes = cached(recipe, count, size=self.image_size, seed=self.data_seed, name=name, folder=self.root)
         return SceneImages(scenes, self.preprocess.size)
 
