@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustft.cli import described, sources
-from robustft.cli.settings import REFUSED
+from robustft.cli.settings import REFUSED, spelled
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
 from robustft.common.configs import container, flatten
@@ -64,6 +64,8 @@ def parse(typed: Iterable[str]) -> list[Override]:
             override = parser.parse_override(str(override.input_line).lstrip("+"))
         if described.opens(override.key_or_group):  # a name of the user's own
             override = parser.parse_override(f"++{str(override.input_line).lstrip('+')}")
+        elif (whole := spelled(override.key_or_group)) is not None:
+            override = parser.parse_override(f"++{whole}={str(override.input_line).partition('=')[2]}")
         if override.key_or_group == "hydra.searchpath":
             raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)

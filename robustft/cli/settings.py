@@ -58,6 +58,9 @@ TIMED: Case = {**TRAINS, **WHOLE_RUN, "trainer.max_time": {"kind": "text"}}
 LONG: Case = {**TRAINS, **WHOLE_RUN}
 SCORED: list[Case] = [{**LONG, **HOLDOUT}, {**LONG, "data.validate": {"of": ["all"]}}]  # while it trains
 
+# A zero-shot model that is told about by text: without one nothing is known of other tasks.
+TEXT_TOWER: Case = {"model.pretrained": {"kind": "text"}, "model.takes.text": {"of": [None, True]}}
+
 CORE: dict[str, Description] = {
     "seed": {
         **{"kind": "whole", "from": 0, "to": 2**32 - 1},
@@ -80,6 +83,12 @@ CORE: dict[str, Description] = {
     "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
     "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
     "constraint.head": {**FLAG, "by": "constraint"},
+    "retain.*.path": {"any": [{"kind": "text"}, {"of": [False]}], "when": [TEXT_TOWER]},  # the first: see `spelled`
+    "retain.*.kind": {"of": ["folders", "table", "torchvision"], "when": [TEXT_TOWER]},
+    "retain.*.split": {**TEXT, "when": [TEXT_TOWER]},
+    "retain.*.class_names": {**TEXT, "when": [TEXT_TOWER]},
+    "retain.*.templates": {"any": [{"kind": "text"}, {"kind": "texts"}], "when": [TEXT_TOWER]},
+    "retain.*.images": {**COUNT, "or_null": True, "when": [TEXT_TOWER]},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
@@ -177,6 +186,21 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
+
+
+def spelled(name: str) -> str | None:
+    """The whole name of a setting of something that the user names: retain.pets is retain.pets.path.
+
+    None where nothing of the core takes such names, or it has no such setting.
+    """
+    parts = name.split(".")
+    keys = [key.rpartition(".")[2] for key in CORE if key.startswith(f"{parts[0]}.*.")]
+    if not keys or len(parts) not in (2, 3) or not parts[1]:
+        return None
+    last = parts[2] if len(parts) == 3 else keys[0]
+    return f"{parts[0]}.{parts[1]}.{last}" if last in keys else None
+
+
 OF_TRAINING = ("schedule", "constraint")  # groups that a method makes something of if it trains
 
 
@@ -303,6 +327,7 @@ class Settings:
     def descriptions(self, name: str) -> Iterator[tuple[str, Description]]:
         """(who, description) of a setting, by everyone who takes it."""
         wildcards = [f"{name[:dot]}.*" for dot in (m.start() for m in re.finditer(r"\.", name))]
+        wildcards += [f"{name.partition('.')[0]}.*.{name.rpartition('.')[2]}"] * (name.count(".") == 2)
         found = False
         for owner, described in self._described.items():
             for key in (name, *wildcards):

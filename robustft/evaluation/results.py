@@ -121,6 +121,7 @@ def results_record(
     protocol: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     calibration: Mapping[str, float | None] | None = None,
+    retention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -132,6 +133,7 @@ def results_record(
         protocol: how it was trained and evaluated; keys of PROTOCOL, null where it is not known.
         metrics: by name the label, unit and higher_is_better of what scores hold beside top-1.
         calibration: temperature and zeroshot_temperature.
+        retention: of each other task top1, zeroshot_top1, top1_own_text and n; see robustft/evaluation/retention.py.
     """
     return {
         "schema": SCHEMA,
@@ -150,7 +152,7 @@ def results_record(
         "checkpoint": checkpoint,
         "wall_s": wall_s,
         "train_images_per_s": train_images_per_s,
-        "retention": None,
+        "retention": None if retention is None else _plain(retention),
         "calibration": None if calibration is None else _plain(calibration),
         "settings": _plain(settings or {}),
         "display": _plain(display or {"label": method, "marker": None, "dial": None}),
@@ -208,6 +210,9 @@ def find_fault(record: Any) -> str | None:
         for key, types in _SINCE_2.items():
             if not _is_one_of(record.get(key, ...), types):
                 return f"{key!r} is {'missing' if key not in record else repr(record[key])[:60]}"
+        for name, known in (record["retention"] or {}).items():
+            if fault := _retention_fault(known):
+                return f"'retention.{name}{fault}"
         for name, told in record["metrics"].items():
             if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
                 return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
@@ -241,6 +246,15 @@ def find_fault(record: Any) -> str | None:
     return None
 
 
+def _retention_fault(known: Any) -> str | None:
+    found: dict[str, Any] = known if isinstance(known, dict) else {}
+    for key in ("top1", "zeroshot_top1", "top1_own_text"):
+        value = found.get(key)
+        if not (key == "top1_own_text" and value is None) and not (_is_number(value) and 0 <= value <= 1):
+            return f".{key}' is {value!r:.60}, expected a fraction in 0…1"
+    return None if _is_number(found.get("n")) else f".n' is {found.get('n')!r:.60}, expected a number of images"
+
+
 def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:
     """Of these types, finite, and true and false are no numbers."""
     if isinstance(value, bool):
@@ -256,6 +270,12 @@ def percent(fraction: float, decimals: int = 1) -> str:
     """A fraction in percent with ties rounded up, as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
     step = Decimal(1).scaleb(-decimals)
     return str((Decimal(repr(round(float(fraction), 12))) * 100).quantize(step, rounding=ROUND_HALF_UP))
+
+
+def signed(fraction: float) -> str:
+    """A difference in percentage points with its sign."""
+    text = percent(abs(fraction))
+    return text if float(text) == 0 else f"{'+' if fraction > 0 else '−'}{text}"
 
 
 # Of the sets that come with the product; sets of a user's own go by their names.
@@ -356,6 +376,26 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def retention_table(record: Mapping[str, Any]) -> Table:
+    """What the model still knows: zero-shot and this model on every other task, and their difference in points."""
+    table = Table(title="Retention: other tasks, top-1 in %", title_justify="left")
+    columns = {"task": list(record["retention"]), "zero-shot": [], record["method"]: [], "Δ": []}
+    for one in record["retention"].values():
+        columns["zero-shot"].append(percent(one["zeroshot_top1"]))
+        if record["method"] != "zeroshot":
+            columns[record["method"]].append(percent(one["top1"]))
+            columns["Δ"].append(signed(one["top1"] - one["zeroshot_top1"]))
+    own = [one["top1_own_text"] for one in record["retention"].values()]
+    if any(value is not None for value in own):
+        columns["its own text tower"] = ["–" if value is None else percent(value) for value in own]
+    shown = {heading: cells for heading, cells in columns.items() if cells}
+    for heading in shown:
+        table.add_column(escape(heading), justify="left" if heading == "task" else "right")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*map(escape, row))
+    return table
+
+
 def print_table(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print `summary_table(record)`, upright where it is wider than the terminal, and what else was measured."""
     console = console or terminal.console()
@@ -363,6 +403,8 @@ def print_table(record: Mapping[str, Any], console: Console | None = None) -> No
     terminal.print_table(console, table if terminal.fits(console, table) else summary_table(record, upright=True))
     if record.get("metrics"):
         terminal.print_table(console, metrics_table(record))
+    if record.get("retention"):
+        terminal.print_table(console, retention_table(record))
 
 
 def _plain(value: Any) -> Any:

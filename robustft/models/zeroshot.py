@@ -90,7 +90,7 @@ def zeroshot_classifier(
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
         described = replace(described, text=TextSource.of(architecture, pretrained, clip))
-        rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
+        rows = text_rows(clip, tokenizer or open_clip_tokenizer(architecture), class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
@@ -131,14 +131,14 @@ def _head(rows: Float[Tensor, "classes features"], scale: float, bias: float = 0
     return head
 
 
-def _tokenizer(architecture: str) -> Tokenizer:
+def open_clip_tokenizer(architecture: str) -> Tokenizer:
     """open_clip's, which lies on a hub for some models.
 
     Raises:
         UserError: it cannot be fetched, or needs a package that is not there.
     """
     try:
-        return open_clip.get_tokenizer(architecture)
+        return open_clip.getopen_clip_tokenizer(architecture)
     except Exception as error:  # whatever the hub, the network or a missing package says
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.data.datamodule import RobustnessData
 from robustft.data.folders import ImageFiles, image_paths, some
 from robustft.data.own import names, prompts
 from robustft.data.own.listing import Listing, scan
@@ -27,6 +28,37 @@ DEFAULTS = {
     "templates": "imagenet",
     "images": None,
 }
+
+
+def tasks_of(typed: Mapping[str, Mapping[str, Any]], data: RobustnessData) -> list[RetentionTask]:
+    """The tasks of a run: those that come with its data, then those that are typed; `data.eval_images` cuts them too.
+
+    Args:
+        typed: options by name, see `make_task`; with the path False the data's task of that name is left out.
+
+    Raises:
+        UserError: one is missing or wrong.
+    """
+    tasks = {task.name: task for task in data.retention_tasks()}
+    for name, options in typed.items():
+        if options.get("path") is not False:
+            tasks[name] = make_task(name, options, data.preprocess)
+        elif tasks.pop(name, None) is None:
+            brought = f"it brings {', '.join(tasks)}" if tasks else "it brings none"
+            raise UserError(f"retain.{name}=false: no task of that name comes with data={data.name}: {brought}")
+    for name, task in tasks.items():
+        _check(name, task)
+    return [task.at_most(data.eval_images) for task in tasks.values()]
+
+
+def _check(name: str, task: RetentionTask) -> None:
+    """Refuse what a data class of one's own may get wrong."""
+    right = task.images.correct
+    if right.shape[1] != len(task.class_names) or len(right) <= int(task.images.dataset.labels.max()):
+        raise UserError(
+            f"retention_tasks(): {name} has labels up to {int(task.images.dataset.labels.max())} and"
+            f" {len(task.class_names)} class names, and `correct` is {tuple(right.shape)}: expected (labels, classes)"
+        )
 
 
 def make_task(name: str, options: Mapping[str, Any], preprocess: Preprocess) -> RetentionTask:

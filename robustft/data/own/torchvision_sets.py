@@ -1,4 +1,4 @@
-"""Data sets as torchvision has them on disk, by torchvision's names; what is private to its classes is asked for here."""
+"""Data sets as torchvision has them on disk, by its names; what is private to its classes is asked for here."""
 
 import hashlib
 import inspect
@@ -90,9 +90,9 @@ def torchvision_set(name: str, root: Path, split: str | None, preprocess: Prepro
 
 
 def _images(found: Any, root: Path, preprocess: Preprocess) -> ImageSet:
-    paths = next((getattr(found, name) for name in FILES if hasattr(found, name)), None)
+    paths: Any = next((getattr(found, name) for name in FILES if hasattr(found, name)), None)
     pairs = paths is not None and isinstance(paths[0], tuple)
-    labels = [label for _, label in paths] if pairs else next((getattr(found, n) for n in LABELS if hasattr(found, n)))
+    labels = [label for _, label in paths] if pairs else next(getattr(found, n) for n in LABELS if hasattr(found, n))
     whole = torch.as_tensor(labels).long()
     if paths is None:
         return TorchvisionImages(found, whole, preprocess)
@@ -104,4 +104,3 @@ def _classes(found: Any, labels: Int64[Tensor, " images"]) -> Sequence[str]:
     """What the classes are called; their numbers where the set does not say."""
     own = getattr(found, "classes", None)
     return [str(k) for k in range(int(labels.max()) + 1)] if own is None else list(map(str, own))
-
