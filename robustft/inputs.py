@@ -121,11 +121,12 @@ class Inputs(Mapping[str, Any]):
         """
         zeroshot, model = self.zeroshot, self.cfg.model
         tokenizer = self._own_tokenizer() or open_clip_tokenizer(model.architecture)
-        tower: list[nn.Module] = [one for one in (trained or zeroshot.text,) if one is not None]
+        tower = [one for one in (trained, zeroshot.text) if one is not None]
+        source = zeroshot.architecture.text if trained is None else None
         file = weights_file(model.pretrained)
 
         def encode(task: RetentionTask) -> Rows:
-            if not tower:
+            if not tower:  # it has done its work when the head was made, and is gone
                 tower.append(text_tower(zeroshot, near=(file, file.parent)))
             return text_rows(tower[0], tokenizer, task.class_names, task.templates, device=self.device)
 
@@ -135,12 +136,11 @@ class Inputs(Mapping[str, Any]):
                 tokens = tokenizer(task.prompts)
             except UserError as error:
                 raise UserError(f"retain.{task.name}: {error} Leave it out: retain.{task.name}=false") from error
-            if tower or zeroshot.architecture.text is None:
+            if source is None:
                 found[task.name] = encode(task)
             else:
-                make = partial(encode, task)
-                source = zeroshot.architecture.text
-                found[task.name] = kept_rows(source, task.prompts, tokens, cache_folder() / "heads", make)
+                make, kept = partial(encode, task), cache_folder() / "heads"
+                found[task.name] = kept_rows(source, task.prompts, tokens, kept, make)
         return found
 
     def load(self, path: str | Path) -> Classifier:
@@ -293,6 +293,8 @@ def make_retention(cfg: DictConfig, inputs: Inputs) -> Retention | None:
     """
     plain = configs.plain(cfg)
     typed, zeroshot = plain["retain"], inputs.zeroshot
+    if cfg.model.pretrained is None:  # nothing that could be forgotten
+        return None
     if zeroshot.text is None and zeroshot.architecture.text is None:
         if wanted := [name for name, options in typed.items() if options.get("path") is not False]:
             raise UserError(

@@ -211,36 +211,11 @@ class EvaluationSet:
         )
 
 
-class Relabelled(Dataset):
-    """The images of a dataset under other labels: one picture may be asked about several things."""
-
-    def __init__(self, dataset: ImageSet, labels: Int64[Tensor, " images"]) -> None:
-        self.dataset, self.labels = dataset, labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
-        return self.dataset[index][0], int(self.labels[index]), index
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        return take(self.dataset, indices)._replace(labels=self.labels[torch.tensor(indices)])
-
-    def original(self, index: int) -> Any:
-        return original(self.dataset, index)
-
-    def key(self, index: int) -> str:
-        return self.dataset.key(index)
-
-    def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
-        return self.dataset.identity(chosen)
-
-
 @dataclass(frozen=True)
 class RetentionTask:
     """Another task than that of training: what a model could do before, and may have forgotten.
 
-    Tasks of the same pictures (`Relabelled`) are looked at together: each picture is encoded once.
+    Tasks of the same pictures (their `identity` says so) are asked together: each picture is encoded once.
 
     Attributes:
         images: an evaluation set under the task's name; `correct[label, class]` is over its own classes.

@@ -23,7 +23,7 @@ from robustft.common.cache import cache_folder, digest, fingerprint, one_at_a_ti
 from robustft.common.memory import EVALUATION, enough_memory
 from robustft.common.processes import is_first_process
 from robustft.data.datamodule import RobustnessData
-from robustft.data.sets import Batch, Relabelled, RetentionTask, Selection
+from robustft.data.sets import Batch, RetentionTask
 from robustft.evaluation.results import Score
 from robustft.evaluation.score_cache import ScoreCache
 from robustft.evaluation.top1 import Top1
@@ -136,15 +136,9 @@ def retained(found: Mapping[str, Mapping[str, Any]] | None) -> dict[str, float]:
 
 def _by_pictures(questions: Sequence[Question]) -> Iterator[list[Question]]:
     """Questions of the same pictures together, so that each picture is encoded once."""
-    together: dict[tuple[int, bytes], list[Question]] = {}
+    together: dict[str, list[Question]] = {}
     for question in questions:
-        inner: Any = question.task.images.dataset
-        positions = torch.arange(len(inner))
-        while isinstance(inner, Selection | Relabelled):
-            if isinstance(inner, Selection):
-                positions = inner.chosen[positions]
-            inner = inner.dataset
-        together.setdefault((id(inner), positions.numpy().tobytes()), []).append(question)
+        together.setdefault(question.task.images.dataset.identity(), []).append(question)
     yield from together.values()
 
 

@@ -1,54 +1,25 @@
 """The data module of the embedded benchmark: rendered scenes in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Int64, UInt8
-from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.scenes.cache import cached, default_folder
-from robustft.data.scenes.captions import OF_CONTEXTS, OF_STYLES, PLACES, TEMPLATES
-from robustft.data.scenes.generate import Rendered
-from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, PRETRAINING, SETS, STYLES, Recipe
-from robustft.data.sets import Batch, EvaluationSet, Relabelled, RetentionTask, TensorImages
+from robustft.data.scenes.captions import TASKS, TEMPLATES
+from robustft.data.scenes.images import SceneImages
+from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
+from robustft.data.scenes.retention import retention_task
+from robustft.data.sets import EvaluationSet, RetentionTask
 
 EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
 SMALLEST, LARGEST = 24, 512  # pixels
-RETENTION = "retention"  # a draw of its own of what the small CLIP was pre-trained on
-
-
-class SceneImages(TensorImages):
-    """A rendered set, resized to the model's resolution when that is another.
-
-    Attributes:
-        masks: where the object is seen, at the resolution of rendering.
-    """
-
-    def __init__(self, scenes: Rendered, size: int) -> None:
-        super().__init__(scenes.images, scenes.labels)
-        self.scenes, self.size = scenes, size
-
-    @property
-    def masks(self) -> Bool[Tensor, "images height width"]:
-        return self.scenes.masks
-
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
-        return self.__getitems__([index]).images[0], int(self.labels[index]), index
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        batch = super().__getitems__(indices)
-        if batch.images.shape[-1] == self.size:
-            return batch
-        resized = F.interpolate(batch.images.float(), (self.size,) * 2, mode="bicubic", antialias=True)
-        return batch._replace(images=resized.round().clamp(0, 255).to(torch.uint8))
 
 
 class ScenesData(RobustnessData):
@@ -112,23 +83,24 @@ class ScenesData(RobustnessData):
 
     def retention_tasks(self) -> list[RetentionTask]:
         """What the small CLIP learnt from captions and fine-tuning never asks for: context and style of a scene."""
-        images = self._images(RETENTION, self.test_images)
-        keys = [str(i) for i in range(len(images))]
-
-        def task(name: str, labels: Int64[Tensor, " images"], classes: Sequence[str], templates: Sequence[str]):
-            right = torch.eye(len(classes), dtype=torch.bool)
-            return RetentionTask(EvaluationSet(name, Relabelled(images, labels), right, keys), classes, templates)
-
-        return [
-            task("context", images.scenes.contexts, PLACES, OF_CONTEXTS),
-            task("style", images.scenes.styles, STYLES, OF_STYLES),
-        ]
+        tasks = []
+        for name in TASKS:
+            images, class_names, templates = retention_task(
+                name,
+                self.preprocess.size,
+                images=self.test_images,
+                size=self.image_size,
+                data_seed=self.data_seed,
+                root=self.root,
+            )
+            tasks.append(RetentionTask(replace(images, name=name), class_names, templates))
+        return tasks
 
     def verify(self, training: bool = True) -> None:
         """Nothing to find: what is not in the cache is rendered."""
 
     def _images(self, name: str, count: int) -> SceneImages:
-        recipe = PRETRAINING if name == RETENTION else correlated(SETS[name], self.correlation)
+        recipe = correlated(SETS[name], self.correlation)
         scenes = cached(recipe, count, size=self.image_size, seed=self.data_seed, name=name, folder=self.root)
         return SceneImages(scenes, self.preprocess.size)
 
