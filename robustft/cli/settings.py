@@ -83,6 +83,7 @@ CORE: dict[str, Description] = {
     "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
     "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
     "constraint.head": {**FLAG, "by": "constraint"},
+    "retain": {"kind": "anything"},
     "retain.*.path": {"any": [{"kind": "text"}, {"of": [False]}], "when": [TEXT_TOWER]},  # the first: see `spelled`
     "retain.*.kind": {"of": ["folders", "table", "torchvision"], "when": [TEXT_TOWER]},
     "retain.*.split": {**TEXT, "when": [TEXT_TOWER]},
@@ -164,6 +165,7 @@ CHOSEN = {
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
     "augment.kind": "choose the augmentation by its group: augment=NAME",
+    "retain": "each task has a name of your own: retain.NAME=DIR",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
