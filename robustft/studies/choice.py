@@ -53,7 +53,7 @@ class System:
 
 
 def selected(systems: Sequence[System]) -> list[System]:
-    """Of each method the value of its dial with the highest mean hold-out accuracy; the middle one without a hold-out."""
+    """Of each method the value of its dial with the best mean hold-out accuracy; without a hold-out the middle one."""
     chosen = []
     for typed in dict.fromkeys(system.typed for system in systems):
         values = [system for system in systems if system.typed == typed]
@@ -137,8 +137,8 @@ def _against(system: System, base: System, key: str) -> str:
 def sentence(chosen: Sequence[System], base: System) -> str:
     """What to use: of the methods that give up no more than a point of ID accuracy for certain, the most robust one.
 
-    Without shifts the one that still knows most, without other tasks the most accurate. Those that the seeds do not tell
-    from it are named.
+    Without shifts the one that still knows most, without other tasks the most accurate. Those that the seeds do not
+    tell from it are named.
     """
     best = max(chosen, key=lambda one: one.mean("id") or 0.0)
     near = [one for one in chosen if one is best or _no_worse(one.minus(best, "id"))]
@@ -159,9 +159,8 @@ def sentence(chosen: Sequence[System], base: System) -> str:
     if (known := pick.mean("retention")) is not None:
         said += f"; of what it knew of other tasks {signed(known)} points against zero-shot"
     alike = [one.label for one in near if one is not pick and not _told(pick.minus(one, key))]
-    said += (
-        f". {seeds} seed{'s' * (seeds > 1)} do{'es' * (seeds == 1)} not tell it from {_listed(alike)}" if alike else ""
-    )
+    if alike:
+        said += f". {seeds} {'seeds do' if seeds > 1 else 'seed does'} not tell it from {_listed(alike)}"
     few = " One seed proves little: --seeds 5." if seeds == 1 else ""
     dial = "" if pick.value is None else " The value of its dial was chosen on the hold-out."
     return f"{said}.{dial}{few}"

@@ -188,7 +188,7 @@ def candidate(typed: str, common: Sequence[str], several: Mapping[str, Sequence[
 
 
 def _spread(value: Any, described: Sequence[Description]) -> tuple[float, ...]:
-    """Values of a dial: quarters of its range, or its own value and a third and three times of it; none: it is fixed."""
+    """Values of a dial: quarters of its range, else its own value, a third and three times of it; none: it is fixed."""
     for one in described:
         low, high = one.get("from", one.get("above")), one.get("to", one.get("below"))
         if low is not None and high is not None:

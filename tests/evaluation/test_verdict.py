@@ -48,8 +48,8 @@ def record(ids=(0.6, 0.8), ood=((0.7, 0.7), (0.5, 0.5)), known=None, method="kd"
         ),
         (
             {"ids": (0.6, 0.6), "ood": ((0.5, 0.6),)},
-            "It helped under shift, and left ID as it was: ID 60.0 → 60.0 (0.0, chance moves it by 3.0), OOD 50.0 → 60.0"
-            " (+10.0).",
+            "It helped under shift, and left ID as it was: ID 60.0 → 60.0 (0.0, chance moves it by 3.0), OOD 50.0 →"
+            " 60.0 (+10.0).",
         ),
         (
             {"ids": (0.6, 0.61), "ood": ((0.5, 0.51),)},
