@@ -1,4 +1,4 @@
-"""The commands of docs/retention.md and docs/compare.md: the embedded ones are run, of the others all is checked but images."""
+"""The commands of docs/retention.md and docs/compare.md: the embedded ones are run, the others checked."""
 
 import re
 import shlex
