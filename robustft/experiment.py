@@ -1,7 +1,6 @@
 """One run from its config to its results: data, models, method, evaluation, what is left in the folder."""
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -25,7 +24,9 @@ from robustft.common import configs
 from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
+from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
+from robustft.data.check import known_leaks
 from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
@@ -261,7 +262,7 @@ def finish(
         print_table(record)
         left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
         left += ["gallery/"] if pictures else []
-        log.info("in %s: %s", os.path.relpath(folder), ", ".join(left))
+        log.info("in %s: %s", readable(folder), ", ".join(left))
         log.info("%s", verdict(record))
     return record
 
@@ -313,6 +314,8 @@ def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
         "models_at_inference": 1,
         "transductive": False,
         "test_set_used": False,
+        "leaks": known_leaks(data),
+        **data.protocol(),
     }
 
 

@@ -235,11 +235,12 @@ def make_data(cfg: DictConfig) -> RobustnessData:
     Raises:
         UserError: its class cannot be imported.
     """
-    model, plain = cfg.model, configs.plain(cfg)
+    model = cfg.model
     preprocess = preprocess_of(model.architecture, model.pretrained, make_backbone(model))
-    data = instantiated(plain["data"], preprocess=preprocess, seed=cfg.seed)
+    data = instantiated(configs.container(cfg.data, resolve=True), preprocess=preprocess, seed=cfg.seed)
     if cfg.augment.kind is not None:
-        data.augment = Augment(**{key: value for key, value in plain["augment"].items() if key not in DESCRIBES})
+        chosen = configs.container(cfg.augment, resolve=True)
+        data.augment = Augment(**{key: value for key, value in chosen.items() if key not in DESCRIBES})
     return data
 
 

@@ -16,8 +16,9 @@ from robustft.cli import places
 from robustft.cli.identity import WHERE, seen
 from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
 from robustft.common import processes
-from robustft.common.configs import ACCUMULATE, container, flatten
+from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
+from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
@@ -147,7 +148,7 @@ def check_started(cfg: DictConfig) -> None:
     nodes = cfg.trainer.num_nodes
     by_hand = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
     if nodes > 1 and not by_hand and processes.launched_together() is None:
-        devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else "DEVICES"
+        devices = device_count(cfg.trainer.devices) or "DEVICES"
         raise UserError(
             f"trainer.num_nodes={nodes}: nobody has started this run on {nodes} machines. Start it by SLURM (srun"
             f" --nodes={nodes} --ntasks-per-node={devices} python run.py ...), or on each machine by torchrun"
@@ -173,11 +174,23 @@ def least_images(settings: Settings) -> int:
 
 
 def _check_batch(cfg: DictConfig, least: int) -> None:
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    counted = OmegaConf.select(cfg, "data.takes.training_images")
+    if counted is not None and cfg.data.holdout is not None:
+        images = OmegaConf.select(cfg, counted) - cfg.data.holdout
+        if images < 1:
+            raise UserError(
+                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {counted}={images + cfg.data.holdout}"
+            )
+        if cfg.data.batch_size > images:
+            raise UserError(
+                f"data.batch_size={cfg.data.batch_size} is more than the {images} training images: there would be no"
+                " step. Give a smaller data.batch_size"
+            )
+    devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
     if accumulate == "auto" and devices > 1:
         raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
-    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
+    local = cfg.data.batch_size // devices // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
@@ -204,15 +217,19 @@ def _check_inputs(cfg: DictConfig) -> None:
                 kept = Path(cfg[name]).is_dir() and "that folder holds no model (runs of sweeps keep theirs only with"
                 what = f"{kept} trainer.enable_checkpointing=true)" if kept else "no such file"
                 raise UserError(f"{name}={cfg[name]}: {what}. Expected the model.safetensors of a run")
+            refuse_damaged(Path(cfg[name]), name)
     if cfg.checkpoints is not None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         if not listed or not all(isinstance(item, str) for item in listed):
             raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
-        model_files(listed)
+        for path in model_files(listed):
+            refuse_damaged(path, "checkpoints")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
+    if named:
+        refuse_damaged(weights_file(pretrained), "model.pretrained")
     places.check(cfg)
     _check_retained(cfg)
 

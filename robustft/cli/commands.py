@@ -33,6 +33,7 @@ COMMANDS = {
     "bench": Command("time the training step on this machine", "robustft.bench.__main__"),
     "check": Command("is the data complete? trains nothing (check=data)", settings=("check=data",), configs=True),
     "compare": Command("which method? each over its dial, on your data", "robustft.studies.compare", configs=True),
+    "example": Command("a folder of images to try everything with", "robustft.data.scenes.example"),
 }
 
 

@@ -10,7 +10,7 @@ takes:
     data.shifts.*: {words: one folder per class, under: data.root}
     data.path: {words: a table, kind: file}
     data.copies: {advice: what to do where it is not there}
-    data.cache: {words: rendered scenes, only: "scenes*"}   # may be missing, but not hold anything else
+    data.cache: {words: rendered scenes, only: "scenes*"}   # made where it is missing; may not hold anything else
 """
 
 from collections.abc import Iterator, Mapping
@@ -57,6 +57,10 @@ def _matching(cfg: DictConfig, pattern: str) -> Iterator[tuple[str, Any]]:
 def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> None:
     path = located(value, OmegaConf.select(cfg, place["under"]) if "under" in place else None)
     if "only" in place:
+        if not path.absolute().parent.is_dir():
+            raise UserError(
+                f"{name}={value}: there is no folder {path.absolute().parent} to make it in. {place['advice']}"
+            )
         inside = [entry.name for entry in path.iterdir()] if path.is_dir() else []
         if inside and not any(fnmatch(entry, place["only"]) for entry in inside):
             raise UserError(f"{name}={value}: it holds other things than {place['words']}")

@@ -4,6 +4,7 @@ Settings of the core are described here (`CORE`). Components describe theirs in 
 a method or a mask of a user's own is held to the same rules without a line of ours:
 
     takes:
+      training_images: data.N     # data: the setting that says how many there are, if one does; the hold-out included
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
       needs: [checkpoint]         # a method: settings it cannot do without
@@ -261,7 +262,7 @@ def _words(described: Description) -> str:
     if "match" in described:
         return described["words"]
     if "of" in described:
-        options = [shown(one) for one in described["of"]]
+        options = list(dict.fromkeys(shown(one) for one in described["of"]))  # 32 and "32" are typed alike
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
     fixed = {
         "flag": "true or false",

@@ -1,5 +1,6 @@
 """Paths as users type them: expanded, checked before time is spent, and put into Hydra's grammar."""
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -59,6 +60,16 @@ def typed(key: str, value: "str | Path") -> str:
         return f"{key}={text}"
     whole = re.sub(r'([\\"$`])', r"\\\1", f"{key}={quote(text)}")
     return f'"{whole}"'
+
+
+def readable(path: Path) -> str:
+    """Shorten a path for messages and for typing it again: relative where it lies in the current folder.
+
+    Example:
+        >>> readable(Path.cwd() / "runs" / "mine") == str(Path("runs") / "mine")
+        True
+    """
+    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def make_folder(path: Path, what: str) -> Path:

@@ -54,6 +54,8 @@ def known_leaks(datamodule: RobustnessData) -> dict[str, int] | None:
     Returns:
         None where they were not checked, or have changed since.
     """
+    if not (cache_folder() / "checks").is_dir():
+        return None  # nothing was ever checked here: no need to look at a million files
     try:
         return json.loads(_record(datamodule).read_text("utf-8"))
     except (OSError, ValueError):

@@ -204,6 +204,10 @@ class RobustnessData(LightningDataModule, ABC):
         """
         return {}
 
+    def protocol(self) -> dict[str, Any]:
+        """What results have to say of the data, of "templates", "candidates" and "split"; nothing, by default."""
+        return {}
+
     # What all have in common
 
     @property

@@ -7,13 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import PIL
 import torch
+from jaxtyping import Int64
+from torch import Tensor
 
 from robustft.common import processes
+from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError
+from robustft.common.files import write
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFiles, image_paths
+from robustft.data.folders import ImageFiles, files_of
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.reading import damaged_files, decoding_error
@@ -45,7 +50,7 @@ class FileData(RobustnessData):
     # What a family of files gives
 
     @abstractmethod
-    def files(self) -> Mapping[str, Callable[[], ImageFiles]]:
+    def files(self) -> Mapping[str, Callable[[], ImageSet]]:
         """What finds the image files of each set, by the set's name, `training_name` first.
 
         Raises (what is called): UserError, where something is missing or wrong.
@@ -86,7 +91,7 @@ class FileData(RobustnessData):
             log.info("prepared copies of %s in %s", ", ".join(copies), self.place)
             if training and self.augments and self.training_name in copies:
                 log.info("augment reads the training images from their files: a copy is cropped already")
-        if processes.is_first():
+        if processes.is_first_process():
             self._refuse_damaged_files(training)
 
     def prepare(self, training: bool = True) -> None:
@@ -109,7 +114,9 @@ class FileData(RobustnessData):
             return None
         return expand(str(self.prepared or f"{self.root}/prepared"))
 
-    def _open(self, name: str, files: ImageFiles) -> ImageSet:
+    def _open(self, name: str, files: ImageSet) -> ImageSet:
+        if not isinstance(files, ImageFiles):  # images in tables: there is no copy of them
+            return files
         lossy = self.lossy and name == self.training_name
         if self.place is not None:
             return open_copy(name, files, self.place, lossy)
@@ -138,12 +145,16 @@ class FileData(RobustnessData):
     def _refuse_damaged_files(self, training: bool) -> None:
         """Evaluation comes after training: better to know now that an image of it will not open. A prepared copy was
         made of the same files, and its images carry checksums.
+
+        Sets whose files were all good are remembered by their files' names, sizes and times, and not read again.
         """
-        paths = image_paths(self.training_set()) if training else []
-        for evaluation_set in self.sets:
-            paths += image_paths(evaluation_set.dataset)
+        sets = [self.training_set()] if training else []
+        parts = [files_of(images) for images in (*sets, *(one.dataset for one in self.sets))]
+        unknown = {self._record(*part): part for part in parts if part is not None}
+        unknown = {record: part for record, part in unknown.items() if not record.exists()}
+        paths = dict.fromkeys(files.path(i) for files, positions in unknown.values() for i in positions.tolist())
         damaged = damaged_files(
-            list(dict.fromkeys(paths)), thorough=False, title="Looking at the image files", decode=self.decoding_error
+            list(paths), thorough=False, title="Looking at the image files", decode=self.decoding_error
         )
         if damaged:
             path, reason = next(iter(damaged.items()))
@@ -152,3 +163,11 @@ class FileData(RobustnessData):
                 f"Cannot read the image {path}: {reason}{more}. Fetch damaged files again or remove them; "
                 "check=data lists them all."
             )
+        for record in unknown:
+            with optional(record.parent):
+                write(record, "")
+
+    def _record(self, files: ImageFiles, positions: Int64[Tensor, " images"]) -> Path:
+        """What is there once all of these files were good, for this version of the reader."""
+        judge = f"{self.decoding_error.__module__} Pillow {PIL.__version__}"
+        return cache_folder() / "intact" / digest(judge, files.files(positions.numpy()))

@@ -89,9 +89,16 @@ class ImageFiles(Dataset):
             chosen: positions of the images; None: all. Other files are not looked at.
         """
         positions = np.arange(len(self)) if chosen is None else chosen.numpy()
-        stamps = self.stamps(positions)
         digest = hashlib.sha256(f"{self.root.resolve()}\0{self.preprocess}\0{self.pixels()}\0{self.folders}\0".encode())
-        for values in (self.labels.numpy()[positions], self.names[positions], stamps):
+        for values in (self.labels.numpy()[positions], self.names[positions], self.stamps(positions)):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+    def files(self, positions: Int64[np.ndarray, " images"]) -> str:
+        """A digest of the place, and of name, size and time of change of these image files; not of their pixels."""
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.folders}\0".encode())
+        of_folders = [self.labels.numpy()[positions]] if self.folders else []  # names are inside of folders, by label
+        for values in (*of_folders, self.names[positions], self.stamps(positions)):
             digest.update(np.ascontiguousarray(values).data)
         return digest.hexdigest()
 
@@ -183,15 +190,23 @@ def whole_of(images: ImageSet) -> ImageSet:
     return whole_of(images.dataset) if isinstance(images, Selection) else images
 
 
-def image_paths(images: ImageSet) -> list[str]:
-    """The files that a set's images are read from; none where they come from elsewhere, a prepared copy or memory."""
+def files_of(images: ImageSet) -> tuple[ImageFiles, Int64[Tensor, " images"]] | None:
+    """The files that a set's images are read from, and which of them, in the set's order; None where they come from
+    elsewhere, a prepared copy or memory.
+    """
     whole, positions = whole_of(images), torch.arange(len(images))
-    inner: Any = images
+    part: Any = images
     if not isinstance(whole, ImageFiles):
-        return []
-    while isinstance(inner, Selection):
-        inner, positions = inner.dataset, inner.chosen[positions]
-    return [whole.path(i) for i in positions.tolist()]
+        return None
+    while isinstance(part, Selection):
+        part, positions = part.dataset, part.chosen[positions]
+    return whole, positions
+
+
+def image_paths(images: ImageSet) -> list[str]:
+    """The files that a set's images are read from; none where they come from elsewhere."""
+    found = files_of(images)
+    return [] if found is None else [found[0].path(i) for i in found[1].tolist()]
 
 
 def folder_set(name: str, images: ImageSet, right: Sequence[Sequence[int]], classes: int) -> EvaluationSet:

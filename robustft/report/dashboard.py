@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=entry.program("dashboard"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=entry.program("dashboard"), description=entry.description(__doc__))
     parser.add_argument(
         "runs", nargs="*", type=paths.expand, default=[Path("runs")], metavar="RUNS", help="folders of runs"
     )

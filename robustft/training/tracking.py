@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from robustft.common import configs, files
 from robustft.common import wandb_connection as connection
 from robustft.common.errors import UserError
 from robustft.common.network import answers
+from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
 from robustft.common.wandb_connection import first_line
 from robustft.training.lightning_private import without_anonymous
@@ -175,8 +175,7 @@ def _logger(arguments: dict[str, Any], mode: str) -> WandbLogger:
 
 
 def _say_offline(folder: Path, reason: str) -> None:
-    where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
-    log.info("%s: logging offline. To send it later: wandb sync %s/wandb/offline-run-*", reason, where)
+    log.info("%s: logging offline. To send it later: wandb sync %s/wandb/offline-run-*", reason, readable(folder))
 
 
 def default_tags(cfg: DictConfig) -> list[str]:

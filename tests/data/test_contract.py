@@ -13,8 +13,8 @@ import torch
 from robustft.common.errors import UserError
 from robustft.data import datamodule
 from robustft.data.datamodule import RobustnessData
-from robustft.data.making import make_data
 from robustft.data.sets import EvaluationSet, Preprocess, TensorImages
+from robustft.inputs import instantiated
 from tests.small import ROOT
 
 HALF = (0.5, 0.5, 0.5)
@@ -152,5 +152,5 @@ class Half(RobustnessData):
 )
 def test_what_is_no_data_class_is_refused(target: str, options: dict, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        make_data({"_target_": target, **options}, **GIVEN)
+        instantiated({"_target_": target, **options}, **GIVEN)
     assert target in str(error.value) and "\n" not in str(error.value)

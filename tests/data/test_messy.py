@@ -11,11 +11,14 @@ import pytest
 from PIL import Image, features
 
 from robustft.common.errors import UserError
+from robustft.data import filedata
 from robustft.data.own.folders import FolderImages
 from robustft.data.own.listing import scan
 from robustft.data.own.reading import read_upright, why_unreadable
+from robustft.data.reading import damaged_files
+from robustft.data.sets import Preprocess
 
-from .own import OPTIONS, colour
+from .own import HALF, OPTIONS, colour
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 
@@ -177,3 +180,33 @@ def test_folders_that_are_no_classes(tmp_path: Path) -> None:
     (tmp_path / "hollow" / "cat").mkdir(parents=True)
     with pytest.raises(UserError, match="Its folders are empty"):
         scan(tmp_path / "hollow", "data.train")
+
+
+def test_files_that_were_good_are_not_read_again(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("ROBUSTFT_CACHE", str(tmp_path / "cache"))
+    for k, kind in enumerate(("cat", "dog")):
+        for i in range(4):
+            colour(tmp_path / "train" / kind / f"{i}.png", 10 * k + i)
+    asked: list[list[str]] = []
+
+    def look(paths: list[str], **options: object) -> dict[str, str]:
+        asked.append(sorted(os.path.basename(path) for path in paths))
+        return damaged_files(paths, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(filedata, "damaged_files", look)
+
+    def start(**options: object) -> list[str]:
+        FolderImages(**{**OPTIONS, "batch_size": 2, **options}, train=str(tmp_path / "train")).verify()
+        return asked.pop()
+
+    assert len(start()) == 8
+    assert start() == []
+    assert start(preprocess=Preprocess(8, HALF, HALF)) == []  # other pixels, the same files
+    changed = tmp_path / "train" / "dog" / "2.png"
+    colour(changed, 99)
+    assert "2.png" in start() and start() == []
+    changed.write_bytes(changed.read_bytes()[:100])  # cut off in place
+    for _ in range(2):  # what is damaged is never remembered as good
+        with pytest.raises(UserError, match="2.png"):
+            start()
+        assert asked.pop()

@@ -66,6 +66,26 @@ def test_three_ways_to_the_same_images_are_one(root: Path, tmp_path: Path, optio
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.parametrize("kind", ["tsv", "semicolons", "parquet"])
+def test_tables_of_every_kind_say_the_same(root: Path, tmp_path: Path, kind: str) -> None:
+    plain = table(root, tmp_path)
+    expected = numbers(plain)
+    with plain.path.open(newline="") as file:
+        header, *rows = csv.reader(file)
+    if kind == "parquet":
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        other = tmp_path / "t.parquet"
+        parquet.write_table(pa.table({name: [row[k] for row in rows] for k, name in enumerate(header)}), other)
+    else:
+        other = tmp_path / ("t.tsv" if kind == "tsv" else "semicolons.csv")
+        with other.open("w", newline="", encoding="utf-8-sig") as file:  # as Excel saves it
+            csv.writer(file, delimiter="\t" if kind == "tsv" else ";").writerows([header, *rows])
+    found = numbers(TableImages(**{**OPTIONS, "path": str(other), "root": str(root)}))
+    assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 @shared("data/pacs-mini")
 def test_three_ways_to_real_images_are_one(tmp_path: Path) -> None:
     one, two, three = folders(PACS), domains(PACS), table(PACS, tmp_path)

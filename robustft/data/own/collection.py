@@ -4,7 +4,7 @@ import difflib
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
 from robustft.data.folders import ImageFiles, some
 from robustft.data.own import names, prompts
+from robustft.data.own.corruptions import Corrupted
+from robustft.data.own.corruptions import chosen as chosen_corruptions
 from robustft.data.own.listing import Listing, at_most_each, drawn
 from robustft.data.own.reading import HOW, read_upright, why_unreadable
 from robustft.data.sampling import balanced, shuffled
@@ -62,6 +64,8 @@ class OwnImages(FileData):
         sampler: the order of an epoch: `shuffle`, or `balanced` or `domains`, in which these take turns.
         val_share: share of the training images that makes the ID set where there is none of its own.
         val_seed: of that draw: the same images whatever the run's seed.
+        corruptions: what stands in for shifts: the ID set under all of `corruptions.KINDS` (True), or those listed.
+        severity: of the corruptions, 1 (weak) to 5.
         options: of all data of files, see `FileData`. The hold-out is by default 10% of what is left, at most 10,240.
 
     Raises:
@@ -81,9 +85,12 @@ class OwnImages(FileData):
         sampler: str = "shuffle",
         val_share: float = 0.2,
         val_seed: int = 0,
+        corruptions: bool | Sequence[str] = False,
+        severity: int = 3,
         **options: Any,
     ) -> None:
         super().__init__(**options)
+        self.corruptions, self.severity = chosen_corruptions(corruptions), severity
         self.names_file, self.candidates, self.unknown = class_names, candidates, unknown
         self.shots, self.sampler, self.val_share, self.val_seed = shots, sampler, val_share, val_seed
         self._templates = prompts.templates_of(templates)
@@ -144,12 +151,10 @@ class OwnImages(FileData):
     def protocol(self) -> dict[str, Any]:
         """What results have to say of how they came about."""
         drawn_val = self.found.val is None
-        how = f"{self.val_share:.0%} of each class by val_seed={self.val_seed}" if drawn_val else "sets of their own"
-        return {
-            "templates": prompts.shown(self._templates),
-            "candidates": self.candidates,
-            "split": f"{how}, hold-out = ID set" if self.found.selects_on_val else how,
-        }
+        split = f"{self.val_share:.0%} of each class by val_seed={self.val_seed}" if drawn_val else "sets of their own"
+        split += ", hold-out = ID set" if self.found.selects_on_val else ""
+        split += f", corruptions of severity {self.severity} as shifts" if self.corruptions else ""
+        return {"templates": prompts.shown(self._templates), "candidates": self.candidates, "split": split}
 
     # Sets
 
@@ -167,7 +172,11 @@ class OwnImages(FileData):
         return self._training_set
 
     def evaluation_sets(self) -> list[EvaluationSet]:
-        return [self.evaluation_set(name) for name in (VAL, *self.found.shifts)]
+        of_files = [self.evaluation_set(name) for name in (VAL, *self.found.shifts)]
+        return of_files + [
+            replace(of_files[0], name=f"corrupted_{kind}", dataset=Corrupted(of_files[0].dataset, kind, self.severity))
+            for kind in self.corruptions
+        ]
 
     def evaluation_set(self, name: str) -> EvaluationSet:
         if name not in self._kept:
@@ -199,7 +208,8 @@ class OwnImages(FileData):
                 f"{', '.join(hints)}{', …' if len(unknown) > 3 else ''}. Rename them, or leave their images out:"
                 " data.unknown=skip"
             )
-        known = [i for i, one in enumerate(listing.classes) if one in set(self.classes)] if unknown else None
+        those = set(self.classes)
+        known = [i for i, one in enumerate(listing.classes) if one in those] if unknown else None
         kept = listing if known is None else listing.select(known)
         if not len(kept):
             raise UserError(f"{name}: none of its classes ({some(unknown)}) is one of the training images'")
@@ -301,6 +311,10 @@ class OwnImages(FileData):
         train = f"train {self.train_images:,}, " if training else ""
         listed = ", ".join(f"{name} {images:,}" for name, images in counts.items())
         log.info("images: %s%s; %d classes", train, listed, self.num_classes)
+        if self.corruptions:
+            log.info(
+                "no natural shifts: corrupted_… are the ID set under corruptions of severity %d of 5", self.severity
+            )
 
     def check_batch_size(self, least: int = 1) -> None:
         """`settle` comes later where the batch is the recipe's; then it is checked again."""

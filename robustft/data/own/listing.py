@@ -87,6 +87,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         UserError: there are no class folders, or no images in them.
     """
     root = folder if root is None else root
+    before = "" if root == folder else os.path.join(os.path.relpath(folder, root), "")
     names, classes, inner, empty, loose = [], [], [], [], 0
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
@@ -97,7 +98,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         inside = sorted(images_below(folder / class_folder))
         if not inside:
             empty.append(class_folder)
-        names += [os.path.join(os.path.relpath(folder, root), class_folder, path) for path in inside]
+        names += [f"{before}{class_folder}{os.sep}{path}" for path in inside]
         classes += [class_folder] * len(inside)
         inner += inside
     if not names:
@@ -110,7 +111,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         log.info("%s: left out %d empty class folder(s): %s", folder, len(empty), some(empty))
     if loose:
         log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
-    return Listing(root, [os.path.normpath(name) for name in names], classes, inner).ordered()
+    return Listing(root, names, classes, inner).ordered()
 
 
 def images_below(folder: Path) -> Iterator[str]:
@@ -123,10 +124,10 @@ def images_below(folder: Path) -> Iterator[str]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_system(name))
+        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
         for name in files:
-            path = os.path.join(place, name)
-            if is_image_name(name) or ("." not in name and looks_like_image(path)):
-                yield os.path.relpath(path, folder)
+            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
+                yield before + name
 
 
 def is_system(folder: str) -> bool:
