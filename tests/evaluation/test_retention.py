@@ -1,5 +1,6 @@
 """What a model still knows: against a plain computation, kept for the zero-shot model, written, shown, refused."""
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from robustft.data.sets import Preprocess, RetentionTask
 from robustft.evaluation import retention
 from robustft.evaluation.results import find_fault, print_table
 from robustft.evaluation.retention import retained
+from robustft.evaluation.verdict import verdict
 from robustft.models import tiny
 from robustft.models.classifier import Classifier
 from robustft.models.text import without_visual
@@ -214,6 +216,22 @@ def test_it_is_shown(run) -> None:
     assert "its own text tower" in text.get() and "62.5" in text.get()
     record["retention"]["pets"]["top1"] = 1.5
     assert find_fault(record) == "'retention.pets.top1' is 1.5, expected a fraction in 0…1"
+
+
+def test_loggers_have_it_and_the_last_line_says_it(work: Path, run, capfd, caplog) -> None:  # noqa: F811
+    """CSV here; W&B's summary is given the same numbers (`log_results`)."""
+    with caplog.at_level("INFO", logger="robustft"):
+        found = do(work / "logged", "method=finetune", *KNOWING, "logger=csv")["retention"]
+    assert found == run[1]["retention"]
+    with (work / "logged" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    logged = {name: float(row[name]) for row in rows for name in row if name.startswith("final/ret") and row[name]}
+    delta = sum(one["top1"] - one["zeroshot_top1"] for one in found.values()) / 2
+    assert logged == pytest.approx(
+        {"final/retention/delta": delta, **{f"final/retention/{name}": one["top1"] for name, one in found.items()}}
+    )
+    assert caplog.messages[-1] == verdict(json.loads((work / "logged" / "results.json").read_text()))
+    assert "retention" in caplog.messages[-1] and caplog.messages[-1].startswith("It ")
 
 
 def test_the_prompts_are_words_of_the_captions() -> None:
