@@ -6,9 +6,9 @@ prompt embeddings of E's classes; what fine-tuning changed is Δ(E) = A(E) after
 is asked too (`top1_own_text`).
 """
 
-import logging
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,17 @@ from jaxtyping import Float, Int64
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from robustft.common.cache import cache_folder, digest, fingerprint, one_at_a_time
+from robustft.common.cache import cache_folder, digest, fingerprint, one_at_a_time, optional
+from robustft.common.files import write
 from robustft.common.memory import EVALUATION, enough_memory
 from robustft.common.processes import is_first_process
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch, RetentionTask
 from robustft.evaluation.results import Score
-from robustft.evaluation.score_cache import ScoreCache
 from robustft.evaluation.top1 import Top1
 from robustft.models.classifier import Classifier
 from robustft.training.lightning_private import leave_to_each_device
 from robustft.training.trainer import make_trainer, resolve_precision
-
-log = logging.getLogger(__name__)
 
 Rows = Float[Tensor, "classes features"]
 OWN = "own text: "  # before a task's name: scored with the text tower that the model was trained with
@@ -71,23 +69,22 @@ class Retention:
         whole = self.trainer["limit_val_batches"] is None and not self.trainer["fast_dev_run"]
         lightning = make_trainer(self.trainer, self.folder)
         precision = resolve_precision(self.trainer["precision"], self.trainer["accelerator"])
-        settings = {"precision": precision, "device": lightning.strategy.root_device.type}
-        tower = fingerprint(zeroshot.visual)
-        caches = {
-            name: ScoreCache(cache_folder() / "scores", tower, settings | {"head": digest(rows.tolist())})
-            for name, rows in self.rows.items()
+        settings = (fingerprint(zeroshot.visual), precision, lightning.strategy.root_device.type)
+        folder = cache_folder() / "scores"
+        files = {
+            task.name: folder / f"{digest(*settings, self.rows[task.name].tolist(), task.images.fingerprint)}.json"
+            for task in self.tasks
         }
         alone = lightning.world_size == 1 and whole
-        with one_at_a_time(cache_folder() / "scores" / f"{tower}-retention") if alone else nullcontext():
-            known = {t.name: caches[t.name].get(t.images) if whole else None for t in self.tasks}
+        with one_at_a_time(folder / f"{settings[0]}-retention") if alone else nullcontext():
+            known = {name: _kept(file) if whole else None for name, file in files.items()}
             missing = [task for task in self.tasks if known[task.name] is None]
             if missing:
                 found = self._scores(zeroshot, [Question(t.name, t, self.rows[t.name]) for t in missing])
-                for task in missing:
-                    if (score := found.get(task.name)) is not None:
-                        known[task.name] = score
-                        if whole and is_first_process():
-                            caches[task.name].put(task.images, score)
+                known |= found
+                for name in found if whole and is_first_process() else ():
+                    with optional(folder):
+                        write(files[name], json.dumps(found[name].as_dict()))
         self.before = {name: score for name, score in known.items() if score is not None}
 
     def of(self, model: Classifier, own: Mapping[str, Rows] | None = None) -> dict[str, dict[str, Any]]:
@@ -124,6 +121,14 @@ class Retention:
             make_trainer(self.trainer, self.folder).validate(evaluator, dataloaders=loaders, verbose=False)
         model.cpu()
         return evaluator.scores
+
+
+def _kept(file: Path) -> Score | None:
+    """A score that is known already."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = json.loads(file.read_text("utf-8"))
+        return Score(float(found["top1"]), int(found["n"]))
+    return None
 
 
 def retained(found: Mapping[str, Mapping[str, Any]] | None) -> dict[str, float]:
