@@ -348,6 +348,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The `srun` command is available.*",
         ".*is smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",
         ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",

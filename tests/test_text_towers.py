@@ -16,7 +16,7 @@ from robustft.models import tiny
 from robustft.models.classifier import Classifier
 from robustft.models.text import TextSource, digest_of, without_visual
 from robustft.models.weights import create_clip, load_classifier, save_classifier, text_tower
-from robustft.models.zeroshot import zeroshot_classifier
+from robustft.models.zeroshot import open_clip_tokenizer, zeroshot_classifier
 from tests.small import do, work  # noqa: F401 (a fixture)
 
 CLASSES = ["fish", "boat", "tree"]
@@ -158,3 +158,8 @@ def test_older_files_have_no_name_of_it(work: Path, monkeypatch) -> None:  # noq
     (work / "pets").mkdir()
     with pytest.raises(UserError, match=r"retain.pets: nothing says which text tower goes with model.pretrained="):
         do(work / "bad", "method=finetune", f"model.pretrained={work}/older", f"retain.pets={work}/pets")
+
+
+def test_open_clips_tokenizer_is_found_by_the_models_name() -> None:
+    tokens = open_clip_tokenizer("ViT-B-32-quickgelu")(["a photo of a dog"])
+    assert tokens.shape == (1, 77) and torch.equal(tokens, open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog"]))
