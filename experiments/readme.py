@@ -22,11 +22,11 @@ from rich.console import Console
 
 from robustft.common import terminal
 from robustft.common.files import write
-from robustft.evaluation.summary import percent, print_table
+from robustft.evaluation.summary import percent, print_table, signed
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import Difference, paired_difference
-from robustft.report.table import comparison, signed
+from robustft.report.table import comparison
 from robustft.report.tradeoff import match
 from robustft.studies import store
 

@@ -36,8 +36,10 @@ from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, results_record, write_results
+from robustft.evaluation.retention import Retention, retained
 from robustft.evaluation.summary import print_table
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe
+from robustft.evaluation.verdict import verdict
+from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe, make_retention
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL
 from robustft.models.weights import save_classifier
@@ -105,14 +107,17 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
 
     metrics = make_metrics(cfg, inputs)
     inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
+    retention = make_retention(cfg, inputs)
     compares = has_text(cfg) and not is_reference(cfg)
     baseline = zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics) if compares else None
+    if retention is not None:
+        retention.ask_zeroshot(inputs.zeroshot)
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
     trains = isinstance(system, Method)
     trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
-    return finish(trained, baseline, metrics, cfg, inputs, loggers, started)
+    return finish(trained, baseline, retention, metrics, cfg, inputs, loggers, started)
 
 
 def settle(cfg: DictConfig, data: RobustnessData) -> None:
@@ -190,6 +195,7 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
 def finish(
     trained: Trained,
     zeroshot: tuple[Scores, float | None] | None,
+    retention: Retention | None,
     metrics: MakeMetrics,
     cfg: DictConfig,
     inputs: Inputs,
@@ -210,6 +216,7 @@ def finish(
     )
     scores = as_scores(found.scores)
     reference, zeroshot_temperature = zeroshot or (scores if has_text(cfg) else None, found.temperature)
+    knows = None if retention is None else known(retention, trained.model, cfg, inputs)
     keep = bool(cfg.trainer.enable_checkpointing)
     pictures: list[Path] = []
     if is_first_process():
@@ -243,20 +250,30 @@ def finish(
         display=display(cfg),
         protocol=protocol(cfg, data),
         metrics=described(metrics()),
+        retention=knows,
         calibration=None
         if found.temperature is None
         else {"temperature": found.temperature, "zeroshot_temperature": zeroshot_temperature},
     )
     if is_first_process():
         with keeps_going("the loggers"):
-            log_results(loggers, summary(found.scores), record, pictures)
+            log_results(loggers, summary(found.scores) | retained(knows), record, pictures)
         write_results(folder / "results.json", record)
         (folder / BEST).unlink(missing_ok=True)
         print_table(record)
         left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
         left += ["gallery/"] if pictures else []
         log.info("in %s: %s", readable(folder), ", ".join(left))
+        log.info("%s", verdict(record))
     return record
+
+
+def known(retention: Retention, model: Classifier, cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
+    """What the model still knows of other tasks, beside what the zero-shot model knows."""
+    if is_reference(cfg):
+        return retention.of_zeroshot()
+    own = None if model.text is None else inputs.embeddings(retention.tasks, model.text)
+    return retention.of(model, own)
 
 
 def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:

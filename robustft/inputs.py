@@ -1,7 +1,7 @@
 """What a run has to offer to its method and its constraints: they are given what their parameters are named after."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
+from torch import nn
 
 from robustft.cli.settings import Settings
 from robustft.common import configs
@@ -19,13 +20,17 @@ from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
 from robustft.data.augment import Augment
 from robustft.data.datamodule import RobustnessData
+from robustft.data.own.tasks import tasks_of
+from robustft.data.sets import RetentionTask
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
+from robustft.evaluation.retention import Retention, Rows
 from robustft.models.classifier import Classifier, check_can
-from robustft.models.files import model_file, model_files
+from robustft.models.files import model_file, model_files, weights_file
 from robustft.models.others import classifier_of_others
-from robustft.models.weights import is_ours, load_classifier, require_alike
-from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
+from robustft.models.text import kept_rows
+from robustft.models.weights import is_ours, load_classifier, require_alike, text_tower
+from robustft.models.zeroshot import Tokenizer, open_clip_tokenizer, preprocess_of, text_rows, zeroshot_classifier
 from robustft.training.constraint import Constraint
 from robustft.training.recipe import Recipe
 
@@ -89,6 +94,39 @@ class Inputs(Mapping[str, Any]):
             check_can(model, cfg.mask.kind, cfg.mask.cam, cfg.fill.kind)
         if cfg.model.grad_checkpointing:
             model.tower.set_grad_checkpointing(True)
+
+    def embeddings(self, tasks: Sequence[RetentionTask], trained: nn.Module | None = None) -> dict[str, Rows]:
+        """Unit embeddings of the classes of tasks, by their names.
+
+        Args:
+            trained: the text tower that makes them; None: the pre-trained one, whose embeddings are kept.
+
+        Raises:
+            UserError: there is no text tower, or it does not know a word.
+        """
+        zeroshot, model = self.zeroshot, self.cfg.model
+        tokenizer = make_tokenizer(model) or open_clip_tokenizer(model.architecture)
+        tower = [one for one in (trained, zeroshot.text) if one is not None]
+        source = zeroshot.architecture.text if trained is None else None
+        file = weights_file(model.pretrained)
+
+        def encode(task: RetentionTask) -> Rows:
+            if not tower:  # it has done its work when the head was made, and is gone
+                tower.append(text_tower(zeroshot, near=(file, file.parent)))
+            return text_rows(tower[0], tokenizer, task.class_names, task.templates, device=self.device)
+
+        found: dict[str, Rows] = {}
+        for task in tasks:
+            try:
+                tokens = tokenizer(task.prompts)
+            except UserError as error:
+                raise UserError(f"retain.{task.name}: {error} Leave it out: retain.{task.name}=false") from error
+            if source is None:
+                found[task.name] = encode(task)
+            else:
+                make, kept = partial(encode, task), cache_folder() / "heads"
+                found[task.name] = kept_rows(source, task.prompts, tokens, kept, make)
+        return found
 
     def load(self, path: str | Path) -> Classifier:
         """The model in a file: one left by a run, or fine-tuned by others.
@@ -214,7 +252,7 @@ def make_zeroshot(
     )
 
 
-def make_tokenizer(model: DictConfig) -> Any:
+def make_tokenizer(model: DictConfig) -> Tokenizer | None:
     """The tokenizer of a model that has one of its own; None: it is open_clip's."""
     tokenizer = model.get("tokenizer")
     return instantiate(tokenizer) if tokenizer else None
@@ -275,6 +313,27 @@ def make_metrics(cfg: DictConfig, inputs: Inputs) -> Callable[[], dict[str, SetM
     chosen = configs.plain(cfg)["metric"]
     makers = {name: component(f"metric.{name}", node, inputs) for name, node in chosen.items()}
     return lambda: {name: make() for name, make in makers.items()}
+
+
+def make_retention(cfg: DictConfig, inputs: Inputs) -> Retention | None:
+    """The tasks on which the run is asked what it still knows; None where nothing can be asked or there are none.
+
+    Raises:
+        UserError: a task is missing or wrong, or one is typed and the model goes with no text tower.
+    """
+    plain = configs.plain(cfg)
+    typed, zeroshot = plain["retain"], inputs.zeroshot
+    if cfg.model.pretrained is None:  # nothing that could be forgotten
+        return None
+    if zeroshot.text is None and zeroshot.architecture.text is None:
+        if wanted := [name for name, options in typed.items() if options.get("path") is not False]:
+            raise UserError(
+                f"retain.{wanted[0]}: nothing says which text tower goes with model.pretrained={cfg.model.pretrained}"
+                " (an older file, or random weights). Leave it out"
+            )
+        return None
+    tasks = tasks_of(typed, inputs.data)
+    return Retention(tasks, inputs.embeddings(tasks), inputs.data, plain["trainer"], inputs.folder) if tasks else None
 
 
 def make_recipe(cfg: DictConfig) -> Recipe:

@@ -30,7 +30,7 @@ ALL, NEVER = METHODS, list[str]()
 
 # Every leaf of the config with the methods in which it matters, everything else as it comes.
 MATTERS = {
-    "seed sweep check prepare resume": ALL,  # seed: of the hold-out
+    "seed sweep check prepare resume retain": ALL,  # seed: of the hold-out
     "beta mask.kind mask.threshold mask.cam mask.source mask.layers fill.kind": DISTILLED,
     "mask.rate": NEVER,  # of mask=random
     "temperature": ["kd"],
@@ -100,6 +100,8 @@ CASES = [
     ("trainer=cpu", "trainer.deterministic", "trainer.benchmark"),
     ("trainer.deterministic=true", "trainer.deterministic", "trainer.benchmark"),
     ("optimizer.lr=0.1", "optimizer.lr", "model.recipe.lr"),
+    ("retain.pets=DIR retain.pets.split=test", "retain.pets.path retain.pets.split", ""),
+    ("retain.pets=DIR model.pretrained=null", "", "retain.pets.path"),
     ("model=vitb32", "data.prepared data.lossy data.sets.imagenet_r", "temperature"),
     ("model=vitb32 method=evaluate", "data.lossy data.prepared", "data.batch_size"),
     ("model=vitb32 method=evaluate data.holdout=0", "data.prepared", "data.lossy"),

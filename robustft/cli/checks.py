@@ -21,6 +21,7 @@ from robustft.common import processes
 from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
 from robustft.common.files import refuse_damaged
+from robustft.common.paths import expand
 from robustft.models.files import model_file, model_files, weights_file
 
 
@@ -232,3 +233,21 @@ def _check_inputs(cfg: DictConfig) -> None:
     if named:
         refuse_damaged(weights_file(pretrained), "model.pretrained")
     places.check(cfg)
+    _check_retained(cfg)
+
+
+def _check_retained(cfg: DictConfig) -> None:
+    """Tasks on which a run is asked what it still knows are there."""
+    for name, task in cfg.retain.items():
+        path, kind = task.get("path"), task.get("kind") or "folders"
+        if path is None:
+            raise UserError(f"retain.{name}.path has no value: retain.{name}=DIR names the folder of that task")
+        if isinstance(path, str) and not (expand(path).is_file() if kind == "table" else expand(path).is_dir()):
+            what = (
+                "file. Expected a table (CSV, TSV, Parquet)" if kind == "table" else "folder. Expected one with class"
+            )
+            what += "" if kind == "table" else " folders" if kind == "folders" else " folders or torchvision's data"
+            table = expand(path).is_file() and kind == "folders"
+            raise UserError(
+                f"retain.{name}={path}: no such {what}" + (f"; retain.{name}.kind=table reads a table" * table)
+            )

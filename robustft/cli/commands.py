@@ -18,21 +18,24 @@ class Command:
         summary: what it does, for --help.
         module: its ``main`` is called with the arguments behind the word, and returns the exit status.
         settings: of a run, instead of a module: what the word is short for.
+        configs: it takes --config-dir, as runs do.
     """
 
     summary: str
     module: str = ""
     settings: tuple[str, ...] = ()
+    configs: bool = False
 
 
 COMMANDS = {
     "report": Command("compare runs in tables, a scatter plot and a page", "robustft.report.__main__"),
     "dashboard": Command("a W&B workspace that compares the runs of a project", "robustft.report.dashboard"),
     "bench": Command("time the training step on this machine", "robustft.bench.__main__"),
+    "check": Command("is the data complete? trains nothing (check=data)", settings=("check=data",), configs=True),
+    "compare": Command("which method? each over its dial, on your data", "robustft.studies.compare", configs=True),
     "predict": Command("what images show, by the model of a run", "robustft.deploy.predict"),
     "export": Command("the model of a run for open_clip, ONNX, torch.export, transformers", "robustft.deploy.export"),
     "example": Command("a folder of images to try everything with", "robustft.data.scenes.example"),
-    "check": Command("is the data complete? trains nothing (check=data)", settings=("check=data",)),
 }
 
 
@@ -65,7 +68,7 @@ def behind_configs(arguments: Sequence[str]) -> list[str]:
     rest = list(arguments[options:])
     if not options or not rest or rest[0] not in COMMANDS:
         return list(arguments)
-    if not COMMANDS[rest[0]].settings:
+    if not COMMANDS[rest[0]].configs:
         raise UserError(f"{rest[0]} takes no configs: leave out --config-dir")
     return [rest[0], *arguments[:options], *rest[1:]]
 

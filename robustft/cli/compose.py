@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustft.cli import described, hydra_private, sources
-from robustft.cli.core_settings import REFUSED
+from robustft.cli.core_settings import REFUSED, spelled
 from robustft.cli.hydra_private import IntervalSweep, Override
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
@@ -62,6 +62,8 @@ def parse(typed: Iterable[str]) -> list[Override]:
             override = read(str(override.input_line).lstrip("+"))
         if described.opens(override.key_or_group):  # a name of the user's own
             override = read(f"++{str(override.input_line).lstrip('+')}")
+        elif (whole := spelled(override.key_or_group)) is not None:
+            override = read(f"++{whole}={str(override.input_line).partition('=')[2]}")
         if override.key_or_group == "hydra.searchpath":
             raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)

@@ -15,6 +15,8 @@ WHOLE_RUN: Case = {"trainer.fast_dev_run": {"of": [False]}}  # else Lightning ha
 TIMED: Case = {**TRAINS, **WHOLE_RUN, "trainer.max_time": {"kind": "text"}}
 LONG: Case = {**TRAINS, **WHOLE_RUN}
 SCORED: list[Case] = [{**LONG, **HOLDOUT}, {**LONG, "data.validate": {"of": ["all"]}}]  # while it trains
+# A zero-shot model that is told about by text: without one nothing is known of other tasks.
+TEXT_TOWER: Case = {"model.pretrained": {"kind": "text"}, "model.takes.text": {"of": [None, True]}}
 
 CORE: dict[str, Description] = {
     "seed": {
@@ -38,6 +40,13 @@ CORE: dict[str, Description] = {
     "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
     "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
     "constraint.head": {**FLAG, "by": "constraint"},
+    "retain": {"kind": "anything"},
+    "retain.*.path": {"any": [{"kind": "text"}, {"of": [False]}], "when": [TEXT_TOWER]},  # the first: see `spelled`
+    "retain.*.kind": {"of": ["folders", "table", "torchvision"], "when": [TEXT_TOWER]},
+    "retain.*.split": {**TEXT, "when": [TEXT_TOWER]},
+    "retain.*.class_names": {**TEXT, "when": [TEXT_TOWER]},
+    "retain.*.templates": {"any": [{"kind": "text"}, {"kind": "texts"}], "when": [TEXT_TOWER]},
+    "retain.*.images": {**COUNT, "or_null": True, "when": [TEXT_TOWER]},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
@@ -113,6 +122,7 @@ CHOSEN = {
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
     "augment.kind": "choose the augmentation by its group: augment=NAME",
+    "retain": "each task has a name of your own: retain.NAME=DIR",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
@@ -134,3 +144,16 @@ REFUSED = {
     "trainer.enable_autolog_hparams": "all settings are logged by the run itself",
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
+
+
+def spelled(name: str) -> str | None:
+    """Spell out the name of a setting of something that the user names: retain.pets is retain.pets.path.
+
+    None where nothing of the core takes such names, or it has no such setting.
+    """
+    parts = name.split(".")
+    keys = [key.rpartition(".")[2] for key in CORE if key.startswith(f"{parts[0]}.*.")]
+    if not keys or len(parts) not in (2, 3) or not parts[1]:
+        return None
+    last = parts[2] if len(parts) == 3 else keys[0]
+    return f"{parts[0]}.{parts[1]}.{last}" if last in keys else None

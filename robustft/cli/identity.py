@@ -20,7 +20,7 @@ from robustft.common.errors import UserError
 INCIDENTAL = re.compile(
     r"(run_dir|run_name|resume|overwrite|disagreement|metric(\..*)?|keep_logits|threads|save_minutes|sweep|check|prepare"
     r"|logger(\..*)?"
-    r"|data\.(num_workers|eval_batch_size|validate|prepared)"
+    r"|retain(\..*)?|data\.(num_workers|eval_batch_size|validate|prepared)"
     r"|model\.recipe\..*"  # where other settings get their defaults
     r"|trainer\.(accelerator|strategy|devices|num_nodes|max_time|min_epochs|min_steps|log_every_n_steps|profiler"
     r"|detect_anomaly|enable_.*))"

@@ -76,6 +76,7 @@ class Settings:
     def descriptions(self, name: str) -> Iterator[tuple[str, Description]]:
         """(who, description) of a setting, by everyone who takes it."""
         wildcards = [f"{name[:dot]}.*" for dot in (m.start() for m in re.finditer(r"\.", name))]
+        wildcards += [f"{name.partition('.')[0]}.*.{name.rpartition('.')[2]}"] * (name.count(".") == 2)
         found = False
         for owner, described in self._described.items():
             for key in (name, *wildcards):

@@ -18,7 +18,7 @@ from robustft.data.augment import Augment, AugmentedImages
 from robustft.data.contract import check_data
 from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler, TrainSampler, shuffled, split_holdout
-from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
+from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, RetentionTask, Selection
 
 DEFAULT_HOLDOUT = 10_240
 
@@ -145,6 +145,12 @@ class RobustnessData(LightningDataModule, ABC):
     @abstractmethod
     def evaluation_sets(self) -> list[EvaluationSet]:
         """The ID set, then the shift sets in the order of the reports. Called often: keep them."""
+
+    def retention_tasks(self) -> list[RetentionTask]:
+        """Other tasks that come with this data, on which every run is asked what it still knows; none, unless a
+        subclass has some. A user leaves one out by `retain.<name>=false`.
+        """
+        return []
 
     def verify(self, training: bool = True) -> None:
         """Check cheaply, before any training, that everything needed is there; subclasses look closer.

@@ -7,7 +7,7 @@ happens on the device (`Preprocess.normalise`): bytes are a quarter of the traff
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -250,3 +250,33 @@ class EvaluationSet:
             full_size=self.full_size or len(self.dataset),
             groups=None if self.groups is None else self.groups[chosen],
         )
+
+
+@dataclass(frozen=True)
+class RetentionTask:
+    """Another task than that of training: what a model could do before, and may have forgotten.
+
+    Tasks of the same pictures (their `identity` says so) are asked together: each picture is encoded once.
+
+    Attributes:
+        images: an evaluation set under the task's name; `correct[label, class]` is over its own classes.
+        class_names: what its classes are called, in label order.
+        templates: of prompts, from which the text tower makes the head.
+    """
+
+    images: EvaluationSet
+    class_names: Sequence[str]
+    templates: Sequence[Callable[[str], str] | str]
+
+    @property
+    def name(self) -> str:
+        return self.images.name
+
+    @property
+    def prompts(self) -> list[str]:
+        """Every prompt of every class, class by class."""
+        return [t.format(c) if isinstance(t, str) else t(c) for c in self.class_names for t in self.templates]
+
+    def at_most(self, images: int | None) -> "RetentionTask":
+        """This task on a fixed random draw of so many images."""
+        return replace(self, images=self.images.at_most(images))

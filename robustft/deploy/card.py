@@ -191,9 +191,14 @@ def results_lines(results: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     if retention := results.get("retention"):
         yield from ("What it still knows, of tasks that fine-tuning never asked for:", "")
-        yield from ("| task | zero-shot, % | this model, % | images |", "|---|---:|---:|---:|")
+        asked = any(score["top1_own_text"] is not None for score in retention.values())
+        own = {"top1_own_text": "its own text"} if asked else {}
+        columns = {"zeroshot_top1": "zero-shot", "top1": "this model", **own}
+        yield "| task |" + "".join(f" {label}, % |" for label in columns.values()) + " images |"
+        yield "|---|" + "---:|" * (len(columns) + 1)
         for name, score in retention.items():
-            yield f"| {name} | {percent(score['zeroshot_top1'])} | {percent(score['top1'])} | {score['n']:,} |"
+            cells = ("–" if score[key] is None else percent(score[key]) for key in columns)
+            yield f"| {name} |" + "".join(f" {cell} |" for cell in cells) + f" {score['n']:,} |"
         yield ""
     else:
         yield from ("What it still knows of other tasks (retention) was not measured.", "")

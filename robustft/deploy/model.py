@@ -27,7 +27,7 @@ class Model(Classifier):
     """
 
     def __init__(self, model: Classifier, class_names: Sequence[str], temperature: float | None = None) -> None:
-        super().__init__(model.visual, model.head, model.architecture)
+        super().__init__(model.visual, model.head, model.architecture, model.text)
         self.class_names, self.temperature = list(class_names), temperature
 
     def predict(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustft.common.files import write
 from robustft.deploy.model import Model
+from robustft.models.classifier import Classifier
 
 INPUT = "pixels"
 OUTPUTS = ("probabilities", "logits", "features")
@@ -29,7 +30,8 @@ class Network(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model, self.temperature = model, 1.0 if model.temperature is None else model.temperature
+        self.model = Classifier(model.visual, model.head, model.architecture)  # a trained text tower has no part in it
+        self.temperature = 1.0 if model.temperature is None else model.temperature
         for name in ("mean", "std"):
             values = torch.tensor(getattr(model.preprocess, name)).view(3, 1, 1)
             self.register_buffer(name, values, persistent=False)

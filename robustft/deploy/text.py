@@ -13,11 +13,10 @@ from robustft.deploy.model import Model
 from robustft.deploy.source import Source, find
 from robustft.inputs import make_tokenizer
 from robustft.models.files import weights_file
-from robustft.models.reading import read_state
+from robustft.models.text import digest_of
 from robustft.models.weights import create_clip, fit
 from robustft.models.zeroshot import open_clip_tokenizer, own_model
 
-OF_IMAGES = ("visual.", "head.")
 HINT = "--text TAG_OR_FILE names the weights that the run started from"
 
 
@@ -49,19 +48,21 @@ def whole_clip(source: Source, model: Model, named: str | None = None) -> Whole:
     Raises:
         UserError: nothing tells them, they cannot be fetched, or do not fit.
     """
-    tokenizer = None
+    tokenizer, frozen = None, None
     if named is None:
         named, seed, settings = _started_from(source)
-        tokenizer = make_tokenizer(settings)
+        tokenizer, frozen = make_tokenizer(settings), model.architecture.text
     else:
         seed = 0
     clip: Any = create_clip(source.architecture, named, seed)
+    if frozen is not None and digest_of(clip) != frozen.sha256:
+        raise UserError(f"{source.folder}: the text tower in {named} is another one than the run started from. {HINT}")
     clip.visual.load_state_dict(model.visual.state_dict())
-    trained = {name: value for name, value in read_state(source.file).items() if not name.startswith(OF_IMAGES)}
-    if trained:  # the text tower's, under open_clip's names
-        fit(clip, {**clip.state_dict(), **trained}, source.file, source.architecture)
+    trained = model.text is not None
+    if model.text is not None:
+        fit(clip, {**clip.state_dict(), **model.text.state_dict()}, source.file, source.architecture)
     own = tokenizer is not None
-    return Whole(clip.eval(), tokenizer if own else open_clip_tokenizer(source.architecture), own, named, bool(trained))
+    return Whole(clip.eval(), tokenizer if own else open_clip_tokenizer(source.architecture), own, named, trained)
 
 
 def _started_from(source: Source, steps: int = 8) -> tuple[str | None, int, Any]:

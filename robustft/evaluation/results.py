@@ -74,6 +74,7 @@ def results_record(
     protocol: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     calibration: Mapping[str, float | None] | None = None,
+    retention: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of `results.json`.
 
@@ -85,6 +86,7 @@ def results_record(
         protocol: how it was trained and evaluated; keys of PROTOCOL, null where it is not known.
         metrics: by name the label, unit and higher_is_better of what scores hold beside top-1.
         calibration: temperature and zeroshot_temperature.
+        retention: of each other task top1, zeroshot_top1, top1_own_text and n; see robustft/evaluation/retention.py.
     """
     return {
         "schema": SCHEMA,
@@ -103,7 +105,7 @@ def results_record(
         "checkpoint": checkpoint,
         "wall_s": wall_s,
         "train_images_per_s": train_images_per_s,
-        "retention": None,
+        "retention": None if retention is None else _plain(retention),
         "calibration": None if calibration is None else _plain(calibration),
         "settings": _plain(settings or {}),
         "display": _plain(display or {"label": method, "marker": None, "dial": None}),

@@ -78,6 +78,9 @@ def _fault_of_keys(record: dict[str, Any]) -> str | None:
     for key, types in _SINCE_2.items():
         if not _is_one_of(record.get(key, ...), types):
             return f"{key!r} is {'missing' if key not in record else repr(record[key])[:60]}"
+    for name, known in (record["retention"] or {}).items():
+        if fault := _fault_of_retention(known):
+            return f"'retention.{name}{fault}"
     for name, told in record["metrics"].items():
         if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
             return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
@@ -110,6 +113,16 @@ def _fault_of_scores(block: dict[str, Any], where: str) -> str | None:
     if block["ood"] and not (_is_number(average) and 0 <= average <= 1):
         return f"'{where}ood_avg' is {average!r:.60}, expected a fraction in 0…1"
     return None
+
+
+def _fault_of_retention(known: Any) -> str | None:
+    """What is wrong with what is known of a task, behind its name."""
+    found: dict[str, Any] = known if isinstance(known, dict) else {}
+    for key in ("top1", "zeroshot_top1", "top1_own_text"):
+        value = found.get(key)
+        if not (key == "top1_own_text" and value is None) and not (_is_number(value) and 0 <= value <= 1):
+            return f".{key}' is {value!r:.60}, expected a fraction in 0…1"
+    return None if _is_number(found.get("n")) else f".n' is {found.get('n')!r:.60}, expected a number of images"
 
 
 def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:

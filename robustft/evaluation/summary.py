@@ -32,6 +32,12 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return str((Decimal(repr(round(float(fraction), 12))) * 100).quantize(step, rounding=ROUND_HALF_UP))
 
 
+def signed(fraction: float) -> str:
+    """Write a difference in percentage points with its sign."""
+    text = percent(abs(fraction))
+    return text if float(text) == 0 else f"{'+' if fraction > 0 else '−'}{text}"
+
+
 def set_label(name: str) -> str:
     """Give a set's short heading: imagenet_v2 and scenes_v2 are "V2", imagenet is "ImageNet"."""
     return SET_LABELS.get(name, name)
@@ -112,6 +118,26 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def retention_table(record: Mapping[str, Any]) -> Table:
+    """Lay out what the model still knows: zero-shot and this model on every other task, their difference in points."""
+    table = Table(title="Retention: other tasks, top-1 in %", title_justify="left")
+    columns = {"task": list(record["retention"]), "zero-shot": [], record["method"]: [], "Δ": []}
+    for one in record["retention"].values():
+        columns["zero-shot"].append(percent(one["zeroshot_top1"]))
+        if record["method"] != "zeroshot":
+            columns[record["method"]].append(percent(one["top1"]))
+            columns["Δ"].append(signed(one["top1"] - one["zeroshot_top1"]))
+    own = [one["top1_own_text"] for one in record["retention"].values()]
+    if any(value is not None for value in own):
+        columns["its own text tower"] = ["–" if value is None else percent(value) for value in own]
+    shown = {heading: cells for heading, cells in columns.items() if cells}
+    for heading in shown:
+        table.add_column(escape(heading), justify="left" if heading == "task" else "right")
+    for row in zip(*shown.values(), strict=True):
+        table.add_row(*map(escape, row))
+    return table
+
+
 def print_table(record: Mapping[str, Any], console: Console | None = None) -> None:
     """Print `summary_table(record)`, upright where it is wider than the terminal, and what else was measured."""
     console = console or terminal.console()
@@ -119,3 +145,5 @@ def print_table(record: Mapping[str, Any], console: Console | None = None) -> No
     terminal.print_table(console, table if terminal.fits(console, table) else summary_table(record, upright=True))
     if record.get("metrics"):
         terminal.print_table(console, metrics_table(record))
+    if record.get("retention"):
+        terminal.print_table(console, retention_table(record))

@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from robustft.common.errors import UserError
 from robustft.data.sets import Preprocess
 from robustft.models import grid, plain, timm_vit
+from robustft.models.text import TextSource
 from robustft.models.tower import Tower
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What is needed to build the image tower again: its name, its family's config, and the transform."""
+    """What is needed to build the image tower again: its name, its family's config, and the transform.
+
+    Attributes:
+        text: the frozen text tower that goes with it; None where there is none, or its weights are random.
+    """
 
     name: str
     config: dict[str, Any] = field(repr=False)
     preprocess: Preprocess
+    text: TextSource | None = None
 
 
 def tower_of(visual: nn.Module, size: int) -> Tower:
@@ -40,15 +46,24 @@ class Classifier(nn.Module):
 
     State-dict keys are ``visual.<the network's own names>``, ``head.weight`` [classes, features] and ``head.bias``.
     What can be asked of the encoder besides features depends on its family: see ``tower``.
+
+    Attributes:
+        text: a text tower that was trained along with it: a CLIP without its image tower (``text.without_visual``),
+            whose tensors are ``text.<open_clip's names>`` here and saved under open_clip's. None: the frozen one that
+            ``architecture.text`` names.
     """
 
     visual: Any
+    text: nn.Module | None
 
-    def __init__(self, visual: nn.Module, head: nn.Linear, architecture: Architecture) -> None:
+    def __init__(
+        self, visual: nn.Module, head: nn.Linear, architecture: Architecture, text: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.visual = visual
         self.head = head
         self.architecture = architecture
+        self.text = text
         self.tower  # noqa: B018 -- replaces what has to be watched, before weights are loaded
 
     @property

@@ -26,6 +26,7 @@ from robustft.models.names import State, with_text_of
 from robustft.models.open_clip_private import build_tower, quiet
 from robustft.models.origin import Origin, twin, uses_quick_gelu
 from robustft.models.reading import read_clip, read_state
+from robustft.models.text import OURS, TextSource, find, own_names, saved_names, without_visual
 
 log = logging.getLogger(__name__)
 
@@ -171,9 +172,10 @@ def _advice(state: State) -> str:
 def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
     """Write ``model`` with what is needed to rebuild it, atomically; equal models give equal files, byte for byte.
 
-    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; see ``describe`` for the rest.
+    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; those of a text tower that was
+    trained have open_clip's names too. See ``describe`` for the rest.
     """
-    save_tensors(path, model.state_dict(), describe(model, classes))
+    save_tensors(path, saved_names(model.state_dict()), describe(model, classes))
 
 
 def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
@@ -183,10 +185,12 @@ def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
         classes: their names, in label order.
 
     Returns:
-        format, architecture (open_clip's name), and as JSON its config, the transform (preprocess), the classes.
+        format, architecture (open_clip's name), and as JSON its config, the transform (preprocess), the classes, and
+        where its frozen text tower comes from (text).
     """
     architecture = model.architecture
-    return {
+    frozen = {} if architecture.text is None else {"text": json.dumps(asdict(architecture.text))}
+    return frozen | {
         "format": FORMAT,
         "architecture": architecture.name,
         "config": json.dumps(architecture.config),
@@ -242,14 +246,33 @@ def load_classifier(
             f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
             f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
         )
-    architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
+    text = TextSource(**json.loads(metadata["text"])) if "text" in metadata else None
+    architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata), text)
     if like is not None:
         require_alike(architecture, like.architecture, path)
-    state = read_state(path)
+    state = own_names(read_state(path))
     visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
-    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture)
+    trained = any(not key.startswith(OURS) for key in state)  # a text tower
+    tower = without_visual(create_clip(name, None, 0)) if trained else None
+    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture, tower)
     fit(model, state, path, name)
     return model.eval()
+
+
+def text_tower(model: Classifier, near: Sequence[Path] = ()) -> nn.Module:
+    """The text tower that goes with a model, as a CLIP without its image tower: the trained one, or the frozen one.
+
+    Args:
+        near: folders (of the model) or files where a frozen one's weights may lie.
+
+    Raises:
+        UserError: it has none, or the frozen one is not found.
+    """
+    if model.text is not None:
+        return model.text
+    if model.architecture.text is None:
+        raise UserError(f"{model.architecture.name} goes with no text tower: it has none, or its weights are random")
+    return find(model.architecture.text, lambda architecture, place: create_clip(architecture, place, 0), near)
 
 
 def _rebuilt(path: Path, architecture: Architecture, own: Callable[..., nn.Module] | None) -> nn.Module:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from robustft.models.files import weights_file
 from robustft.models.open_clip_private import build_tower, can_be_cut, text_features
 from robustft.models.origin import beside
 from robustft.models.reading import read_state
+from robustft.models.text import TextSource
 from robustft.models.weights import create_clip, fit, load_classifier, model_config, preprocess_in, read_metadata
 
 ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
@@ -90,6 +92,7 @@ def zeroshot_classifier(
     if tokenizer is None or pretrained is None:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
+        described = replace(described, text=TextSource.of(architecture, pretrained, clip))
         rows = text_rows(clip, tokenizer, class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))

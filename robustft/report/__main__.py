@@ -14,7 +14,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import write
 from robustft.report.groups import Group, group_over_seeds, reading_order
 from robustft.report.published import SEED
-from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
+from robustft.report.runs import Run, comparable_averages, read_runs, retention_tasks, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
 from robustft.report.table import (
     Table,
@@ -29,6 +29,7 @@ from robustft.report.table import (
 
 SEEDS = "Mean ± standard deviation over seeds."
 RANGE = "Members: mean (lowest–highest)."
+KNOWS = "knows: top-1 on other tasks by their prompts; Δ knows: mean change against zero-shot, in points."
 PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
@@ -138,11 +139,13 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
             if base is not None
         ]
         rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
-        tables.append(comparison(rows, list(names), baselines, line, more))
+        tasks = retention_tasks(run for group in groups for run in group.runs)
+        tables.append(comparison(rows, list(names), baselines, line, more, tasks))
         print_comparison(console, tables[-1])
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
     notes += [PAIRED] if arguments.baseline else []
+    notes += [KNOWS] if retention_tasks(run for group in everything for run in group.runs) else []
     notes += [note] if (note := repeated_note(everything)) else []
     if cut_short := sum(run.record["partial"] for run in runs):
         notes.append(f"{cut_short} of {len(runs)} runs are partial evaluations.")

@@ -17,7 +17,7 @@ from robustft.common.configs import flatten
 from robustft.common.files import write
 from robustft.evaluation.summary import set_label
 from robustft.report.groups import Group, curves
-from robustft.report.runs import Record, Run
+from robustft.report.runs import Record, Run, retention_tasks
 from robustft.report.table import repeated_note
 
 ASSETS = Path(__file__).parent / "assets"
@@ -97,13 +97,16 @@ def _panel(groups: Sequence[Group], place: dict[int, int], members: list[list[in
 
 
 def _metrics(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
-    """(key, name, unit) of every further metric on the ID set and on average over the shifts."""
+    """(key, name, unit) of retention, and of every further metric on the ID set and on average over the shifts."""
     known: dict[str, Any] = {}
     for group in groups:
         for run in group.runs:
             known |= run.record.get("metrics") or {}
     places = (("id", "ID"), ("ood_avg", "OOD avg"))
-    return [
+    tasks = retention_tasks(run for group in groups for run in group.runs)
+    retention = [("retention", "Retention, change to zero-shot", "%")] if tasks else []
+    retention += [(f"retention.{name}", f"Retention, {name}", "%") for name in tasks]
+    return retention + [
         (f"{place}.{name}", f"{where}, {told['label']}", told["unit"])
         for name, told in known.items()
         for place, where in places
@@ -132,6 +135,11 @@ def _entry(run: Run, group: Group) -> dict[str, Any]:
             for name in record.get("metrics") or {}
             for place in ("id", "ood_avg")
             if (found := run.value(key := f"{place}.{name}")) is not None
+        }
+        | {
+            key: found
+            for key in ("retention", *(f"retention.{name}" for name in record.get("retention") or {}))
+            if (found := run.value(key)) is not None
         },
     }
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.evaluation.summary import percent, set_label
+from robustft.evaluation.summary import percent, set_label, signed
 from robustft.report.runs import Record
 from robustft.report.stats import mean_std
-from robustft.report.table import signed
 
 SETS = ("imagenet", "imagenet_v2", "imagenet_r", "imagenet_sketch", "objectnet", "imagenet_a", "ood_avg")
 SEED = re.compile(r"_seed-\d+$")

@@ -69,8 +69,14 @@ class Run:
         """A score by its place, "id", "ood_avg", "holdout" or the name of a shift set: top-1 in 0…1.
 
         With the name of a metric behind a dot ("id.ece") that metric; on average over the shifts, if all have it.
+        "retention.pets" is the top-1 on another task, "retention" the mean of what fine-tuning changed on all of them.
         """
         place, _, metric = key.partition(".")
+        if place == "retention":
+            known = self.record.get("retention") or {}
+            if metric or not known:
+                return known[metric]["top1"] if metric in known else None
+            return sum(one["top1"] - one["zeroshot_top1"] for one in known.values()) / len(known)
         if place == "ood_avg":
             return average(self.record, metric) if metric else self.record["ood_avg"]
         score = self.record[place] if place in ("id", "holdout") else self.record["ood"].get(place)
@@ -262,7 +268,7 @@ def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
     """The zero-shot models that `runs` tell of and that are not among them, each once."""
     seen = {_values(run.record) for run in runs if run.record["method"] == "zeroshot"}
     made = []
-    for run in runs:
+    for run in sorted(runs, key=lambda run: not run.record.get("retention")):  # those first that tell most of it
         block = run.record["zeroshot"]
         if block is None or _values(run.record | block) in seen:
             continue
@@ -270,9 +276,18 @@ def zeroshot_runs(runs: Sequence[Run]) -> list[Run]:
         config = {key: run.record["config"][key] for key in ("model", "data") if key in run.record["config"]}
         told = schema1.display({**run.record, "method": "zeroshot", "mask": None})
         own: Record = {"name": "zero-shot", "method": "zeroshot", "config": config, "display": told, "settings": {}}
+        known = run.record.get("retention") or {}
+        own["retention"] = {
+            name: {**one, "top1": one["zeroshot_top1"], "top1_own_text": None} for name, one in known.items()
+        }
         empty = dict.fromkeys(("seed", "zeroshot", "mask", "fill", "beta", "alpha", "temperature", "checkpoint"))
         made.append(Run(run.path, {**run.record, **block, **own, **empty}))
     return made
+
+
+def retention_tasks(runs: Iterable[Run]) -> list[str]:
+    """The other tasks that runs were asked about, in order of appearance."""
+    return list(dict.fromkeys(name for run in runs for name in run.record.get("retention") or {}))
 
 
 def comparable_averages(runs: Sequence[Run]) -> list[Run]:

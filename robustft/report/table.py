@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from robustft.common import terminal
 from robustft.common.errors import UserError
-from robustft.evaluation.summary import metric_heading, metric_value, percent, set_label
+from robustft.evaluation.summary import metric_heading, metric_value, percent, set_label, signed
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
@@ -64,11 +64,13 @@ def comparison(
     baselines: Sequence[tuple[str, Group]] = (),
     line: LogitLine | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
+    tasks: Sequence[str] = (),
 ) -> Table:
     """The groups of one panel as rows: accuracies in %, differences and effective robustness in points.
 
     Args:
         more: further metrics by name, as results describe them: a column each for the ID set and the shifts' mean.
+        tasks: other tasks, to see what is still known of them: a column each, and one of the mean change.
     """
     model, id_name = groups[0].runs[0].panel
     metrics = {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"} if sets else {"id": f"ID {set_label(id_name)}"}
@@ -84,6 +86,7 @@ def comparison(
         if place == "id" or sets
     }
     columns += [heading for heading, _ in further.values()]
+    columns += [*(f"knows {name}" for name in tasks), "Δ knows"] if tasks else []
     rows = []
     for group in groups:
         row = [Cell(group.label, {"system": group.label, **_fields(group)}), _seeds(group)]
@@ -91,6 +94,7 @@ def comparison(
         row += [_difference(group, base, name, metric) for name, base, metric in versus]
         row += [_robustness(group, line)] if line else []
         row += [_further(group, key, told) for key, (_, told) in further.items()]
+        row += [*(_accuracy(group, f"retention.{name}") for name in tasks), _retention(group)] if tasks else []
         rows.append(row)
     place = columns.index("OOD avg") + 1 if sets else 0
     return Table(f"{model} on {set_label(id_name)}", columns, rows, range(place, place + len(sets)))
@@ -156,6 +160,16 @@ def _accuracy(group: Group, metric: str) -> Cell:
     return Cell(text, {metric: mean, f"{metric}_std": std, **low_high}, rank=mean)
 
 
+def _retention(group: Group) -> Cell:
+    """What was changed against the zero-shot model, on average over the other tasks."""
+    values = group.values("retention")
+    if not values:
+        return Cell("–", {"retention": None})
+    mean, std = mean_std(values)
+    text = signed(mean) + ("" if std is None else f" ± {percent(std)}")
+    return Cell("–" if group.reference else text, {"retention": mean}, rank=None if group.reference else mean)
+
+
 def _further(group: Group, key: str, told: Mapping[str, Any]) -> Cell:
     values = group.values(key)
     if not values:
@@ -189,12 +203,6 @@ def _robustness(group: Group, line: LogitLine) -> Cell:
     mean, std = mean_std(values)
     text = signed(mean) + ("" if std is None else f" ± {percent(std)}")
     return Cell(text, {"effective_robustness": mean, "effective_robustness_std": std}, rank=mean)
-
-
-def signed(fraction: float) -> str:
-    """A difference in percentage points with its sign."""
-    text = percent(abs(fraction))
-    return text if float(text) == 0 else f"{'+' if fraction > 0 else '−'}{text}"
 
 
 def print_comparison(console: Console, table: Table) -> None:

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robustft.evaluation.summary import percent
+from robustft.evaluation.summary import percent, signed
 from robustft.report.stats import Difference, mean_std, ood_at_matched_id, paired_difference
-from robustft.report.table import signed
 
 Curve = Sequence[tuple[float, float]]  # (ID, OOD average) of one seed, one point for each value of the dial
 POINTS = 21

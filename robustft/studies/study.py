@@ -51,16 +51,21 @@ class Entry:
 class Study:
     """The entries of a study and where their results are.
 
+    Args:
+        folder: of the results.
+        settings: typed for all entries.
+        work: for all else that runs leave; None: below runs/studies.
+
     Raises:
         UserError: a typed setting is one that the study varies; a result was made with other settings.
     """
 
-    def __init__(self, entries: list[Entry], folder: Path, settings: Sequence[str]) -> None:
+    def __init__(self, entries: list[Entry], folder: Path, settings: Sequence[str], work: Path | None = None) -> None:
         self.entries, self.folder, self.settings = entries, folder, tuple(settings)
         root = Path(__file__).resolve().parents[2]
         ours = folder.is_relative_to(root)
         parent, name = (root, folder.relative_to(root)) if ours else (Path.cwd(), Path(folder.name))
-        self.work = parent / naming.RUNS / "studies" / name
+        self.work = work or parent / naming.RUNS / "studies" / name
         self.file = folder / store.FILE
         self.results = store.read(self.file)
         self.by_name = {entry.name: entry for entry in entries}

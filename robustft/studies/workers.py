@@ -16,7 +16,7 @@ from pathlib import Path
 
 from omegaconf import open_dict
 
-from robustft.cli import compose, resuming
+from robustft.cli import compose, resuming, sources
 from robustft.common import signals
 from robustft.common.errors import UserError
 
@@ -36,7 +36,9 @@ def outcome(future: Future[str | None], name: str) -> str | None:
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
     """Start processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(sources.added(),)
+    ) as pool:
         try:
             yield pool
         except KeyboardInterrupt:
@@ -46,8 +48,14 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
             raise
 
 
-def _start_worker() -> None:
-    """A worker dies with its parent, leaves Ctrl-C to it, and logs elsewhere than into the first run's folder."""
+def _start_worker(configs: Path | None) -> None:
+    """A worker dies with its parent, leaves Ctrl-C to it, and logs elsewhere than into the first run's folder.
+
+    Args:
+        configs: the user's own folder of configs.
+    """
+    if configs is not None:
+        sources.add(configs)
     logging.basicConfig(level=logging.WARNING)  # before a library does, with what is then standard error
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -3,7 +3,9 @@
 import errno
 import json
 import re
+import shutil
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,16 @@ from torch import Tensor
 import robustft
 from robustft.common.errors import UserError
 from robustft.deploy import export, push
+from robustft.deploy.card import results_lines
 from robustft.deploy.formats import FORMATS, as_open_clip, as_transformers, module_of
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source, find
 from robustft.deploy.text import Whole
+from robustft.evaluation.summary import percent
 from robustft.models import tiny
 from robustft.models.names import to_hugging_face, to_open_clip
-from robustft.models.weights import create_clip, model_config
+from robustft.models.text import without_visual
+from robustft.models.weights import create_clip, model_config, save_classifier
 from robustft.models.zeroshot import zeroshot_classifier
 from tests.deploy.test_predict import told
 from tests.small import do, work  # noqa: F401 (a fixture)
@@ -370,6 +375,35 @@ def test_the_text_tower_is_found_through_the_runs_that_it_came_from(run: Path, w
     assert torch.equal(state["token_embedding.weight"], load_file(tiny.WEIGHTS)["token_embedding.weight"])
 
 
+def test_weights_that_have_become_others_are_refused(work: Path, tmp_path: Path, capsys) -> None:  # noqa: F811
+    clip, other = (create_clip("tiny", None, seed).state_dict() for seed in (1, 2))
+    save_file(clip, tmp_path / "mine.safetensors")
+    do(work / "mine", f"model.pretrained={tmp_path}/mine.safetensors", "method=finetune", "trainer.max_steps=1")
+    assert export.main([str(work / "mine"), str(tmp_path / "x"), "--format", "open_clip"]) == 0
+    capsys.readouterr()
+    save_file(other, tmp_path / "mine.safetensors")
+    assert export.main([str(work / "mine"), str(tmp_path / "y"), "--format", "open_clip"]) == 1
+    assert "mine.safetensors is another one than the run started from" in capsys.readouterr().err
+    assert not (tmp_path / "y").exists()
+
+
+def test_a_trained_text_tower_is_the_one_that_is_exported(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    model, trained = robustft.load(run), create_clip("tiny", None, 9)
+    model.text = without_visual(deepcopy(trained))
+    save_classifier(tmp_path / "run" / "model.safetensors", model, model.class_names)
+    loaded = robustft.load(tmp_path / "run")
+    assert loaded.text is not None and torch.equal(loaded.text.text_projection, trained.text_projection)
+    for form in ("open_clip", "pt2"):
+        assert export.main([str(tmp_path / "run"), str(tmp_path / form), "--format", form]) == 0
+    state = load_file(tmp_path / "open_clip" / "open_clip_model.safetensors")
+    assert torch.equal(state["token_embedding.weight"], trained.token_embedding.weight)
+    assert torch.equal(state["visual.proj"], model.visual.proj)
+    assert "The text tower was trained" in (tmp_path / "open_clip" / "README.md").read_text()
+    names = torch.export.load(tmp_path / "pt2" / "model.pt2").state_dict
+    assert any("visual" in name for name in names) and not any("token_embedding" in name for name in names)
+
+
 def test_a_run_from_random_weights(work: Path, tmp_path: Path) -> None:  # noqa: F811
     do(work / "random", "method=finetune", "trainer.max_steps=1", "seed=5")
     assert export.main([str(work / "random"), str(tmp_path / "x"), "--format", "open_clip"]) == 0
@@ -387,7 +421,8 @@ def test_the_card_says_what_the_model_is(exported: Path, run: Path) -> None:
     front, text = card.split("---\n")[1:3]
     assert front.startswith("license: apache-2.0\nlibrary_name: open_clip\n") and "- robust-fine-tuning" in front
     record = json.loads((run / "results.json").read_text())
-    top1 = f"{100 * record['id']['top1']:.1f}"
+    top1, retention = f"{100 * record['id']['top1']:.1f}", record["retention"].items()
+    assert len(retention) == 2
     for words in (
         *robustft.load(run).class_names,
         "Prompts of the zero-shot head: `a {}.`;",
@@ -396,7 +431,8 @@ def test_the_card_says_what_the_model_is(exported: Path, run: Path) -> None:
         f"| this model | {top1} |",
         "| zero-shot |",
         "ECE, calibrated",
-        "retention) was not measured",
+        "| task | zero-shot, % | this model, % | images |",
+        *(f"| {name} | {percent(known['zeroshot_top1'])} | {percent(known['top1'])} |" for name, known in retention),
         "`embedded`) are under apache-2.0",
         "the largest difference on 16 images is",
         "https://arxiv.org/abs/2303.03052",
@@ -404,6 +440,17 @@ def test_the_card_says_what_the_model_is(exported: Path, run: Path) -> None:
         assert words in text, words
     assert "/" + str(run).strip("/").split("/")[0] + "/" not in card  # no place on this machine
     assert "pipeline_tag: image-classification" in (exported / "onnx" / "README.md").read_text()
+
+
+def test_the_card_says_what_is_known_of_retention(run: Path) -> None:
+    record = json.loads((run / "results.json").read_text())
+    unasked = "\n".join(results_lines({**record, "retention": None}))
+    assert "What it still knows of other tasks (retention) was not measured." in unasked
+    known = {"top1": 0.5, "zeroshot_top1": 0.75, "n": 1200}
+    own = {"pets": {**known, "top1_own_text": 0.625}, "cars": {**known, "top1_own_text": None}}
+    text = "\n".join(results_lines({**record, "retention": own}))
+    assert "| task | zero-shot, % | this model, % | its own text, % | images |" in text
+    assert "| pets | 75.0 | 50.0 | 62.5 | 1,200 |" in text and "| cars | 75.0 | 50.0 | – | 1,200 |" in text
 
 
 def test_where_nobody_is_logged_in_it_says_what_it_would_upload(exported: Path, monkeypatch, capsys) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,16 @@ def scores(id_top1: float, ood: float, shifts: tuple[str, ...] = SHIFTS, holdout
     return Scores("scenes", Score(round(id_top1 * n) / n, n), by_set, holdout=Score(holdout, 20))
 
 
+def retained(tasks: dict[str, tuple[float, float]] | None) -> dict[str, dict[str, Any]] | None:
+    """The results' block from (zero-shot, after) of each task."""
+    if tasks is None:
+        return None
+    return {
+        name: {"top1": after, "zeroshot_top1": before, "top1_own_text": None, "n": 100}
+        for name, (before, after) in tasks.items()
+    }
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     """Write a results.json under tmp_path/runs and return its folder."""
@@ -32,6 +43,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             **{"name": name, "method": method, "model": given.pop("model", "tiny"), "seed": seed},
             **{"partial": given.pop("partial", False), "wall_s": 9.0, "versions": {}},
             zeroshot=scores(*given.pop("zeroshot", (0.65, 0.66))),
+            retention=retained(given.pop("retention", None)),
             mask=mask,
             fill=fill,
             config={**config, "mask": mask, "fill": fill, **dials, **given.pop("config", {})},

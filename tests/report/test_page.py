@@ -277,6 +277,23 @@ def test_seeds_weigh_alike_in_a_browser(make_run, tmp_path: Path):
 
 
 @browser
+def test_retention_is_a_column_and_an_axis(make_run, tmp_path: Path):
+    for seed, pets in enumerate((0.70, 0.60)):
+        make_run("finetune", seed, retention={"pets": (0.80, pets)})
+    text = write(tmp_path / "runs", tmp_path / "out.html")
+    (panel,) = embedded(text)["panels"]
+    assert panel["metrics"][:2] == [
+        ["retention", "Retention, change to zero-shot", "%"],
+        ["retention.pets", "Retention, pets", "%"],
+    ]
+    head, *rows = visit(text, tmp_path)["table"]
+    table = {row[0]: dict(zip(head, row, strict=True)) for row in rows}
+    assert table["vanilla fine-tuning"]["Retention, pets"] == "65.0 ± 7.1"
+    assert table["zero-shot"]["Retention, pets"] == "80.0"
+    assert table["vanilla fine-tuning"]["Retention, change to zero-shot"].replace("−", "-") == "-15.0 ± 7.1"
+
+
+@browser
 def test_focus_survives_a_selection(sweep: Path, tmp_path: Path):
     seen = visit(write(sweep, tmp_path / "out.html"), tmp_path)
     second, third, back, after_enter = seen["walk"]

@@ -390,3 +390,35 @@ def test_what_is_incidental_to_a_run_is_so_to_a_report():
     names = {name.replace("*", "any") for name in CORE}
     others = {name for name in names if identity.INCIDENTAL.fullmatch(name) and not runs.INCIDENTAL.match(name)}
     assert others == {"trainer.max_time"}
+
+
+def test_what_is_still_known_of_other_tasks(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for seed, pets in enumerate((0.70, 0.60)):
+        make_run("finetune", seed, retention={"pets": (0.80, pets), "cars": (0.50, 0.50)})
+    make_run("kd", 0, beta=1.0)  # an older run, that was not asked
+    assert main([str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 0
+    assert "Δ knows: mean change against zero-shot, in points" in capsys.readouterr().out
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    cells = {
+        line.split("|")[1].strip(): [cell.strip(" *") for cell in line.split("|")[-4:-1]]
+        for line in table.splitlines()
+        if line.startswith("|")
+    }
+    assert cells["system"] == ["knows pets", "knows cars", "Δ knows"]
+    assert cells["zero-shot"] == ["80.0", "50.0", "–"]
+    assert cells["vanilla fine-tuning"] == ["65.0 ± 7.1", "50.0 ± 0.0", "−7.5 ± 3.5"]
+    assert cells["KD, β=1"] == ["–", "–", "–"]
+    assert float(rows(tmp_path / "out")["vanilla fine-tuning"]["retention"]) == pytest.approx(-0.075)
+    assert float(rows(tmp_path / "out")["vanilla fine-tuning"]["retention.pets"]) == pytest.approx(0.65)
+
+
+def test_runs_that_were_not_asked_have_no_columns_of_it(sweep: Path, tmp_path: Path):
+    assert main([str(sweep), "--out", str(tmp_path)]) == 0
+    assert "knows" not in (tmp_path / "comparison.md").read_text()
+
+
+def test_what_runs_are_asked_makes_no_other_system_of_them(make_run, tmp_path: Path):
+    for seed in range(2):
+        make_run("finetune", seed, config={"retain": {"pets": {"path": f"/data/{seed}"}}})
+    (group,) = group_over_seeds(read_runs([tmp_path / "runs"]))
+    assert len(group.runs) == 2

@@ -16,29 +16,33 @@ log = logging.getLogger(__name__)
 WORDNET_ID = re.compile(r"n\d{8}")
 NO_WORDS = re.compile(r"[\d\W_]*|(class|category|label|cls|id|c|n)?[\W_]*(\d+|[a-z])", re.IGNORECASE)
 SYNONYMS = 4  # names a class may have
+SETTING = "data.class_names"
 
 
-def names_of(folders: Sequence[str], given: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
+def names_of(
+    folders: Sequence[str], given: Mapping[str, Sequence[str]] | None, setting: str = SETTING
+) -> list[list[str]]:
     """The names of each class, the first of which stands for it in tables.
 
     Args:
         folders: the classes as they are called on disk, in their order.
         given: the user's own names, by folder; None: made from the folders' names.
+        setting: with which they are given, for messages.
 
     Raises:
         UserError: classes without a name, names without a class, or one name for two classes.
     """
     if given is None:
         names = [[readable(folder)] for folder in folders]
-        _warn(folders, [first for first, *_ in names])
+        _warn(folders, [first for first, *_ in names], setting)
     else:
         unnamed = [folder for folder in folders if folder not in given]
         if unnamed:
-            raise UserError(f"data.class_names has no name for {len(unnamed)} of the classes ({some(unnamed)})")
+            raise UserError(f"{setting} has no name for {len(unnamed)} of the classes ({some(unnamed)})")
         if spare := [folder for folder in given if folder not in folders]:
-            log.info("data.class_names: %d of its classes have no images (%s)", len(spare), some(spare))
+            log.info("%s: %d of its classes have no images (%s)", setting, len(spare), some(spare))
         names = [list(given[folder]) for folder in folders]
-    _refuse_collisions(folders, names)
+    _refuse_collisions(folders, names, setting)
     return names
 
 
@@ -71,13 +75,13 @@ def wordnet_name(wnid: str) -> str | None:
     return _wordnet_names().get(wnid)
 
 
-def read_names(path: Path) -> dict[str, list[str]]:
+def read_names(path: Path, setting: str = SETTING) -> dict[str, list[str]]:
     """Names of classes by folder, from JSON ({folder: name or [names]}) or CSV (header: folder,name).
 
     Raises:
         UserError: the file cannot be read, or is neither.
     """
-    what = f"data.class_names={path}"
+    what = f"{setting}={path}"
     try:
         text = path.read_text("utf-8-sig")
         if path.suffix.lower() == ".csv":
@@ -107,7 +111,7 @@ def read_names(path: Path) -> dict[str, list[str]]:
     return names
 
 
-def _warn(folders: Sequence[str], names: Sequence[str]) -> None:
+def _warn(folders: Sequence[str], names: Sequence[str], setting: str) -> None:
     """Names that are no words make a zero-shot head without meaning."""
     empty = [
         f for f, name in zip(folders, names, strict=True) if NO_WORDS.fullmatch(name) or WORDNET_ID.fullmatch(name)
@@ -115,13 +119,13 @@ def _warn(folders: Sequence[str], names: Sequence[str]) -> None:
     if empty:
         log.warning(
             "%d of the %d classes have names that are no words (%s): the zero-shot model, and with it the head that"
-            " training starts from, cannot know what they show. Name them: data.class_names=FILE.json with"
+            " is made from them, cannot know what they show. Name them: %s=FILE.json with"
             ' {"%s": "what it shows", ...}',
-            *(len(empty), len(folders), some(empty), empty[0]),
+            *(len(empty), len(folders), some(empty), setting, empty[0]),
         )
 
 
-def _refuse_collisions(folders: Sequence[str], names: Sequence[Sequence[str]]) -> None:
+def _refuse_collisions(folders: Sequence[str], names: Sequence[Sequence[str]], setting: str) -> None:
     seen: dict[str, str] = {}
     for folder, of_class in zip(folders, names, strict=True):
         for name in of_class:
@@ -133,5 +137,5 @@ def _refuse_collisions(folders: Sequence[str], names: Sequence[Sequence[str]]) -
                 continue
             raise UserError(
                 f"the classes {other} and {folder} are both called {name!r}: no model could tell them apart by name."
-                " Merge their folders, or give them names of their own: data.class_names=FILE"
+                f" Merge their folders, or give them names of their own: {setting}=FILE"
             )

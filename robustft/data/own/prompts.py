@@ -12,11 +12,12 @@ Template = str | Callable[[str], str]
 PRESETS = ("imagenet", "simple", "plain")
 
 
-def templates_of(given: str | Sequence[str]) -> list[Template]:
+def templates_of(given: str | Sequence[str], setting: str = "data.templates") -> list[Template]:
     """Templates of prompts: a preset's, those of a file (one a line), or these.
 
     Args:
         given: `imagenet` (OpenAI's 80), `simple` (its best 7), `plain` ("a photo of a {}."), a file, or texts with {}.
+        setting: with which they are given, for messages.
 
     Raises:
         UserError: there is no such preset or file, or a template has no place for the name.
@@ -31,10 +32,10 @@ def templates_of(given: str | Sequence[str]) -> list[Template]:
     if isinstance(given, str) and given in presets:
         return list(presets[given])
     if isinstance(given, str):
-        lines = _lines(expand(given), given)
+        lines = _lines(expand(given), f"{setting}={given}")
         where = given
     else:
-        lines, where = list(given), "data.templates"
+        lines, where = list(given), setting
     if not lines:
         raise UserError(f"{where}: no templates in it. Expected texts with {{}} in the place of the class's name")
     for line in lines:
@@ -48,7 +49,7 @@ def _lines(path: Path, typed: str) -> list[str]:
         return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"data.templates={typed}: neither a preset ({', '.join(PRESETS)}) nor a file that can be read. Expected one"
+            f"{typed}: neither a preset ({', '.join(PRESETS)}) nor a file that can be read. Expected one"
             " of them, or a list of texts with {}"
         ) from error
 

@@ -17,6 +17,7 @@ from robustft.data.own.listing import Listing, inside_of
 TRAIN = "train"
 COLUMNS = {name: name for name in ("path", "label", "split", "domain", "group")}
 NEEDED = ("path", "label")
+UNGROUPED = {key: column for key, column in COLUMNS.items() if key != "group"}
 
 
 class TableImages(OwnImages):
@@ -52,66 +53,83 @@ class TableImages(OwnImages):
                     f"{self.path}: no column {column!r}.{hint} It has {some(header, 8)}: data.columns.{key}=NAME"
                 )
         root = expand(self.root) if self.root else self.path.parent
-        records = self._records(rows, root)
+        records = records_of(self.path, rows, root, self.columns, "; data.root=DIR takes another folder")
         splits = list(dict.fromkeys(split for split, *_ in records))
         if TRAIN not in splits:
             raise UserError(f"{self.path}: no row belongs to the split {TRAIN}: it has {some(splits, 8)}")
-        sets = {split: _listing(root, [record[1:] for record in records if record[0] == split]) for split in splits}
+        sets = {split: listing_of(root, [record[1:] for record in records if record[0] == split]) for split in splits}
         shifts = {name: sets[name] for name in splits if name not in (TRAIN, VAL)}
         return Found(sets[TRAIN], sets.get(VAL), shifts)
 
-    def _records(self, rows: Sequence[Mapping[str, str]], root: Path) -> list[tuple[str, ...]]:
-        """(split, path, class, domain, group) of every row."""
-        path, label, split, domain, group = (self.columns[key] for key in COLUMNS)
-        records: list[tuple[str, ...]] = []
-        wrong: list[int] = []
-        grouped = any((row.get(group) or "").strip() for row in rows)
-        for number, row in enumerate(rows, start=2):
-            where, what = (row.get(path) or "").strip(), (row.get(label) or "").strip()
-            if not where or not what:
-                wrong.append(number)
-            in_split = (row.get(split) or "").strip() if split in row else TRAIN
-            in_group = (row.get(group) or "").strip()
-            if not in_split or (grouped and not in_group):
-                wrong.append(number)
-            records.append((in_split, where, what, (row.get(domain) or "").strip(), in_group))
-        if wrong:
-            raise UserError(
-                f"{self.path}: {len(set(wrong))} row(s) lack a path, a label, a split or a group (line"
-                f" {', '.join(map(str, dict.fromkeys(wrong[:3])))}{', …' if len(wrong) > 3 else ''})"
-            )
-        if not records:
-            raise UserError(f"{self.path}: it has a header and no rows")
-        twice = [one for one, count in Counter(os.path.normpath(record[1]) for record in records).items() if count > 1]
-        if twice:
-            raise UserError(f"{self.path}: {len(twice)} image(s) have several rows ({some(twice)}): expected one each")
-        missing = [record[1] for record in records if not os.path.isfile(os.path.join(root, expand(record[1])))]
-        if missing:
-            raise UserError(
-                f"{self.path}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths are"
-                f" relative to {root}; data.root=DIR takes another folder"
-            )
-        return records
+
+def records_of(
+    table: Path, rows: Sequence[Mapping[str, str]], root: Path, columns: Mapping[str, str], advice: str = ""
+) -> list[tuple[str, ...]]:
+    """Read (split, path, class, domain, group) of every row.
+
+    Args:
+        table: where the rows are from, for messages.
+        root: what paths are relative to.
+        columns: what the columns are called, as in COLUMNS; without one for groups there are none.
+        advice: what else can be done where images are not there.
+
+    Raises:
+        UserError: a row lacks something, two have one image, or images are not there.
+    """
+
+    def cell(row: Mapping[str, str], key: str) -> str:
+        return (row.get(columns[key]) or "").strip() if key in columns else ""
+
+    records: list[tuple[str, ...]] = []
+    wrong: list[int] = []
+    grouped = any(cell(row, "group") for row in rows)
+    for number, row in enumerate(rows, start=2):
+        split = cell(row, "split") if columns["split"] in row else TRAIN
+        path, label, group = (cell(row, key) for key in ("path", "label", "group"))
+        if not path or not label or not split or (grouped and not group):
+            wrong.append(number)
+        records.append((split, path, label, cell(row, "domain"), group))
+    if wrong:
+        raise UserError(
+            f"{table}: {len(wrong)} row(s) lack a path, a label, a split or a group (line"
+            f" {', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''})"
+        )
+    if not records:
+        raise UserError(f"{table}: it has a header and no rows")
+    twice = [one for one, count in Counter(os.path.normpath(record[1]) for record in records).items() if count > 1]
+    if twice:
+        raise UserError(f"{table}: {len(twice)} image(s) have several rows ({some(twice)}): expected one each")
+    missing = [record[1] for record in records if not os.path.isfile(os.path.join(root, expand(record[1])))]
+    if missing:
+        raise UserError(
+            f"{table}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths are"
+            f" relative to {root}{advice}"
+        )
+    return records
 
 
-def _listing(root: Path, records: Sequence[tuple[str, ...]]) -> Listing:
+def listing_of(root: Path, records: Sequence[tuple[str, ...]]) -> Listing:
+    """List the images of (path, class, domain, group)."""
     paths, classes, domains, groups = (list(part) for part in zip(*records, strict=True))
     inner = [inside_of(path, label) for path, label in zip(paths, classes, strict=True)]
     several = domains if len(set(domains)) > 1 else []
     return Listing(root, paths, classes, inner, several, groups if any(groups) else []).ordered()
 
 
-def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """The header and the rows of a table, cells as text.
+def read_table(path: Path, setting: str = "data.path") -> tuple[list[str], list[dict[str, str]]]:
+    """Read the header and the rows of a table, cells as text.
+
+    Args:
+        setting: with which it is given, for messages.
 
     Raises:
         UserError: it cannot be read, or is of another kind.
     """
     kind = path.suffix.lower()
     if kind == ".parquet":
-        return _read_parquet(path)
+        return _read_parquet(path, setting)
     if kind not in (".csv", ".tsv", ".txt"):
-        raise UserError(f"data.path={path}: expected a table in CSV, TSV or Parquet")
+        raise UserError(f"{setting}={path}: expected a table in CSV, TSV or Parquet")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -123,20 +141,20 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
             rows = list(lines)
             return [name.strip() for name in lines.fieldnames or []], rows
     except OSError as error:
-        raise UserError(f"data.path={path}: {error.strerror}. Expected a table in CSV, TSV or Parquet") from error
+        raise UserError(f"{setting}={path}: {error.strerror}. Expected a table in CSV, TSV or Parquet") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"data.path={path}: cannot be read as a table in UTF-8 ({error})") from error
+        raise UserError(f"{setting}={path}: cannot be read as a table in UTF-8 ({error})") from error
 
 
-def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _read_parquet(path: Path, setting: str) -> tuple[list[str], list[dict[str, str]]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import read_table as read
     except ImportError as error:
-        raise UserError(f"data.path={path}: Parquet is read with pyarrow: {install('parquet')}") from error
+        raise UserError(f"{setting}={path}: Parquet is read with pyarrow: {install('parquet')}") from error
     try:
         table = read(path)
     except (OSError, ArrowException) as error:
-        raise UserError(f"data.path={path}: cannot be read as Parquet ({' '.join(str(error).split())})") from error
+        raise UserError(f"{setting}={path}: cannot be read as Parquet ({' '.join(str(error).split())})") from error
     rows = [{key: "" if cell is None else str(cell) for key, cell in row.items()} for row in table.to_pylist()]
     return list(table.column_names), rows

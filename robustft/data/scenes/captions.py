@@ -16,6 +16,10 @@ TEMPLATES = (
     "a picture of the {}.", "a sketch of a {}.", "a drawing of a {}.", "a cartoon of a {}.",
     "a painting of a {}.", "a mosaic of a {}.", "a negative of a {}.",
 )  # fmt: skip
+TASKS = {  # what else a scene shows and no fine-tuning asks for: names of what is told apart, prompts
+    "context": (PLACES, ("a thing {}.", "the thing {}.")),
+    "style": (tuple(names[0] for names in MEDIA), ("a {} of a thing.", "a {} of the thing.")),
+}
 
 
 def vocabulary() -> list[str]:

@@ -7,47 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, UInt8
-from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
 from robustft.data.scenes.cache import cached, default_folder
-from robustft.data.scenes.captions import TEMPLATES
-from robustft.data.scenes.generate import Rendered
+from robustft.data.scenes.captions import TASKS, TEMPLATES
+from robustft.data.scenes.images import SceneImages
 from robustft.data.scenes.recipes import CLASSES, CORRELATION, ID, SETS, Recipe
-from robustft.data.sets import Batch, EvaluationSet, TensorImages
+from robustft.data.scenes.retention import retention_task
+from robustft.data.sets import EvaluationSet, RetentionTask
 
 EVALUATION_SETS = tuple(SETS)[1:]  # the ID set, then the shifts
 SMALLEST, LARGEST = 24, 512  # pixels
-
-
-class SceneImages(TensorImages):
-    """A rendered set, resized to the model's resolution when that is another.
-
-    Attributes:
-        masks: where the object is seen, at the resolution of rendering.
-    """
-
-    def __init__(self, scenes: Rendered, size: int) -> None:
-        super().__init__(scenes.images, scenes.labels)
-        self.scenes, self.size = scenes, size
-
-    @property
-    def masks(self) -> Bool[Tensor, "images height width"]:
-        return self.scenes.masks
-
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 size size"], int, int]:
-        return self.__getitems__([index]).images[0], int(self.labels[index]), index
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        batch = super().__getitems__(indices)
-        if batch.images.shape[-1] == self.size:
-            return batch
-        resized = F.interpolate(batch.images.float(), (self.size,) * 2, mode="bicubic", antialias=True)
-        return batch._replace(images=resized.round().clamp(0, 255).to(torch.uint8))
 
 
 class ScenesData(RobustnessData):
@@ -108,6 +80,14 @@ class ScenesData(RobustnessData):
 
     def evaluation_sets(self) -> list[EvaluationSet]:
         return self._evaluation
+
+    def retention_tasks(self) -> list[RetentionTask]:
+        """What the small CLIP learnt from captions and fine-tuning never asks for: context and style of a scene."""
+        side, images, size = self.preprocess.size, self.test_images, self.image_size
+        return [
+            retention_task(name, side, images=images, size=size, data_seed=self.data_seed, root=self.root)
+            for name in TASKS
+        ]
 
     def verify(self, training: bool = True) -> None:
         """Nothing to find: what is not in the cache is rendered."""

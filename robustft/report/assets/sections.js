@@ -87,7 +87,8 @@ function drawTable() {
   const settings = ["mask", "fill", "threshold", "rate", "beta", "alpha", "temperature"]
     .filter((key) => rows.some(({ run }) => known([run[key]]).length));
   const columns = [["name", state.mean ? "system" : "run", (r) => r.group.label],
-    ...metrics().map(([key, name]) => [key, name, (r) => mean(values(r.group, key)), true]),
+    ...[...metrics(), ...axes().filter(([key]) => key.startsWith("retention"))]
+      .map(([key, name]) => [key, name, (r) => mean(values(r.group, key)), true]),
     state.mean ? ["seeds", "runs", (r) => r.group.runs.filter((index) => !runs[index].reference).length || null] : ["seed", "seed", (r) => r.run.seed],
     ...settings.map((key) => [key, COLUMNS[key][0], (r) => r.run[key]])];
   const sorted = columns.find(([key]) => key === state.sort) ?? columns[0];
