@@ -6,6 +6,12 @@ a method or a mask of a user's own is held to the same rules without a line of o
     takes:
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
+      text: true                  # a method: it needs a zero-shot model, which a text tower makes; frozen: its head is
+                                  # made of the text tower, with random weights too; trained: that tower is trained
+      head: text                  # a method: where its head comes from, where that is not the zero-shot one (protocol)
+      models: 2                   # a method: models that an image goes through; 1 where it does not say
+      leaves_model: false         # a method: what it gives is no single model that could be saved
+      transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
@@ -115,7 +121,10 @@ CORE: dict[str, Description] = {
     "trainer.val_check_interval": {**BATCHES, "when": SCORED},
     "trainer.check_val_every_n_epoch": {**COUNT, "when": SCORED},
     "trainer.log_every_n_steps": {**COUNT, "when": [TRAINS]},
-    "trainer.enable_checkpointing": {**FLAG, "or_null": True},
+    "trainer.enable_checkpointing": {
+        **{**FLAG, "or_null": True},
+        "when": [{"method.takes.leaves_model": {"of": [None, True]}}],
+    },
     "trainer.enable_progress_bar": FLAG,
     "trainer.enable_model_summary": {**FLAG, "when": [TRAINS]},
     "trainer.accumulate_grad_batches": {"any": [COUNT, {"of": ["auto"]}], "when": [TRAINS]},
