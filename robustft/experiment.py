@@ -103,7 +103,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     metrics = make_metrics(cfg, inputs)
     inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
     compares = has_text(cfg) and not is_reference(cfg)
-    baseline = zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics) if compares else None
+    baseline = zeroshot_scores(inputs.zeroshot.without_text(), data, options(cfg), folder, metrics) if compares else None
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
@@ -308,7 +308,7 @@ def quieten() -> None:
         r".*module\(s\) in eval mode at the start of training.*",  # of an average of the weights
         ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
-        ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
+        ".*You have overridden `on_(before|after)_batch_transfer` in `LightningModule`.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",
     ):

@@ -22,7 +22,7 @@ from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
 from robustft.models.classifier import Classifier, check_can
 from robustft.models.files import model_files
-from robustft.models.weights import load_classifier
+from robustft.models.weights import has_text, load_classifier
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
 from robustft.training.moving import Moving
@@ -37,8 +37,9 @@ class Inputs(Mapping[str, Any]):
 
     Attributes:
         zeroshot: the zero-shot model, on the CPU. Never changed: who trains takes a copy.
-        student: what training starts from, a copy: ``init``, or the zero-shot model.
-        teacher: who teaches, a copy: ``teacher``, or the zero-shot model.
+        student: what training starts from, a copy: ``init``, or the zero-shot model. It has its text tower where the
+            method trains that (``takes: {text: trained}``).
+        teacher: who teaches, a copy: ``teacher``, or the zero-shot model. With its text tower, likewise.
         checkpoint: the model of ``checkpoint``.
         checkpoints: the files of ``checkpoints``.
         load: gives the model of a file left by a run, of this run's architecture and classes.
@@ -91,7 +92,16 @@ class Inputs(Mapping[str, Any]):
             device=self.device,
             backbone=make_backbone(model),
             check=self._check,
+            text=self.with_text,
         )
+
+    @cached_property
+    def with_text(self) -> bool:
+        """Whether the run's models have text towers of their own: the method trains them, or works on such models."""
+        cfg, takes = self.cfg, self.cfg.method.takes
+        if takes.trains:
+            return takes.get("text") == "trained"
+        return any(map(has_text, [*filter(None, [cfg.checkpoint]), *model_files(cfg.checkpoints or [])]))
 
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
@@ -103,7 +113,18 @@ class Inputs(Mapping[str, Any]):
             model.tower.set_grad_checkpointing(True)
 
     def load(self, path: str | Path) -> Classifier:
-        return load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
+        """The model in ``path``, with a text tower where the run's models have one, and only there.
+
+        Raises:
+            UserError: it is none of this run's architecture and classes, or it lacks the text tower.
+        """
+        model = load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
+        if not self.with_text:
+            return model.without_text()
+        if model.text is None:
+            raise UserError(f"{path} is a model without a text tower of its own, and this run needs one")
+        model.prompts = self.zeroshot.prompts
+        return model
 
     def accuracy(self, model: Classifier) -> float:
         """Raises UserError where there is no hold-out."""
@@ -119,7 +140,7 @@ class Inputs(Mapping[str, Any]):
 
     def student(self) -> Classifier:
         student = self._model_of("init")
-        student.tower.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
+        student.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
         return student
 
     def _model_of(self, setting: str) -> Classifier:

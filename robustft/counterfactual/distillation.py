@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustft.counterfactual.cam import make_cam
-from robustft.counterfactual.fill import Counterfactual
+from robustft.counterfactual.fill import Counterfactual, Fill, make_fill
+from robustft.counterfactual.mask import Mask, kept_patches, make_mask
 from robustft.models.classifier import Classifier
 
 Distance = Callable[[Classifier, Classifier, Counterfactual, Tensor | None], Float[Tensor, ""]]
@@ -49,6 +50,22 @@ def encode_frozen(teacher: Classifier, x_cf: Counterfactual) -> Float[Tensor, "b
     with torch.inference_mode():
         features = teacher.encode(*x_cf)
     return features.clone()  # an inference tensor could not be saved for the student's backward pass
+
+
+def make_masking(mask: Mapping[str, Any], fill: str, student: Classifier) -> tuple[Mask | None, Fill]:
+    """The configured mask, None where images are left as they are, and the fill that suits it.
+
+    Args:
+        mask: kind, threshold and rate.
+        fill: none, single or multi.
+    """
+    kind = mask["kind"]
+    if kind == "none":
+        return None, make_fill("none", 1)
+    drops_tokens = kind == "random" and fill == "none"
+    made = make_mask(kind, student.patches, threshold=mask["threshold"], rate=mask["rate"], exact=drops_tokens)
+    kept = kept_patches(student.patches, mask["rate"]) if drops_tokens else None
+    return made, make_fill(fill, student.patch_size, kept)
 
 
 def make_explain(mask: Mapping[str, Any]) -> Explain:

@@ -26,6 +26,7 @@ from robustft.models.files import BEST, model_file, weights_file
 from robustft.models.names import State, with_text_of
 from robustft.models.origin import Origin, twin, uses_quick_gelu
 from robustft.models.reading import read_clip, read_state
+from robustft.models.text import OURS, own_names, saved_names, without_visual
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +185,10 @@ def _advice(state: State) -> str:
 def save_classifier(path: Path, model: Classifier, classes: Sequence[str]) -> None:
     """Write ``model`` with what is needed to rebuild it, atomically; equal models give equal files, byte for byte.
 
-    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; see ``describe`` for the rest.
+    Tensors are named ``visual.<open_clip's names>``, ``head.weight`` and ``head.bias``; those of a text tower that was
+    trained have open_clip's names too. See ``describe`` for the rest.
     """
-    save_tensors(path, model.state_dict(), describe(model, classes))
+    save_tensors(path, saved_names(model.state_dict()), describe(model, classes))
 
 
 def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
@@ -248,11 +250,26 @@ def load_classifier(
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata))
     if like is not None:
         _require_alike(architecture, like.architecture, path)
-    state = read_state(path)
+    state = own_names(read_state(path))
     visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
-    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture)
+    trained = any(not key.startswith(OURS) for key in state)  # a text tower
+    text = without_visual(create_clip(name, None, 0)) if trained else None
+    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture, text)
     fit(model, state, path, name)
     return model.eval()
+
+
+def has_text(path: Path) -> bool:
+    """Whether the model in ``path`` has a text tower of its own; False for what is no model of a run.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    path = model_file(path)
+    if read_metadata(path) is None:
+        return False
+    with safe_open(path, "pt") as file:
+        return any(not key.startswith(OURS) for key in file.keys())  # noqa: SIM118 (not a mapping)
 
 
 def _rebuilt(path: Path, architecture: Architecture, own: Callable[..., nn.Module] | None) -> nn.Module:

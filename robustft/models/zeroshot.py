@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustft.common.cache import remembered
@@ -21,12 +21,13 @@ from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import weights_file
 from robustft.models.origin import beside
+from robustft.models.prompts import Prompts, Template, Tokenizer
 from robustft.models.reading import read_state
+from robustft.models.text import without_visual
+from robustft.models.text_tower import TextTower
 from robustft.models.weights import create_clip, fit, load_classifier, model_config, preprocess_in, read_metadata
 
 ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
-Template = str | Callable[[str], str]
-Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
 Backbone = str | Callable[[], nn.Module] | None
 FIRST_SCALE = 1 / 0.07  # of logits where no text tower says it: what CLIP's training starts with
 
@@ -42,6 +43,7 @@ def zeroshot_classifier(
     device: torch.device | str = "cpu",
     backbone: Backbone = None,
     check: Callable[[Classifier], None] = lambda model: None,
+    text: bool = False,
 ) -> Classifier:
     """The classifier that fine-tuning starts from and whose encoder teaches.
 
@@ -54,6 +56,7 @@ def zeroshot_classifier(
         device: where text is encoded; the classifier is on the CPU.
         backbone: whose model it is: None for open_clip's, "timm", or a maker of the user's own.
         check: refuses a model that cannot do what will be asked of it, before weights are fetched or text encoded.
+        text: keep the text tower, which makes the head also with random weights.
 
     Raises:
         UserError: see ``create_clip``, ``load_classifier`` and ``text_rows``.
@@ -63,6 +66,11 @@ def zeroshot_classifier(
         model = load_classifier(weights_file(str(pretrained)), classes=class_names, backbone=own)
         _require_same(model.architecture.name, architecture, str(pretrained))
         check(model)
+        if not text:
+            return model.without_text()
+        if model.text is None:
+            raise UserError(f"model.pretrained={pretrained} is a model without a text tower, which is asked for here")
+        model.prompts = prompts_of(model, tokenizer, class_names, templates)
         return model
     preprocess = preprocess_of(architecture, pretrained, backbone)
     if backbone is not None:
@@ -79,12 +87,12 @@ def zeroshot_classifier(
         return model
     config = model_config(architecture)
     tower: dict[str, Any] = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
-    described = Architecture(architecture, deepcopy(tower), preprocess)
+    described = Architecture(architecture, deepcopy(config if text else tower), preprocess)
     if not plain.is_plain_config(config):
         bare = Classifier(plain.build(config), nn.Linear(config["embed_dim"], 1), described)
         check(bare)  # before weights are fetched
     clip: Any = create_clip(architecture, pretrained, seed)
-    if pretrained is None:
+    if pretrained is None and not text:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
         rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
@@ -92,7 +100,17 @@ def zeroshot_classifier(
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
         head.weight.copy_(rows * clip.logit_scale.exp())
-    return Classifier(clip.visual, head, described).eval()
+    model = Classifier(clip.visual, head, described, without_visual(clip) if text else None).eval()
+    model.prompts = prompts_of(model, tokenizer, class_names, templates) if text else None
+    return model
+
+
+def prompts_of(
+    model: Classifier, tokenizer: Tokenizer | None, class_names: Sequence[str], templates: Sequence[Template]
+) -> Prompts:
+    """The prompts of which a model's own text tower makes its head."""
+    can_be_cut = TextTower(model.text).can_be_cut
+    return Prompts(tokenizer or _tokenizer(model.architecture.name), class_names, templates, can_be_cut)
 
 
 def built(architecture: str, seed: int, backbone: Backbone) -> nn.Module:
@@ -200,7 +218,7 @@ def text_rows(
     Raises:
         UserError: the device has not enough memory.
     """
-    text = _TextTower(clip)
+    text = TextTower(clip)
 
     def encode() -> dict[str, Tensor]:
         with enough_memory("encoding the names of classes", *ADVICE), _without_visual(clip), _on(device, clip):
@@ -235,42 +253,8 @@ def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
         module.cpu()
 
 
-class _TextTower:
-    """CLIP's text tower run only as far as the longest prompt of a batch, where that is exact.
-
-    A tower that is causal and pools at the end-of-text token makes nothing of the positions behind it. Others
-    (SigLIP's, which sees the whole context and pools at its end) run over all of it.
-    """
-
-    def __init__(self, clip: nn.Module) -> None:
-        self.clip = clip
-
-    @property
-    def can_be_cut(self) -> bool:
-        """Whether positions behind the end-of-text token change nothing."""
-        tower, _ = self._tower()
-        pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
-        return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
-
-    def _tower(self) -> tuple[Any, str]:
-        """What runs over the tokens, and the name before its tensors: open_clip keeps it apart in some models."""
-        clip: Any = self.clip
-        return (clip, "") if isinstance(clip, open_clip.CLIP) else (getattr(clip, "text", None), "text.")
-
-    def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
-        end, short = tokens.shape[1], {}
-        if self.can_be_cut:
-            end = int(tokens.argmax(1).max()) + 1
-            tower, prefix = self._tower()
-            short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
-            short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
-        _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
-        return features if normalize else F.normalize(features, dim=-1)
-
-
 def _fingerprint(
-    text: _TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
+    text: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
 ) -> str:
     digest = hashlib.sha256(repr(text.clip).encode())
     for name, value in sorted(text.clip.state_dict().items()):

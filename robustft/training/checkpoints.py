@@ -25,6 +25,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
 from robustft.models.files import BEST
+from robustft.models.text import own_names, saved_names
 from robustft.models.weights import describe
 from robustft.training import lightning_private
 
@@ -71,7 +72,7 @@ class KeepBest(Callback):
             metadata = {SCORE: repr(self.score), "run": self.run, "step": str(trainer.global_step)}
             if hasattr(model, "architecture"):  # not a probe, which is a head alone
                 metadata |= describe(model, self.classes)
-            save_tensors(self.path, model.state_dict(), metadata)
+            save_tensors(self.path, saved_names(model.state_dict()), metadata)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scored_at": self.scored_at, "score": self.score, "run": self.run}
@@ -90,7 +91,8 @@ class KeepBest(Callback):
             return
         if not self.path.is_file():
             raise UserError(f"{self.path} has been removed while the run was at work: start the run again")
-        model.load_state_dict(load_file(self.path))
+        state = load_file(self.path)
+        model.load_state_dict(own_names(state) if hasattr(model, "architecture") else state)
 
 
 class _Direct(TorchCheckpointIO):
