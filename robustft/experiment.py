@@ -35,7 +35,7 @@ from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe
+from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_recipe
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier
@@ -161,6 +161,7 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
         recipe=make_recipe(cfg),
         seed=cfg.seed,
         constraints=make_constraints(cfg, inputs),
+        moving=make_moving(cfg),
         loggers=loggers,
         resume=cfg.resume is not None,
         started=started,
@@ -279,7 +280,7 @@ def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
         "selection": ("last" if inputs.data.holdout == 0 else "holdout") if trains else None,
         "head": takes.get("head", "text" if inputs.with_text else untrained_head),
         "schedule": cfg.schedule.name if trains else None,
-        "train": "head" if takes.get("features") else "all" if trains else None,
+        "train": "head" if takes.get("features") else cfg.train.name if trains else None,
         "recipe": ("typed" if typed else "model") if trains else None,
         "models_at_inference": takes.get("models", 1),
         "transductive": bool(takes.get("transductive", False)),
@@ -316,6 +317,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The `srun` command is available.*",
         ".*is smaller than the logging interval.*",
+        r".*module\(s\) in eval mode at the start of training.*",  # of an average of the weights
         ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*You have overridden `on_(before|after)_batch_transfer` in `LightningModule`.*",

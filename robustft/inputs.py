@@ -26,6 +26,7 @@ from robustft.models.files import model_files
 from robustft.models.weights import has_text, load_classifier
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
+from robustft.training.moving import Moving
 from robustft.training.recipe import Recipe
 
 HINT = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
@@ -244,6 +245,17 @@ def make_metrics(cfg: DictConfig, inputs: Inputs) -> Callable[[], dict[str, SetM
     chosen = configs.plain(cfg)["metric"]
     makers = {name: component(f"metric.{name}", node, inputs) for name, node in chosen.items()}
     return lambda: {name: make() for name, make in makers.items()}
+
+
+def make_moving(cfg: DictConfig) -> Moving | None:
+    """The configured average of the weights."""
+    node = configs.plain(cfg)["moving"]
+    if "_target_" not in node:
+        return None
+    rule, settings = imported("moving._target_", node["_target_"]), own_settings(node)
+    teaches = bool(settings.pop("teaches", True))
+    refuse_unknown(rule, settings, "moving")
+    return Moving(partial(rule, **settings), teaches, cfg.result == "average")
 
 
 def make_recipe(cfg: DictConfig) -> Recipe:

@@ -45,6 +45,9 @@ MATTERS = {
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
     "schedule.name schedule._target_": TRAINED,
+    "moving.name": DISTILLED,
+    "result": NEVER,  # of moving=ema
+    "train.name": BY_GRADIENTS,
     "optimizer.beta1 constraint.anchor constraint.head": NEVER,  # of schedule=warmup_cosine, of constraints
     "model.recipe.weight_decay": BY_GRADIENTS,  # of probes it is 0
     "model.recipe.lr model.recipe.epochs model.recipe.warmup model.recipe.batch_size model.recipe.log_every": TRAINED,
@@ -80,6 +83,15 @@ CASES = [
     ("mask.cam=gradcam", "mask.threshold", "mask.layers"),
     ("schedule=warmup_cosine", "optimizer.beta1 optimizer.warmup", "optimizer.max_momentum optimizer.base_momentum"),
     ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher"),
+    ("moving=ema", "result teacher moving.decay moving.teaches moving.every", "moving.rise"),
+    ("moving=ema moving.first_decay=0.1", "moving.rise", "mask.rate"),
+    ("moving=ema beta=0", "beta", "result moving.decay moving.name moving.teaches"),
+    ("moving=ema beta=0 result=average", "moving.decay moving.name result", "moving.teaches"),
+    ("moving=ema moving.teaches=false", "teacher", "result moving.decay moving.teaches"),
+    ("moving=ema method=finetune result=average", "moving.decay moving.every", "moving.teaches"),
+    ("moving=ema method=linear_probe result=average", "seed", "moving.decay moving.name result"),
+    ("moving=trajectory", "moving.beta moving.every", "moving.count"),
+    ("moving=trajectory moving.every=2", "moving.count", "mask.rate"),
     ("beta=0 disagreement=1", "teacher", "mask.kind"),
     ("method=kd beta=0", "beta", "temperature mask.kind teacher"),
     ("method=kd mask=random", "temperature mask.rate", "mask.threshold"),
@@ -154,6 +166,13 @@ def test_what_other_settings_make_of_it(typed, matters, idle):
         ("optimizer={lr: 1}", "one by one"),
         ("beta={a: 1}", "one by one"),
         ("method=finetune beta=0", "beta=0 does nothing"),
+        ("method=finetune moving=ema", "moving=ema does nothing with result=student"),
+        ("method=kd moving=ema beta=0", "moving=ema does nothing with beta=0"),
+        ("moving=ema moving.teaches=false", "moving=ema does nothing with moving.teaches=false"),
+        ("method=finetune result=average", "result=average does nothing with moving=none"),
+        ("method=linear_probe moving=ema result=average", "does nothing with method=linear_probe"),
+        ("method=zeroshot moving=ema", "moving=ema does nothing with method=zeroshot"),
+        ("moving.decay=1 moving=ema", "moving.decay=1: expected a number, 0 or more and below 1"),
     ],
 )
 def test_what_means_nothing_is_refused_when_typed(typed, expected):
@@ -166,7 +185,7 @@ def test_what_means_nothing_is_refused_when_typed(typed, expected):
 @pytest.mark.parametrize(
     "typed",
     [
-        "method=finetune mask=none fill=none",  # what is so
+        "method=finetune mask=none fill=none moving=none",  # what is so
         "method=finetune beta=null",
         "method=zeroshot trainer=debug",  # a component, not its settings
         "check=data optimizer.lr=1 method=zeroshot",  # looks at the data of any run

@@ -6,6 +6,8 @@ a method or a mask of a user's own is held to the same rules without a line of o
     takes:
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
+      teaches: {beta: {above: 0}} # a method: a teacher takes part, which may move; likewise
+      says: {moving.name: {of: [ema]}, result: {of: [student]}}  # a method: how an average moves, where its label says it
       text: true                  # a method: it needs a zero-shot model, which a text tower makes; frozen: its head is
                                   # made of the text tower, with random weights too; trained: that tower is trained
       head: text                  # a method: where its head comes from, where that is not the zero-shot one (protocol)
@@ -80,6 +82,7 @@ CORE: dict[str, Description] = {
     "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
     "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
     "constraint.head": {**FLAG, "by": "constraint"},
+    "result": {"of": ["student", "average"], "by": "moving"},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
@@ -157,6 +160,8 @@ CHOSEN = {
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
+    "moving.name": "choose how an average moves by its group: moving=NAME",
+    "train.name": "choose what is trained by its group: train=NAME",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
@@ -179,7 +184,8 @@ REFUSED = {
     "trainer.model_registry": "models stay in the run's folder; for W&B use logger.wandb.log_model=true",
 }
 ALWAYS: Description = {"kind": "anything"}
-OF_TRAINING = ("schedule", "constraint")  # groups that a method makes something of if it trains
+OF_TRAINING = ("schedule", "constraint", "moving", "train")  # groups that a method makes something of if it trains
+OF_WHOLE = ("moving", "train")  # and if it trains more than a head on known features
 
 
 def accepts(described: Description, value: Any) -> bool:
@@ -346,15 +352,28 @@ class Settings:
 
     def masks(self) -> str | None:
         """What keeps the method from using masks, as ``name=value``."""
-        masks = self.takes.get("method", {}).get("masks", False)
-        if isinstance(masks, bool):
-            return None if masks else self.chosen("method")
-        return self._unmet([masks])
+        return self._missing("masks")
+
+    def teaches(self) -> str | None:
+        """What keeps a teacher from taking part, as ``name=value``."""
+        return self._missing("teaches")
+
+    def _missing(self, trait: str) -> str | None:
+        case = self.takes.get("method", {}).get(trait, False)
+        if isinstance(case, bool):
+            return None if case else self.chosen("method")
+        return self._unmet([case])
 
     def closed(self, group: str) -> str | None:
         """Why a whole component has no effect."""
-        if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
+        method = self.takes.get("method", {})
+        if group.partition(".")[0] in OF_TRAINING and not method.get("trains", True):
             return self.chosen("method")
+        if group in OF_WHOLE and method.get("features"):
+            return self.chosen("method")
+        if group == "moving" and self.values.get("result") != "average":
+            idle = "moving.teaches=false" if self.values.get("moving.teaches") is False else self.teaches()
+            return "result=student" if idle == self.chosen("method") else idle
         if group not in ("mask", "fill"):
             return None
         if reason := self.masks():
@@ -379,6 +398,8 @@ class Settings:
         return self._as_typed(unmet[0]) if unmet else ""
 
     def _value(self, name: str) -> Any:
+        if name == "method.takes.teaches":  # which may depend on settings
+            return self.teaches() is None
         group, _, rest = name.partition(".takes.")
         return self.takes.get(group, {}).get(rest) if rest else self.values.get(name)
 

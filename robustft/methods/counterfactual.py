@@ -53,8 +53,9 @@ class CounterfactualFinetune(Method):
         self.maps: Float[Tensor, "images patches"] | None = None
 
     def prepare(self, training: Training) -> Training:
-        """The frozen teacher's maps never change: they are taken once, where the training is as long as an epoch."""
-        if self.teacher is not None and self.options["source"] == "teacher":
+        """A frozen teacher's maps never change: they are taken once, where the training is as long as an epoch."""
+        moves = training.moving is not None and training.moving.teaches
+        if self.teacher is not None and self.options["source"] == "teacher" and not moves:
             self.maps = teacher_maps(self.teacher, training, self.options)
         return training
 

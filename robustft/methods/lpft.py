@@ -54,7 +54,15 @@ def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]
     def trained() -> dict[str, Tensor]:
         log.info("first stage: the head alone")
         alone = replace(
-            training, recipe=recipe, trainer=trainer, seed=data.holdout_seed, loggers=(), resume=False, watch=None
+            training,
+            recipe=recipe,
+            trainer=trainer,
+            seed=data.holdout_seed,
+            constraints=(),
+            moving=None,
+            loggers=(),
+            resume=False,
+            watch=None,
         )
         train(LinearProbe(student), alone)
         return student.head.state_dict()

@@ -91,6 +91,7 @@ def settle(method: Method, training: Training, sets: Sequence[EvaluationSet], st
     method.evaluate_on(sets)
     method.recipe, method.steps, method.seed = training.recipe, steps, training.seed
     method.constraints = training.constraints
+    method.keep_average(training.moving, steps)
 
 
 def planned_steps(data: RobustnessData, trainer: Trainer) -> int:

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from robustft.common.asking import given
 from robustft.data.datamodule import RobustnessData
 from robustft.training.constraint import Constraint
+from robustft.training.moving import Moving
 from robustft.training.schedules import one_cycle
 from robustft.training.trainer import make_trainer
 
@@ -57,6 +58,7 @@ class Training:
 
     Attributes:
         trainer: arguments of Lightning's Trainer.
+        moving: an average of the weights that is kept, and what for.
         resume: go on from ``folder/last.ckpt``.
         started: when this session of the run began, of ``time.perf_counter``; None: now.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
@@ -70,6 +72,7 @@ class Training:
     recipe: Recipe
     seed: int = 0
     constraints: Sequence[Constraint] = ()
+    moving: Moving | None = None
     loggers: Sequence[Logger] = ()
     resume: bool = False
     started: float | None = None
