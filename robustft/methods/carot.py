@@ -15,7 +15,7 @@ from torch import Tensor
 from robustft.counterfactual.distillation import encode_frozen
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
-from robustft.methods.contrastive import Contrastive, Pairs, Seen
+from robustft.methods.contrastive import Contrastive, Pairs, Seen, encode_texts_frozen
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models.classifier import Classifier
 from robustft.models.projections import image_projection, text_projection
@@ -75,13 +75,6 @@ class CaRot(Contrastive):
             terms["sd"] = self_distillation(seen, target)
             loss = loss + self.weight * terms["sd"]
         return {"loss": loss, **terms}
-
-
-def encode_texts_frozen(teacher: Classifier, pairs: Pairs) -> Float[Tensor, "batch features"]:
-    """T̂(p) of each image's prompt, without a graph."""
-    with torch.inference_mode():
-        texts = teacher.encode_text(pairs.tokens)[pairs.which]
-    return texts.clone()  # an inference tensor could not be saved for the student's backward pass
 
 
 def self_distillation(z: Float[Tensor, "batch batch"], target: Float[Tensor, "batch batch"]) -> Float[Tensor, ""]:

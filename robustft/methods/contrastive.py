@@ -99,7 +99,7 @@ class Contrastive(Method):
         return {}
 
     def taught_texts(self, pairs: Pairs) -> Seen:
-        """The teacher's features of the prompts, as ``texts``; with them its maps are of similarities to prompts."""
+        """The teacher's features of the prompts, as ``texts``."""
         return {}
 
     # One step
@@ -233,8 +233,8 @@ class Contrastive(Method):
             features, _, cam = draw(Prompted(student, texts), x, own)
             return features, cam
         assert self.teacher is not None
-        if theirs is None:  # its head is made of them
-            return student.encode(x), draw(self.teacher, x, pairs.labels)[-1]
+        if theirs is None:
+            theirs = encode_texts_frozen(self.teacher, pairs)
         return student.encode(x), draw(Prompted(self.teacher, theirs), x, own)[-1]
 
     # The classifier
@@ -245,6 +245,13 @@ class Contrastive(Method):
 
     def on_train_end(self) -> None:
         self.classifier().renew_head()  # where nothing is held out, there has been no evaluation
+
+
+def encode_texts_frozen(teacher: Classifier, pairs: Pairs) -> Float[Tensor, "batch features"]:
+    """T̂(p) of each image's prompt, without a graph."""
+    with torch.inference_mode():
+        texts = teacher.encode_text(pairs.tokens)[pairs.which]
+    return texts.clone()  # an inference tensor could not be saved for the student's backward pass
 
 
 class Prompted(Classifier):

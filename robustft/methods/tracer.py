@@ -15,8 +15,8 @@ from torch import Tensor
 from robustft.counterfactual.distillation import encode_frozen
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
-from robustft.methods.carot import encode_texts_frozen, overlap
-from robustft.methods.contrastive import Contrastive, Pairs, Seen
+from robustft.methods.carot import overlap
+from robustft.methods.contrastive import Contrastive, Pairs, Seen, encode_texts_frozen
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models.classifier import Classifier
 from robustft.models.projections import image_projection, text_projection

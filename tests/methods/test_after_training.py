@@ -26,7 +26,7 @@ from robustft.models.classifier import Classifier
 from robustft.models.files import model_files
 from robustft.models.weights import save_classifier
 from tests.golden.neighbours import DTYPES, Golden
-from tests.methods.micro import CLASSES, load, micro, same_bits, saved, zeros_signed
+from tests.methods.micro import CLASSES, load, micro, same_bits, zeros_signed
 from tests.small import assert_refused, command, composed, do, work  # noqa: F401 (a fixture)
 
 KEPT = ("keep_logits=true", "data.test_images=40", "data.train_images=200", "data.holdout=40")
@@ -259,9 +259,7 @@ def test_vrf(work) -> None:  # noqa: F811
     distances = torch.cdist(F.normalize(seen[1], dim=-1), whole.won).square().sort(1).values[:, whole.nearest - 1]
     w = 1 / (1 + ((distances - 0.3) / 0.6).exp())
     assert w.max() - w.min() > 0.05
-    p = [
-        (whole.logits(m, f) / t).softmax(1) for m, f, t in zip(whole.models, seen, temperatures, strict=True)
-    ]
+    p = [(whole.logits(m, f) / t).softmax(1) for m, f, t in zip(whole.models, seen, temperatures, strict=True)]
     torch.testing.assert_close(ours, (1 - w[:, None]) * p[0] + w[:, None] * p[1], rtol=1e-4, atol=1e-5)
 
 
@@ -365,13 +363,14 @@ def test_weight_space_methods_leave_a_model(work, method: str) -> None:  # noqa:
 @pytest.mark.parametrize("method", ["model_stock", "lines", "ose", "vrf", "dawin"])
 def test_without_a_zero_shot_model_they_are_refused(method: str) -> None:
     here = f"checkpoints={__file__}" if method == "model_stock" else f"checkpoint={__file__}"
-    typed = (f"method={method}", "model=timm", "model.architecture=vit_small_patch16_224", "model.pretrained=null", here)
+    model = ("model=timm", "model.architecture=vit_small_patch16_224", "model.pretrained=null")
     with pytest.raises(UserError, match=f"method={method} needs a zero-shot model, and model="):
-        checks.check(composed(*typed, "data=scenes"))
+        checks.check(composed(f"method={method}", *model, here, "data=scenes"))
 
 
 def test_the_command_says_that_there_is_no_model(tmp_path: Path, work) -> None:  # noqa: F811
     folder = work / "ose"
     if not folder.exists():
         untrained(folder, "ose", f"checkpoint={tuned(work)}", "alpha=0.3")
-    assert_refused(command(tmp_path, "method=evaluate", f"checkpoint={folder}"), "has no model file: method=ose is more")
+    answer = command(tmp_path, "method=evaluate", f"checkpoint={folder}")
+    assert_refused(answer, "has no model file: method=ose is more than one model at inference")
