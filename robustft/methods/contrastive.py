@@ -138,7 +138,7 @@ class Contrastive(Method):
         is_last = self._is_last(batch_idx)
         if is_last and not self._waiting:
             _, ours, theirs = self.see(pairs, random)
-            return self.log_terms(**self._terms(ours, theirs))
+            return self._log(self._terms(ours, theirs))
         self._waiting.append(self._without_graph(pairs, random))
         return self._from_cache() if is_last else self._nothing()
 
@@ -165,13 +165,16 @@ class Contrastive(Method):
             towers = steps * torch.stack([(again[name] * gradient).sum() for name, gradient in wanted]).sum()
             if number + 1 < len(waiting):
                 self.back_propagate(towers)
-        self.log_terms(**terms)
+        self._log(terms)
         return towers + steps * terms["loss"]  # of the loss, the gradient of what is no feature: the scale, say
 
     def _terms(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         """The objective over all devices' images, in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self.objective(self._together(ours), self._together(theirs))
+
+    def _log(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        return self.log_terms(terms["loss"], also=None, **{k: v for k, v in terms.items() if k != "loss"})
 
     def _is_last(self, batch_idx: int) -> bool:
         """Whether the optimiser steps after this micro-batch."""

@@ -1,4 +1,4 @@
-"""The gradients of a run's first step, in float64: ``python -m tests.methods.first_gradients FOLDER setting=value ...``.
+"""The gradients of a run's first step, in float64: ``python -m tests.methods.first_gradients FOLDER setting=value``.
 
 On several devices each of their processes runs this, and the first one writes.
 """
