@@ -35,7 +35,7 @@ from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_recipe
+from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_parts, make_recipe
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL
 from robustft.models.weights import save_classifier
@@ -155,6 +155,7 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
         seed=cfg.seed,
         constraints=make_constraints(cfg, inputs),
         moving=make_moving(cfg),
+        parts=make_parts(cfg),
         loggers=loggers,
         resume=cfg.resume is not None,
         started=started,

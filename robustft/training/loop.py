@@ -79,6 +79,7 @@ def train(method: Method, training: Training) -> Trained:
     done = max(lightning.global_step, before)
     count_steps(loggers, lambda: done)  # lets go of the trainer
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
+    method.parts.finish(method.student)
     best.restore(method.classifier())
     model = method.result()
     if not all(bool(value.isfinite().all()) for value in model.parameters()):
@@ -91,7 +92,9 @@ def settle(method: Method, training: Training, sets: Sequence[EvaluationSet], st
     method.evaluate_on(sets)
     method.recipe, method.steps, method.seed = training.recipe, steps, training.seed
     method.constraints = training.constraints
-    method.keep_average(training.moving, steps)
+    method.keep_average(training.moving, steps)  # of the model as it is before low-rank updates
+    method.parts = training.parts
+    method.parts.start(method.student, training.seed)
 
 
 def planned_steps(data: RobustnessData, trainer: Trainer) -> int:

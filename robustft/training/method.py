@@ -21,6 +21,7 @@ from robustft.training.checkpoints import logs_at
 from robustft.training.constraint import Constraint
 from robustft.training.lightning_private import is_attached
 from robustft.training.moving import Moving, MovingAverage
+from robustft.training.parts import Parts, as_groups
 from robustft.training.recipe import Recipe, Training
 
 # Precisions of Lightning's under which the teacher's weights are cast once and for all.
@@ -66,6 +67,7 @@ class Method(Evaluator, ABC):
         self.seed, self.steps = 0, 1
         self.recipe = Recipe({"lr": 0.0, "weight_decay": 0.0})
         self.constraints: Sequence[Constraint] = ()
+        self.parts = Parts()
         self.moving: Moving | None = None
         self.moving_average: MovingAverage | None = None
         self.terms: dict[str, Tensor] = {}
@@ -165,8 +167,8 @@ class Method(Evaluator, ABC):
     # What Lightning calls
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups: Any = list(self.parameters_to_train())
-        self.trained = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        groups: Any = self.parts.groups(self.student, as_groups(list(self.parameters_to_train())))
+        self.trained = [p for group in groups for p in group["params"]]
         adam = self.recipe.adam
         for constraint in self.constraints:
             constraint.attach(self.student, self.device)
