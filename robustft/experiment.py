@@ -26,7 +26,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
 from robustft.common.processes import is_first_process
-from robustft.data.datamodule import Devices, RobustnessData
+from robustft.data.datamodule import Devices
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
 from robustft.evaluation.evaluator import MakeMetrics, as_scores, summary
@@ -37,7 +37,7 @@ from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
 from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_parts, make_recipe
 from robustft.models.classifier import Classifier
-from robustft.models.files import BEST, MODEL
+from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier
 from robustft.training import tracking
 from robustft.training.accumulation import micro_batches_that_fit
@@ -103,7 +103,9 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     metrics = make_metrics(cfg, inputs)
     inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
     compares = has_text(cfg) and not is_reference(cfg)
-    baseline = zeroshot_scores(inputs.zeroshot.without_text(), data, options(cfg), folder, metrics) if compares else None
+    baseline = (
+        zeroshot_scores(inputs.zeroshot.without_text(), data, options(cfg), folder, metrics) if compares else None
+    )
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
@@ -120,6 +122,11 @@ def options(cfg: DictConfig) -> dict[str, Any]:
 def is_reference(cfg: DictConfig) -> bool:
     """Whether the run is the zero-shot model's own, with which others are compared."""
     return bool(cfg.method.takes.get("reference", False))
+
+
+def leaves_model(cfg: DictConfig) -> bool:
+    """Whether what the method gives is one model with weights, which can be saved."""
+    return bool(cfg.method.takes.get("leaves_model", True))
 
 
 def has_text(cfg: DictConfig) -> bool:
@@ -187,7 +194,8 @@ def finish(
     )
     scores = as_scores(found.scores)
     reference, zeroshot_temperature = zeroshot or (scores if has_text(cfg) else None, found.temperature)
-    keep = bool(cfg.trainer.enable_checkpointing)
+    is_one = leaves_model(cfg)
+    keep = bool(cfg.trainer.enable_checkpointing) and is_one
     pictures: list[Path] = []
     if is_first_process():
         if keep:
@@ -195,8 +203,9 @@ def finish(
         write_predictions(folder / PREDICTIONS, found, data.class_names)
         if cfg.keep_logits:
             save_tensors(folder / LOGITS, found.logits, {})
-        with keeps_going("the gallery"):
-            pictures = gallery(trained.model, found, cfg, inputs)
+        if is_one:
+            with keeps_going("the gallery"):
+                pictures = gallery(trained.model, found, cfg, inputs)
     masked = bool(cfg.method.takes.masks)
     record = results_record(
         scores,
@@ -218,7 +227,7 @@ def finish(
         train_images_per_s=trained.images_per_s,
         settings=dials(cfg),
         display=display(cfg),
-        protocol=protocol(cfg, data),
+        protocol=protocol(cfg, inputs),
         metrics=described(metrics()),
         calibration=None
         if found.temperature is None
@@ -233,6 +242,8 @@ def finish(
         left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
         left += ["gallery/"] if pictures else []
         log.info("in %s: %s", os.path.relpath(folder), ", ".join(left))
+        if not is_one:
+            log.info("no model file: %s", why_no_model(record))
     return record
 
 
@@ -261,18 +272,19 @@ def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs
     )
 
 
-def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
+def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
     """How the model was trained and is evaluated, as far as readers of results compare by it."""
     takes, trains = cfg.method.takes, bool(cfg.method.takes.trains)
+    untrained_head = "random" if cfg.model.pretrained is None else "zeroshot"
     typed = [name for name in ("lr", "weight_decay", "warmup") if cfg.optimizer[name] != cfg.model.recipe.get(name)]
     return {
-        "selection": ("last" if data.holdout == 0 else "holdout") if trains else None,
-        "head": takes.get("head", "random" if cfg.model.pretrained is None else "zeroshot"),
+        "selection": ("last" if inputs.data.holdout == 0 else "holdout") if trains else None,
+        "head": takes.get("head", "text" if inputs.with_text else untrained_head),
         "schedule": cfg.schedule.name if trains else None,
         "train": "head" if takes.get("features") else cfg.train.name if trains else None,
         "recipe": ("typed" if typed else "model") if trains else None,
-        "models_at_inference": 1,
-        "transductive": False,
+        "models_at_inference": takes.get("models", 1),
+        "transductive": bool(takes.get("transductive", False)),
         "test_set_used": False,
     }
 

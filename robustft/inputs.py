@@ -23,6 +23,7 @@ from robustft.data.sampling import generator
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
+from robustft.methods.features import features_of
 from robustft.models.classifier import Classifier, check_can
 from robustft.models.files import model_files
 from robustft.models.frozen_text import FrozenText, frozen_text
@@ -43,13 +44,14 @@ class Inputs(Mapping[str, Any]):
 
     Attributes:
         zeroshot: the zero-shot model, on the CPU. Never changed: who trains takes a copy.
-        student: what training starts from, a copy: ``init``, or the zero-shot model. It has its text tower where the
-            method trains that (``takes: {text: trained}``).
+        student: what training starts from, a copy: ``init``, or the zero-shot model. It has a text tower where the
+            method trains that (``takes: {text: trained}``) or makes its head by it (``text: frozen``).
         teacher: who teaches, a copy: ``teacher``, or the zero-shot model. With its text tower, likewise.
         checkpoint: the model of ``checkpoint``.
         checkpoints: the files of ``checkpoints``.
         load: gives the model of a file left by a run, of this run's architecture and classes.
         accuracy: gives the top-1 (0…1) of a model on the hold-out.
+        encode: gives the features of a set of images by a model, kept in the cache folder.
         anchor: what constraints hold on to (``constraint.anchor``): the zero-shot model, or that of ``init``.
         head: whether they hold the head (``constraint.head``).
         mask: kind, threshold, rate, cam, source and layers (``mask``).
@@ -74,6 +76,9 @@ class Inputs(Mapping[str, Any]):
             "checkpoints": lambda: model_files(cfg.checkpoints),
             "load": lambda: self.load,
             "accuracy": lambda: self.accuracy,
+            "encode": lambda: partial(
+                features_of, source=data, options=configs.plain(cfg)["trainer"], folder=self.folder
+            ),
             "anchor": lambda: self._model_of("init") if cfg.constraint.anchor == "init" else self.zeroshot,
             "head": lambda: bool(cfg.constraint.head),
             "mask": lambda: configs.plain(cfg)["mask"],
@@ -118,8 +123,9 @@ class Inputs(Mapping[str, Any]):
         """Whether the run's models have text towers of their own: the method trains them, or works on such models."""
         cfg, takes = self.cfg, self.cfg.method.takes
         if takes.trains:
-            return takes.get("text") == "trained"
-        return any(map(has_text, [*filter(None, [cfg.checkpoint]), *model_files(cfg.checkpoints or [])]))
+            return takes.get("text") in ("trained", "frozen")
+        given = [] if cfg.checkpoint is None else [expand(cfg.checkpoint)]
+        return any(map(has_text, [*given, *model_files(cfg.checkpoints or [])]))
 
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
@@ -141,6 +147,8 @@ class Inputs(Mapping[str, Any]):
         model = load_classifier(expand(path), like=self.zeroshot, classes=self.data.class_names)
         if not self.with_text:
             return model.without_text()
+        if model.text is None and self.cfg.method.takes.get("text") == "frozen":
+            model.text = self.zeroshot.text
         if model.text is None:
             raise UserError(f"{path} is a model without a text tower of its own, and this run needs one")
         model.prompts = self.zeroshot.prompts

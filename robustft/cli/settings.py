@@ -7,6 +7,13 @@ a method or a mask of a user's own is held to the same rules without a line of o
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
       teaches: {beta: {above: 0}} # a method: a teacher takes part, which may move; likewise
+      says: {moving.name: {of: [ema]}}  # a method: how an average moves where the method's label says it already
+      text: true                  # a method: it needs a zero-shot model, which a text tower makes; frozen: its head is
+                                  # made of the text tower, with random weights too; trained: that tower is trained
+      head: text                  # a method: where its head comes from, where that is not the zero-shot one (protocol)
+      models: 2                   # a method: models that an image goes through; 1 where it does not say
+      leaves_model: false         # a method: what it gives is no single model that could be saved
+      transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
@@ -48,6 +55,7 @@ NO_NEGATIVE: Description = {"kind": "whole", "from": 0}
 
 TRAINS: Case = {"method.takes.trains": {"of": [True]}}
 HOLDOUT: Case = {"data.holdout": {**COUNT, "or_null": True}}
+LEAVES: Case = {"method.takes.leaves_model": {"of": [None, True]}}
 WHOLE_RUN: Case = {"trainer.fast_dev_run": {"of": [False]}}  # else Lightning has its own limits
 TIMED: Case = {**TRAINS, **WHOLE_RUN, "trainer.max_time": {"kind": "text"}}
 LONG: Case = {**TRAINS, **WHOLE_RUN}
@@ -117,7 +125,10 @@ CORE: dict[str, Description] = {
     "trainer.val_check_interval": {**BATCHES, "when": SCORED},
     "trainer.check_val_every_n_epoch": {**COUNT, "when": SCORED},
     "trainer.log_every_n_steps": {**COUNT, "when": [TRAINS]},
-    "trainer.enable_checkpointing": {**FLAG, "or_null": True},
+    "trainer.enable_checkpointing": {
+        **{**FLAG, "or_null": True},
+        "when": [LEAVES],
+    },
     "trainer.enable_progress_bar": FLAG,
     "trainer.enable_model_summary": {**FLAG, "when": [TRAINS]},
     "trainer.accumulate_grad_batches": {"any": [COUNT, {"of": ["auto"]}], "when": [TRAINS]},
@@ -141,7 +152,7 @@ CORE: dict[str, Description] = {
     "logger.wandb.group": TEXT,
     "logger.wandb.job_type": TEXT,
     "logger.wandb.tags": {"kind": "texts", "or_null": True},
-    "logger.wandb.log_model": {**FLAG, "when": [{"trainer.enable_checkpointing": {"of": [True]}}]},
+    "logger.wandb.log_model": {**FLAG, "when": [{"trainer.enable_checkpointing": {"of": [True]}, **LEAVES}]},
 }
 
 # What is there to read and not to set.

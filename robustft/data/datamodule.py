@@ -162,6 +162,11 @@ class RobustnessData(LightningDataModule, ABC):
         """Training images without the hold-out."""
         return len(self._split[0])
 
+    @property
+    def training_positions(self) -> Int64[Tensor, " train"]:
+        """Where in the training set the images are that are trained on."""
+        return self._split[0]
+
     def setup(self, stage: str | None = None) -> None:
         """Collect the evaluation sets; once, whatever the stages."""
         if self.sets:

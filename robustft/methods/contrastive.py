@@ -71,7 +71,9 @@ class Contrastive(Method):
         super().__init__(student, teacher)
         assert student.prompts is not None
         if data.batch_size < 2:
-            raise UserError(f"data.batch_size={data.batch_size}: an image is set against the prompts of others. Raise it")
+            raise UserError(
+                f"data.batch_size={data.batch_size}: an image is set against the prompts of others. Raise it"
+            )
         student.head.requires_grad_(False)  # it is made of the text tower
         if getattr(student.text, "logit_bias", None) is not None:
             student.text.logit_bias.requires_grad_(False)  # the same for all pairs: a softmax does not see it
@@ -89,16 +91,16 @@ class Contrastive(Method):
 
         Args:
             ours: the student's features, not normalised: ``images``, ``texts`` and, with a mask, ``counterfactuals``.
-            theirs: ``labels``, and what ``taught`` gave.
+            theirs: ``labels``, and what ``taught`` and ``taught_texts`` gave.
         """
 
     def taught(self, pairs: Pairs, sample: Counterfactual) -> Seen:
-        """What the teacher makes of a micro-batch, without a graph."""
+        """What the teacher makes of a micro-batch's images, without a graph."""
         return {}
 
-    def texts_of_teacher(self, pairs: Pairs) -> Float[Tensor, "batch features"] | None:
-        """The teacher's features of the prompts, where its maps are of similarities to them."""
-        return None
+    def taught_texts(self, pairs: Pairs) -> Seen:
+        """The teacher's features of the prompts, as ``texts``."""
+        return {}
 
     # One step
 
@@ -134,7 +136,7 @@ class Contrastive(Method):
         is_last = self._is_last(batch_idx)
         if is_last and not self._waiting:
             _, ours, theirs = self.see(pairs, random)
-            return self.log_terms(**self.objective(self._together(ours), self._together(theirs)))
+            return self.log_terms(**self._terms(ours, theirs))
         with torch.no_grad():
             sample, ours, theirs = self.see(pairs, random)
             self._waiting.append(Waiting(pairs, sample, {name: f.detach() for name, f in ours.items()}, theirs))
@@ -151,7 +153,7 @@ class Contrastive(Method):
         steps, sizes = self.trainer.accumulate_grad_batches, [len(one.pairs.labels) for one in waiting]
         ours = {name: torch.cat([one.ours[name] for one in waiting]).requires_grad_() for name in waiting[0].ours}
         theirs = {name: torch.cat([one.theirs[name] for one in waiting]) for name in waiting[0].theirs}
-        terms = self.objective(self._together(ours), self._together(theirs))
+        terms = self._terms(ours, theirs)
         gradients = torch.autograd.grad(terms["loss"], list(ours.values()), retain_graph=True)
         parts = zip(*(gradient.split(sizes) for gradient in gradients), strict=True)
         for number, (one, part) in enumerate(zip(waiting, parts, strict=True)):
@@ -162,6 +164,11 @@ class Contrastive(Method):
                 self.back_propagate(towers)
         self.log_terms(**terms)
         return towers + steps * terms["loss"]  # of the loss, the gradient of what is no feature: the scale, say
+
+    def _terms(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
+        """The objective over all devices' images, in float32."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.objective(self._together(ours), self._together(theirs))
 
     def _is_last(self, batch_idx: int) -> bool:
         """Whether the optimiser steps after this micro-batch."""
@@ -199,14 +206,14 @@ class Contrastive(Method):
 
     def see(self, pairs: Pairs, random: torch.Generator) -> tuple[Counterfactual | None, Seen, Seen]:
         """The counterfactual sample, what the student makes of the micro-batch, and what the teacher does."""
+        theirs = {"labels": pairs.labels, **self.taught_texts(pairs)}
         if self.mask is None:
-            ours, sample = self._live(pairs, None), Counterfactual(pairs.images)
-            return None, ours, {"labels": pairs.labels, **self.taught(pairs, sample)}
+            return None, self._live(pairs, None), theirs | self.taught(pairs, Counterfactual(pairs.images))
         texts = self._texts(pairs)
-        images, cam = self._look(pairs, texts)
+        images, cam = self._look(pairs, texts, theirs.get("texts"))
         sample = self.fill(pairs.images, self.mask(len(images), cam, random), random)
         ours = {"images": images, "texts": texts, "counterfactuals": self.student.encode(*sample)}
-        return sample, ours, {"labels": pairs.labels, **self.taught(pairs, sample)}
+        return sample, ours, theirs | self.taught(pairs, sample)
 
     def _live(self, pairs: Pairs, sample: Counterfactual | None) -> Seen:
         """The student's features of a micro-batch whose counterfactual sample is known."""
@@ -216,7 +223,7 @@ class Contrastive(Method):
     def _texts(self, pairs: Pairs) -> Float[Tensor, "batch features"]:
         return self.student.encode_text(pairs.tokens)[pairs.which]
 
-    def _look(self, pairs: Pairs, texts: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _look(self, pairs: Pairs, texts: Tensor, theirs: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The student's features of x, and the map that the mask needs."""
         options, student, x = self.options, self.student, pairs.images
         if options["kind"] == "random":
@@ -226,9 +233,8 @@ class Contrastive(Method):
             features, _, cam = draw(Prompted(student, texts), x, own)
             return features, cam
         assert self.teacher is not None
-        theirs = self.texts_of_teacher(pairs)
         if theirs is None:
-            return student.encode(x), draw(self.teacher, x, pairs.labels)[-1]
+            theirs = encode_texts_frozen(self.teacher, pairs)
         return student.encode(x), draw(Prompted(self.teacher, theirs), x, own)[-1]
 
     # The classifier
@@ -239,6 +245,13 @@ class Contrastive(Method):
 
     def on_train_end(self) -> None:
         self.classifier().renew_head()  # where nothing is held out, there has been no evaluation
+
+
+def encode_texts_frozen(teacher: Classifier, pairs: Pairs) -> Float[Tensor, "batch features"]:
+    """T̂(p) of each image's prompt, without a graph."""
+    with torch.inference_mode():
+        texts = teacher.encode_text(pairs.tokens)[pairs.which]
+    return texts.clone()  # an inference tensor could not be saved for the student's backward pass
 
 
 class Prompted(Classifier):

@@ -1,7 +1,7 @@
 """FLYP: fine-tune like you pre-train, with the contrastive loss of images and prompts of their class.
 
-Goyal, Kumar, Garg, Kolter, Raghunathan: Finetune like you pretrain, CVPR 2023. With ``beta`` above 0 the paper's term is
-added: features of counterfactual images are kept near those of the frozen teacher.
+Goyal, Kumar, Garg, Kolter, Raghunathan: Finetune like you pretrain, CVPR 2023. With ``beta`` above 0 the term of
+counterfactual images is added: their features are kept near those of the frozen teacher.
 """
 
 from collections.abc import Mapping
@@ -58,13 +58,10 @@ def similarities(
     images: Float[Tensor, "batch features"], texts: Float[Tensor, "prompts features"], scale: Float[Tensor, ""]
 ) -> Float[Tensor, "batch prompts"]:
     """Return z = s · u vᵀ of features that are not normalised yet."""
-    with torch.autocast(images.device.type, enabled=False):
-        return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
 
 
-def info_nce(
-    z: Float[Tensor, "batch batch"], labels: Int64[Tensor, " batch"] | None = None
-) -> Float[Tensor, ""]:
+def info_nce(z: Float[Tensor, "batch batch"], labels: Int64[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
     """Average the cross-entropy of rows (images → prompts) and of columns (prompts → images).
 
     Args:

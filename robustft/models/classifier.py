@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: an image tower and a linear head, and the text tower that makes it if it is trained."""
+"""The network that is fine-tuned: an image tower and a linear head, and a text tower where that is trained too."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
-from robustft.data.sets import Preprocess
+from robustft.data.sets import Batch, EvaluationSet, Preprocess
 from robustft.models import grid, plain, timm_vit
 from robustft.models.prompts import Prompts
 from robustft.models.text_tower import TextTower
@@ -189,6 +189,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.encode(images))
+
+    def judge(self, batch: Batch, of: EvaluationSet) -> Float[Tensor, "batch classes"]:
+        """Logits of images of an evaluation set. What is more than one model may ask which classes the set allows."""
+        return self(batch.images)
 
 
 def check_can(model: Classifier, mask: str, cam: str | None, fill: str) -> None:

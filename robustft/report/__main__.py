@@ -29,6 +29,7 @@ from robustft.report.table import (
 
 SEEDS = "Mean ± standard deviation over seeds."
 RANGE = "Members: mean (lowest–highest)."
+TRANSDUCTIVE = "Transductive systems have looked at the whole unlabelled test sets: they stand apart."
 PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
@@ -129,12 +130,20 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
             for name, base in found.items()
             if base is not None
         ]
-        rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
-        tables.append(comparison(rows, list(names), baselines, line, more))
-        print_comparison(console, tables[-1])
+        for apart in (False, True):
+            rows = [
+                row
+                for group in groups
+                if group.transductive == apart
+                for row in (_with_members(group) if arguments.all else [group])
+            ]
+            if rows:
+                tables.append(comparison(rows, list(names), baselines, line, more))
+                print_comparison(console, tables[-1])
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
     notes += [PAIRED] if arguments.baseline else []
+    notes += [TRANSDUCTIVE] if any(group.transductive for group in everything) else []
     notes += [note] if (note := repeated_note(everything)) else []
     if cut_short := sum(run.record["partial"] for run in runs):
         notes.append(f"{cut_short} of {len(runs)} runs are partial evaluations.")

@@ -93,7 +93,8 @@ def comparison(
         row += [_further(group, key, told) for key, (_, told) in further.items()]
         rows.append(row)
     place = columns.index("OOD avg") + 1 if sets else 0
-    return Table(f"{model} on {set_label(id_name)}", columns, rows, range(place, place + len(sets)))
+    apart = ", transductive" if groups[0].transductive else ""
+    return Table(f"{model} on {set_label(id_name)}{apart}", columns, rows, range(place, place + len(sets)))
 
 
 def find_baseline(groups: Sequence[Group], name: str) -> Group | None:

@@ -96,21 +96,22 @@ def ema(
     step: int,
     steps: int,
     decay: float | None = None,
-    every: int = 1,
+    every: float = 1,
     first_decay: float | None = None,
     rise: float = 0.2,
 ) -> float:
     """Weigh the student by 1 − m in an exponential average: θ̄ ← m θ̄ + (1 − m) θ.
 
     CaRot's teacher (Oh et al., NeurIPS 2024) is ``decay=0.9, every=500, first_decay=0.05``, for about 25,000 steps: in
-    shorter trainings ``every`` has to shrink with them, else there is hardly an update.
+    shorter trainings ``every`` has to shrink with them (0.02 of the steps), else there is hardly an update.
 
     Args:
         decay: m, 0…1 (1 excluded). None: such that the average lags by a fifth of the run, as CaRot's does at its end.
-        every: updates come after steps 0, ``every``, 2·``every``, …
+        every: updates come after steps 0, ``every``, 2·``every``, …; below 1 it is a fraction of the steps.
         first_decay: m at step 0, from which it rises linearly to ``decay``; None: it is ``decay`` all along.
         rise: how long it rises, as a fraction of the steps.
     """
+    every = in_steps(every, steps)
     if step % every:
         return 0.0
     kept = max(0.0, 1 - every / (SHARE * steps)) if decay is None else decay
@@ -119,7 +120,7 @@ def ema(
     return 1 - kept
 
 
-def trajectory(step: int, steps: int, beta: float = 0.5, every: int = 1, count: str = "steps") -> float:
+def trajectory(step: int, steps: int, beta: float = 0.5, every: float = 1, count: str = "steps") -> float:
     """Weigh the whole way: θ̄ = Σ_k a_k θ_k / Σ_k a_k, a_k the Beta(β, β) density at (k + ½)/(steps + 1), k from 0.
 
     θ_0 is where the average starts, θ_k the student after its k-th step. It is the average of CLIPood (Shu et al.,
@@ -128,11 +129,12 @@ def trajectory(step: int, steps: int, beta: float = 0.5, every: int = 1, count: 
 
     Args:
         beta: β > 0; below 1 beginning and end weigh most, with 1 all steps weigh the same.
-        every: updates come after steps 0, ``every``, 2·``every``, …, and after the last one.
+        every: updates come after steps 0, ``every``, 2·``every``, …, and after the last one; below 1 it is a fraction.
         count: what k counts where ``every`` is above 1. "steps": an update stands for all steps since the one before,
             so that the average is the same but for its grid. "updates": as TRACER's code does it, by which the end of
             the density is never reached, and the teacher stays near a third of the way.
     """
+    every = in_steps(every, steps)
     last = step == steps - 1
     if step % every and not last:
         return 0.0
@@ -144,6 +146,16 @@ def trajectory(step: int, steps: int, beta: float = 0.5, every: int = 1, count: 
         now = step + 1
         before = 0 if step == 0 else (step - 1) // every * every + 1
     return float(1 - sums[before] / sums[now])
+
+
+def in_steps(every: float, steps: int) -> int:
+    """How many steps apart updates are, of a number of them (from 1 on) or a fraction of all (below 1).
+
+    Example:
+        >>> in_steps(0.02, 25_000), in_steps(0.02, 20), in_steps(7, 20)
+        (500, 1, 7)
+    """
+    return int(every) if every >= 1 else max(1, round(every * steps))
 
 
 @lru_cache(maxsize=8)

@@ -19,9 +19,9 @@ from robustft.counterfactual.fill import replace_patches
 from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit, zeroshot
 from robustft.models.classifier import Architecture, Classifier, check_can, tower_of
+from robustft.models.text_tower import TextTower
 from robustft.models.timm_vit import TimmTower
 from robustft.models.weights import model_config, save_classifier
-from robustft.models.text_tower import TextTower
 from tests.small import ROOT
 
 SIDE, PATCH, CLASSES = 32, 8, 5
