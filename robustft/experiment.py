@@ -35,7 +35,16 @@ from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_parts, make_recipe
+from robustft.inputs import (
+    Inputs,
+    component,
+    make_constraints,
+    make_data,
+    make_metrics,
+    make_moving,
+    make_parts,
+    make_recipe,
+)
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier

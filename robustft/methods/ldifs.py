@@ -29,8 +29,8 @@ class LDIFS(CounterfactualFinetune):
 
     Args:
         axis: what n normalises along. "tokens": each channel over the tokens, as the published code does it.
-            "channels": each token over its channels, as was presumably meant; D is larger then, by about the number of
-            channels over that of tokens where both are of a size, so β has to be chosen anew.
+            "channels": each token over its channels, as was presumably meant; D is smaller then, by about the number of
+            channels over that of tokens (15 for ViT-B/32), and β has to be larger by that.
     """
 
     def __init__(

@@ -30,7 +30,7 @@ def projected(
     iterations: int = 200,
     images: int = 64,
     rate: float = 1e-2,
-    length: str = "l2",
+    norm: str = "l2",
 ) -> Classifier:
     """``checkpoint`` with every tensor within its radius of ``zeroshot``; the radii minimise the cross-entropy.
 
@@ -39,14 +39,14 @@ def projected(
             trained on: with the data.holdout and data.holdout_seed of its run.
         images: of a batch.
         rate: of the radii's Adam.
-        length: "l2", of a whole tensor, or "mars", the L1 length of each of its rows.
+        norm: "l2", of a whole tensor, or "mars", the L1 length of each of its rows.
     """
     batches = holdout(iterations, images)
     first = next(batches)
     device = first.images.device
     model, anchor = deepcopy(checkpoint.without_text()).to(device).eval(), dict(zeroshot.named_parameters())
     tuned = {name: weight.detach() for name, weight in model.named_parameters()}
-    radii = Radii({name: anchor[name].detach().to(device) for name in tuned}, tuned, length)
+    radii = Radii({name: anchor[name].detach().to(device) for name in tuned}, tuned, norm)
 
     def loss(weights: Weights, batch: Batch) -> Tensor:
         return F.cross_entropy(torch.func.functional_call(model, dict(weights), (batch.images,)), batch.labels)
@@ -70,16 +70,16 @@ class Radii:
     Args:
         starts: θ₀.
         tuned: θ̃, of the same names.
-        length: see ``projected``.
+        norm: see ``projected``.
 
     Attributes:
         radii: γ of each name; half of the least N to begin with.
     """
 
-    def __init__(self, starts: Weights, tuned: Weights, length: str) -> None:
+    def __init__(self, starts: Weights, tuned: Weights, norm: str) -> None:
         self.starts = starts
         self.moves = {name: tuned[name] - start for name, start in starts.items()}
-        self.lengths = {name: LENGTHS[length](move) for name, move in self.moves.items()}
+        self.lengths = {name: LENGTHS[norm](move) for name, move in self.moves.items()}
         self.radii = {name: (found.min() / 2).requires_grad_() for name, found in self.lengths.items()}
 
     def weights(self) -> dict[str, Tensor]:
