@@ -168,7 +168,7 @@ class Inputs(Mapping[str, Any]):
         """
         images, needed = self._holdout_set().dataset, count * size
         rounds = (generator(self.cfg.seed, *HOLDOUT, number) for number in range(-(-needed // len(images))))
-        order: Any = torch.cat([torch.randperm(len(images), generator=random) for random in rounds])[:needed]
+        order = torch.cat([torch.randperm(len(images), generator=random) for random in rounds])[:needed]
         workers = self.data.default_workers() if self.data.num_workers is None else self.data.num_workers
         for batch in make_loader(images, order.tolist(), size, num_workers=workers):
             batch = Batch(*(part.to(self.device) for part in batch))

@@ -27,11 +27,13 @@ class Trained:
 
     Attributes:
         earlier_s: how long the interrupted sessions of the run took.
+        teacher: one that has moved, as it is in the end.
     """
 
     model: Classifier
     images_per_s: float | None = None
     earlier_s: float = 0.0
+    teacher: Classifier | None = None
 
 
 def train(method: Method, training: Training) -> Trained:
@@ -84,7 +86,8 @@ def train(method: Method, training: Training) -> Trained:
     model = method.result()
     if not all(bool(value.isfinite().all()) for value in model.parameters()):
         raise UserError("training left weights that are not finite. Lower optimizer.lr or beta.")
-    return Trained(model.eval(), speed.images_per_s, speed.earlier_s)
+    moved = method.teacher if method.teacher_moves else None
+    return Trained(model.eval(), speed.images_per_s, speed.earlier_s, moved)
 
 
 def settle(method: Method, training: Training, sets: Sequence[EvaluationSet], steps: int) -> None:

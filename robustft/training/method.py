@@ -80,6 +80,11 @@ class Method(Evaluator, ABC):
     def teacher(self) -> Classifier | None:
         return self._frozen[0]
 
+    @property
+    def teacher_moves(self) -> bool:
+        """Whether the teacher is the moving average."""
+        return self.moving_average is not None and self.teacher is self.moving_average.model
+
     # What a method of one's own may say
 
     @abstractmethod
@@ -155,11 +160,19 @@ class Method(Evaluator, ABC):
         return loss
 
     def keep_average(self, moving: Moving | None, steps: int) -> None:
-        """Begin the average of the weights that the run asks for; it may be the teacher from now on."""
+        """Begin the average of the weights that the run asks for; it may be the teacher from now on.
+
+        Raises:
+            UserError: it is to be the result of a method that says itself what its result is.
+        """
         self.moving = moving
         teacher = self.teacher if moving is not None and moving.teaches else None
         if moving is None or not (teacher is not None or moving.result):
             return
+        if moving.result and type(self).classifier is not Method.classifier:
+            raise UserError(
+                f"result=average: {type(self).__name__} says itself which weights are evaluated. Leave out result="
+            )
         self.moving_average = MovingAverage(self.student if teacher is None else teacher, moving.rule, steps)
         if teacher is not None:
             self._frozen = (self.moving_average.model,)
@@ -211,8 +224,7 @@ class Method(Evaluator, ABC):
     def on_fit_start(self) -> None:
         if self.teacher is not None:
             teacher = self.teacher.to(self.device)
-            moves = self.moving_average is not None and teacher is self.moving_average.model
-            if self.trainer.precision in AUTOCAST and not moves:
+            if self.trainer.precision in AUTOCAST and not self.teacher_moves:
                 teacher.keep_in(AUTOCAST[self.trainer.precision])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
