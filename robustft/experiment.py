@@ -35,8 +35,16 @@ from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
 from robustft.evaluation.results import Scores, print_table, results_record, write_results
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_moving, make_recipe
-from robustft.models.classifier import Classifier
+from robustft.inputs import (
+    Inputs,
+    component,
+    make_constraints,
+    make_data,
+    make_metrics,
+    make_moving,
+    make_parts,
+    make_recipe,
+)
 from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier
 from robustft.training import tracking
@@ -162,6 +170,7 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
         seed=cfg.seed,
         constraints=make_constraints(cfg, inputs),
         moving=make_moving(cfg),
+        parts=make_parts(cfg),
         loggers=loggers,
         resume=cfg.resume is not None,
         started=started,
@@ -204,7 +213,7 @@ def finish(
             save_tensors(folder / LOGITS, found.logits, {})
         if is_one:
             with keeps_going("the gallery"):
-                pictures = gallery(trained.model, found, cfg, inputs)
+                pictures = gallery(trained, found, cfg, inputs)
     masked = bool(cfg.method.takes.masks)
     record = results_record(
         scores,
@@ -246,14 +255,18 @@ def finish(
     return record
 
 
-def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
+def gallery(trained: Trained, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
     """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
-    plain = configs.plain(cfg)
-    distils = bool(cfg.method.takes.masks) and bool(plain["beta"])
+    plain, student, moved = configs.plain(cfg), trained.model, trained.teacher
+    distils = Settings(cfg).masks() is None
     if is_reference(cfg):
         models = {"zero-shot model": student}
     elif not distils:
         models = {"zero-shot model": inputs.zeroshot, "final model": student}
+    elif moved is student:  # an average that is the result too
+        models = {"zero-shot": inputs.zeroshot, "average: teacher and result": student}
+    elif moved is not None:
+        models = {"zero-shot": inputs.zeroshot, "teacher in the end": moved, "fine-tuned student": student}
     elif cfg.teacher is None:
         models = {"zero-shot teacher": inputs.zeroshot, "fine-tuned student": student}
     else:
@@ -266,7 +279,7 @@ def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs
         inputs.data.class_names,
         mask=plain["mask"] if distils else {**dict.fromkeys(plain["mask"]), "kind": "none"},
         fill=plain["fill"]["kind"],
-        source=titles[-2] if distils and plain["mask"]["source"] == "teacher" else titles[-1],
+        source=titles[-2] if distils and plain["mask"]["source"] == "teacher" and moved is not student else titles[-1],
         device=inputs.device,
     )
 

@@ -18,18 +18,24 @@ from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.datamodule import RobustnessData
+from robustft.data.loading import make_loader
+from robustft.data.sampling import generator
+from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
 from robustft.methods.features import features_of
 from robustft.models.classifier import Classifier, check_can
 from robustft.models.files import model_files
+from robustft.models.frozen_text import FrozenText, frozen_text
 from robustft.models.weights import has_text, load_classifier
 from robustft.models.zeroshot import preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
 from robustft.training.moving import Moving
+from robustft.training.parts import Parts
 from robustft.training.recipe import Recipe
 
 HINT = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
+HOLDOUT = (8, 2)  # tells the random stream of hold-out batches from a run's others
 DESCRIBES = ("name", "kind", "takes", "_target_")  # of a component's node: what is no setting
 
 
@@ -55,6 +61,9 @@ class Inputs(Mapping[str, Any]):
         temperature: softens logits.
         seed: of the run.
         data: the data module, set up.
+        text: the pre-trained text tower, frozen, for methods that compare by texts; a copy.
+        contexts: what a text tower makes of the prompt templates, a row each: the mean over classes, times its scale.
+        holdout: gives so many batches of so many hold-out images at random, on the device, to fit a few numbers to.
     """
 
     def __init__(self, cfg: DictConfig, data: RobustnessData, device: torch.device | str = "cpu") -> None:
@@ -76,6 +85,9 @@ class Inputs(Mapping[str, Any]):
             "fill": lambda: cfg.fill.kind,
             **{name: partial(cfg.get, name) for name in ("beta", "alpha", "temperature", "seed")},
             "data": lambda: data,
+            "text": lambda: self.text,
+            "contexts": lambda: self.text.contexts(data.class_names, data.templates, cache_folder() / "heads", device),
+            "holdout": lambda: self.holdout_batches,
         }
 
     @property
@@ -100,6 +112,12 @@ class Inputs(Mapping[str, Any]):
             text=self.with_text,
         )
 
+    @property
+    def text(self) -> FrozenText:
+        model = self.cfg.model
+        tokenizer = instantiate(model.tokenizer) if model.get("tokenizer") else None
+        return frozen_text(model.architecture, model.pretrained, self.cfg.seed, tokenizer)
+
     @cached_property
     def with_text(self) -> bool:
         """Whether the run's models have text towers of their own: the method trains them, or works on such models."""
@@ -115,6 +133,8 @@ class Inputs(Mapping[str, Any]):
         masked = bool(cfg.method.takes.masks) and cfg.beta != 0
         if masked:
             check_can(model, cfg.mask.kind, cfg.mask.cam, cfg.fill.kind)
+        if cfg.method.takes.get("states") and cfg.beta != 0 and not model.tower.tokens:
+            raise model.refusal("sequence of tokens from block to block")
         if cfg.model.grad_checkpointing:
             model.tower.set_grad_checkpointing(True)
 
@@ -136,6 +156,25 @@ class Inputs(Mapping[str, Any]):
 
     def accuracy(self, model: Classifier) -> float:
         """Raises UserError where there is no hold-out."""
+        sets = [self._holdout_set()]
+        options = configs.plain(self.cfg)["trainer"]
+        return evaluate(model, self.data, options, self.folder, sets).scores["holdout"].top1
+
+    def holdout_batches(self, count: int, size: int) -> Iterator[Batch]:
+        """``count`` batches of ``size`` hold-out images, all of them as often as each other, in an order of the seed.
+
+        Raises:
+            UserError: there is no hold-out.
+        """
+        images, needed = self._holdout_set().dataset, count * size
+        rounds = (generator(self.cfg.seed, *HOLDOUT, number) for number in range(-(-needed // len(images))))
+        order = torch.cat([torch.randperm(len(images), generator=random) for random in rounds])[:needed]
+        workers = self.data.default_workers() if self.data.num_workers is None else self.data.num_workers
+        for batch in make_loader(images, order.tolist(), size, num_workers=workers):
+            batch = Batch(*(part.to(self.device) for part in batch))
+            yield batch._replace(images=self.zeroshot.normalise(batch.images))
+
+    def _holdout_set(self) -> EvaluationSet:
         self.data.setup("validate")
         sets = [s for s in self.data.sets if s.name == "holdout"]
         if not sets:
@@ -143,8 +182,7 @@ class Inputs(Mapping[str, Any]):
                 f"data.holdout=0: method={self.cfg.method.name} chooses by the hold-out. Leave data.holdout to its"
                 " default."
             )
-        options = configs.plain(self.cfg)["trainer"]
-        return evaluate(model, self.data, options, self.folder, sets).scores["holdout"].top1
+        return sets[0]
 
     def student(self) -> Classifier:
         student = self._model_of("init")
@@ -256,6 +294,12 @@ def make_moving(cfg: DictConfig) -> Moving | None:
     teaches = bool(settings.pop("teaches", True))
     refuse_unknown(rule, settings, "moving")
     return Moving(partial(rule, **settings), teaches, cfg.result == "average")
+
+
+def make_parts(cfg: DictConfig) -> Parts:
+    """Which weights are trained, as configured."""
+    node = configs.plain(cfg)["train"]
+    return component("train", node, {})() if "_target_" in node else Parts()
 
 
 def make_recipe(cfg: DictConfig) -> Recipe:

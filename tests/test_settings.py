@@ -23,9 +23,10 @@ SAVED = Path(__file__).parent / "data" / "saved_configs"  # config.yaml of an ea
 HERE = str(Path(__file__))
 METHODS = groups()["method"]
 BOTH_TOWERS = ["flyp", "carot", "tracer"]
-TRAINED = ["counterfactual", "finetune", "kd", "linear_probe", "lpft", *BOTH_TOWERS, "clipood"]
+COMPARED = ["carft", "lipsum", "ldifs"]
+TRAINED = ["counterfactual", "finetune", "kd", *COMPARED, "linear_probe", "lpft", *BOTH_TOWERS, "clipood"]
 BY_GRADIENTS = [name for name in TRAINED if name != "linear_probe"]
-DISTILLED = ["counterfactual", "kd", *BOTH_TOWERS]
+DISTILLED = ["counterfactual", "kd", *COMPARED, *BOTH_TOWERS]
 MOVING = ["carot", "tracer", "clipood"]
 SEVERAL = ["ose", "vrf", "dawin"]  # models at inference
 MASKED = {name: ["mask=object", "fill=multi"] for name in DISTILLED}
@@ -35,17 +36,21 @@ ALL, NEVER = METHODS, list[str]()
 # Every leaf of the config with the methods in which it matters, everything else as it comes.
 MATTERS = {
     "seed sweep check prepare resume": ALL,  # seed: of the hold-out
-    "beta": ["counterfactual", "kd", "flyp"],
+    "beta": ["counterfactual", "kd", *COMPARED, "flyp"],
     "mask.kind mask.threshold mask.cam mask.source mask.layers fill.kind": DISTILLED,
     "mask.rate": NEVER,  # of mask=random
     "temperature": ["kd"],
     "alpha": ["wiseft", "lines", "ose"],
     "init": TRAINED,
     "teacher": DISTILLED,
-    "checkpoint": ["evaluate", "wiseft", "lines", *SEVERAL],
+    "checkpoint": ["evaluate", "wiseft", "tpgm", "lines", *SEVERAL],
     "checkpoints": ["soup", "model_stock"],
     "method.greedy": ["soup"],
     "method.positives": ["flyp"],
+    "method.normalised": ["counterfactual"],
+    "method.texts method.length method.unit_head": ["lipsum"],
+    "method.axis": ["ldifs"],
+    "method.iterations method.images method.rate method.norm": ["tpgm"],
     "method.weight method.cross": ["carot", "tracer"],
     "method.orthogonal": ["carot"],
     "method.features method.relations method.interactive method.mixed": ["tracer"],
@@ -53,7 +58,7 @@ MATTERS = {
     "method.share method.middle method.width": ["vrf"],
     "method.clusters method.offset": ["dawin"],
     "method.probe.lr method.probe.epochs": ["lpft"],
-    "disagreement": ["counterfactual", "finetune", "kd", "lpft"],
+    "disagreement": ["counterfactual", "finetune", "kd", *COMPARED, "lpft"],
     "model.grad_checkpointing": BY_GRADIENTS,
     "save_minutes data.batch_size data.validate": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
@@ -102,7 +107,7 @@ CASES = [
     ("mask=none", "mask.kind beta teacher", "fill.kind mask.threshold mask.rate"),
     ("mask.cam=gradcam", "mask.threshold", "mask.layers"),
     ("schedule=warmup_cosine", "optimizer.beta1 optimizer.warmup", "optimizer.max_momentum optimizer.base_momentum"),
-    ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher"),
+    ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher method.normalised"),
     ("moving=ema", "result teacher moving.decay moving.teaches moving.every", "moving.rise"),
     ("moving=ema moving.first_decay=0.1", "moving.rise", "mask.rate"),
     ("moving=ema beta=0", "beta", "result moving.decay moving.name moving.teaches"),
@@ -110,6 +115,12 @@ CASES = [
     ("moving=ema moving.teaches=false", "teacher", "result moving.decay moving.teaches"),
     ("moving=ema method=finetune result=average", "moving.decay moving.every", "moving.teaches"),
     ("moving=ema method=linear_probe result=average", "seed", "moving.decay moving.name result"),
+    ("constraint=[l2sp,spd]", "constraint.anchor constraint.head constraint.l2sp.weight", "mask.rate"),
+    ("constraint=spd train=lora", "train.rank train.alpha train.mlp", "constraint.spd.weight constraint.anchor"),
+    ("train=last_k", "train.blocks train._target_", "mask.rate"),
+    ("method=linear_probe train=lora", "seed", "train.rank train.name"),
+    ("method=ldifs beta=0", "beta", "method.axis teacher"),
+    ("method=lipsum beta=0", "method.unit_head", "method.texts method.length"),
     ("moving=trajectory", "moving.beta moving.every", "moving.count"),
     ("moving=trajectory moving.every=2", "moving.count", "mask.rate"),
     ("method=flyp", "beta method.positives", "mask.kind teacher moving.name"),
@@ -199,6 +210,9 @@ def test_what_other_settings_make_of_it(typed, matters, idle):
         ("method=finetune result=average", "result=average does nothing with moving=none"),
         ("method=linear_probe moving=ema result=average", "does nothing with method=linear_probe"),
         ("method=zeroshot moving=ema", "moving=ema does nothing with method=zeroshot"),
+        ("constraint=ftp train=lora", "constraint=ftp does nothing with train=lora"),
+        ("method=zeroshot train=head", "train=head does nothing with method=zeroshot"),
+        ("method=lpft constraint=l2sp constraint.l2sp.weight=-1", "constraint.l2sp.weight=-1: expected a number, 0 or"),
         ("moving.decay=1 moving=ema", "moving.decay=1: expected a number, 0 or more and below 1"),
     ],
 )

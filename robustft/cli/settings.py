@@ -372,6 +372,8 @@ class Settings:
             return self.chosen("method")
         if group in OF_WHOLE and method.get("features"):
             return self.chosen("method")
+        if group.startswith("constraint.") and self.takes.get("train", {}).get("constraints") is False:
+            return self.chosen("train")
         if group == "moving" and self.values.get("result") != "average":
             idle = "moving.teaches=false" if self.values.get("moving.teaches") is False else self.teaches()
             return "result=student" if idle == self.chosen("method") else idle

@@ -30,6 +30,26 @@ def feature_distance(
     return F.mse_loss(student.encode(*x_cf) if features is None else features, target)
 
 
+def direction_distance(
+    student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean over batch and dimensions of (n(f̂(x_cf)) − n(f(x_cf)))², n L2 normalisation."""
+    target = encode_frozen(teacher, x_cf)
+    return between_directions(student.encode(*x_cf) if features is None else features, target)
+
+
+def between_directions(
+    features: Float[Tensor, "batch features"], target: Float[Tensor, "batch features"]
+) -> Float[Tensor, ""]:
+    """Mean over batch and dimensions of (n(f) − n(f̂))²; in d dimensions ‖n(f) − n(f̂)‖² is d times that."""
+    return F.mse_loss(directions(features), directions(target))
+
+
+def directions(features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+    """n(f): L2-normalised features, in float32 or better also under autocast."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+
 def logit_distance(
     student: Classifier,
     teacher: Classifier,

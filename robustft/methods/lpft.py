@@ -16,6 +16,7 @@ from robustft.methods.finetune import Finetune
 from robustft.methods.linear_probe import LinearProbe
 from robustft.models.classifier import Classifier
 from robustft.training.loop import train
+from robustft.training.parts import Parts
 from robustft.training.recipe import Training
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]
             seed=data.holdout_seed,
             constraints=(),
             moving=None,
+            parts=Parts(),
             loggers=(),
             resume=False,
             watch=None,

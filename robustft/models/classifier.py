@@ -130,6 +130,15 @@ class Classifier(nn.Module):
         """
         return self.tower.encode(images, masked, kept)
 
+    def encode_with_states(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch tokens channels"]]]:
+        """f(x) and the tokens at several depths, of one forward pass; see ``encode`` and ``Tower``."""
+        return self.tower.encode_with_states(images, masked, kept)
+
     def keep_in(self, dtype: torch.dtype) -> None:
         """Hold the encoder's large weights in ``dtype``: the casts that autocast to it makes at every use, made once.
 

@@ -84,6 +84,12 @@ class TextTower:
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 
+    @property
+    def blocks(self) -> list[Any]:
+        """The transformer's blocks, first to last."""
+        tower, _ = self._tower()
+        return list(tower.transformer.resblocks)
+
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Recompute activations in the backward pass."""
         tower, _ = self._tower()

@@ -95,7 +95,7 @@ def zeroshot_classifier(
     if pretrained is None and not text:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
-        rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
+        rows = text_rows(clip, tokenizer or tokenizer_of(architecture), class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
@@ -110,7 +110,7 @@ def prompts_of(
 ) -> Prompts:
     """The prompts of which a model's own text tower makes its head."""
     can_be_cut = TextTower(model.text).can_be_cut
-    return Prompts(tokenizer or _tokenizer(model.architecture.name), class_names, templates, can_be_cut)
+    return Prompts(tokenizer or tokenizer_of(model.architecture.name), class_names, templates, can_be_cut)
 
 
 def built(architecture: str, seed: int, backbone: Backbone) -> nn.Module:
@@ -146,7 +146,7 @@ def _head(rows: Float[Tensor, "classes features"], scale: float, bias: float = 0
     return head
 
 
-def _tokenizer(architecture: str) -> Tokenizer:
+def tokenizer_of(architecture: str) -> Tokenizer:
     """open_clip's, which lies on a hub for some models.
 
     Raises:
