@@ -204,7 +204,7 @@ def test_the_teacher_of_tracer_is_the_average_of_the_trajectory(work) -> None:  
 )
 def test_stopped_at_every_point(work, stops, settings) -> None:  # noqa: F811
     seen, wanted = stops
-    folder = work / f"stopping-{settings[0]}"
+    folder = work / f"stopping-{settings[0].removeprefix('method=')}"
     expected = do(folder, *settings, "trainer.max_steps=4")
     points = list(dict.fromkeys(seen))
     stopped = folder.with_name(f"{folder.name}-stopped")
