@@ -81,7 +81,7 @@ def vrf(
     """
     holdout = holdout_of(data, "vrf")
     models = zeroshot.without_text(), checkpoint.without_text()
-    images = Selection(data.training_set(), data.training_positions)
+    images = Selection(data.training_set(), data.split[0])
     seen = [encode(model, images) for model in models]
     wrong, right = (is_right(logits_of(m, f), images.labels) for m, f in zip(models, seen, strict=True))
     won = right & ~wrong

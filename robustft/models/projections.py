@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import open_clip
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustft.models.classifier import Classifier
+from robustft.models.open_clip_private import text_tower
 
 
 def image_projection(model: Classifier) -> Float[Tensor, "width features"]:
@@ -28,8 +28,7 @@ def text_projection(model: Classifier) -> Float[Tensor, "width features"]:
     Raises:
         UserError: it has none.
     """
-    tower = model.text if isinstance(model.text, open_clip.CLIP) else model.text.text
-    found = _matrix(getattr(tower, "text_projection", None))
+    found = _matrix(getattr(text_tower(model.text), "text_projection", None))
     if found is None:
         raise model.refusal("projection of its text features, which the method works on")
     return found

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-import open_clip
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from robustft.models.open_clip_private import ResidualAttentionBlock, can_be_cut, text_features, text_tower
 
 
 class TextTower:
@@ -24,25 +24,16 @@ class TextTower:
     @property
     def can_be_cut(self) -> bool:
         """Whether positions behind the end-of-text token change nothing."""
-        tower, _ = self._tower()
-        pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
-        return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
+        return can_be_cut(self.clip)
 
-    def _tower(self) -> tuple[Any, str]:
-        """What runs over the tokens, and the name before its tensors: open_clip keeps it apart in some models."""
-        clip: Any = self.clip
-        return (clip, "") if isinstance(clip, open_clip.CLIP) else (getattr(clip, "text", None), "text.")
+    @property
+    def _tower(self) -> Any:
+        return text_tower(self.clip)
 
     def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
         """Unit-norm embeddings, computed by open_clip's own code: what zero-shot heads are made of."""
-        end, short = tokens.shape[1], {}
-        if self.can_be_cut:
-            end = int(tokens.argmax(1).max()) + 1
-            tower, prefix = self._tower()
-            short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
-            short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
-        _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
+        end = int(tokens.argmax(1).max()) + 1 if self.can_be_cut else tokens.shape[1]
+        features = text_features(self.clip, tokens, end)
         return features if normalize else F.normalize(features, dim=-1)
 
     def encode(self, tokens: Int64[Tensor, "texts length"]) -> Float[Tensor, "texts features"]:
@@ -52,7 +43,7 @@ class TextTower:
             tokens: cut behind the longest text already, where ``can_be_cut`` allows it.
         """
         clip: Any = self.clip
-        tower, _ = self._tower()
+        tower = self._tower
         if not self._is_plain:
             features = clip.encode_text(tokens)
             return features.to(torch.promote_types(features.dtype, torch.float32))
@@ -72,14 +63,14 @@ class TextTower:
     @property
     def _is_plain(self) -> bool:
         """Whether it is made of open_clip's standard parts."""
-        tower, _ = self._tower()
+        tower = self._tower
         blocks = getattr(getattr(tower, "transformer", None), "resblocks", ())
         standard = bool(blocks) and all(isinstance(block, ResidualAttentionBlock) for block in blocks)
         projects = getattr(tower, "text_projection", None) is not None
         return self.can_be_cut and standard and tower.transformer.batch_first and projects
 
     def _run(self, block: Any, *inputs: Any) -> Tensor:
-        tower, _ = self._tower()
+        tower = self._tower
         if tower.transformer.grad_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
@@ -87,12 +78,12 @@ class TextTower:
     @property
     def blocks(self) -> list[Any]:
         """The transformer's blocks, first to last."""
-        tower, _ = self._tower()
+        tower = self._tower
         return list(tower.transformer.resblocks)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Recompute activations in the backward pass."""
-        tower, _ = self._tower()
+        tower = self._tower
         tower.transformer.grad_checkpointing = enable
 
 

@@ -223,7 +223,7 @@ class Whole:
         self.data = make_data(cfg)
         self.data.setup()
         self.models = [robustft.load(path) for path in (folder / "zeroshot", folder / "tuned")]
-        images, positions = self.data.training_set(), self.data._split[0]
+        images, positions = self.data.training_set(), self.data.split[0]
         seen = [self.features(model, images.images[positions]) for model in self.models]
         labels = images.labels[positions]
         wrong, right = (self.logits(m, f).argmax(1) == labels for m, f in zip(self.models, seen, strict=True))

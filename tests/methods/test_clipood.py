@@ -58,8 +58,8 @@ def plain_clipood(run, steps: int, margin: float, template: str) -> dict[str, to
     average = {name: p.detach().clone() for name, p in tower.visual.named_parameters()}
     size = cfg.data.batch_size
     for step in range(steps):
-        epoch, place = divmod(step, len(data._split[0]) // size)
-        order = data._split[0][torch.randperm(len(data._split[0]), generator=generator(cfg.seed, epoch))]
+        epoch, place = divmod(step, len(data.split[0]) // size)
+        order = data.split[0][torch.randperm(len(data.split[0]), generator=generator(cfg.seed, epoch))]
         batch = data.training_set().__getitems__(order[place * size : (place + 1) * size].tolist())
         f = F.normalize(tower.encode(tower.normalise(batch.images)), dim=-1)
         z = scale * (f @ texts.T - margin * texts[batch.labels] @ texts.T)

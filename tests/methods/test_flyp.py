@@ -110,7 +110,7 @@ def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=cfg.optimizer.lr, total_steps=steps, pct_start=cfg.optimizer.warmup
     )
-    indices, images, size = data._split[0], data.training_set(), cfg.data.batch_size
+    indices, images, size = data.split[0], data.training_set(), cfg.data.batch_size
     for step in range(steps):
         epoch, place = divmod(step, len(indices) // size)
         order = indices[torch.randperm(len(indices), generator=generator(cfg.seed, epoch))]
