@@ -372,7 +372,7 @@ class Settings:
             return self.chosen("method")
         if group in OF_WHOLE and method.get("features"):
             return self.chosen("method")
-        if group.startswith("constraint.") and self.takes.get("train", {}).get("constraints") is False:
+        if group.partition(".")[0] == "constraint" and self.takes.get("train", {}).get("constraints") is False:
             return self.chosen("train")
         if group == "moving" and self.values.get("result") != "average":
             idle = "moving.teaches=false" if self.values.get("moving.teaches") is False else self.teaches()
