@@ -77,11 +77,13 @@ class Contrastive(Method):
         student.head.requires_grad_(False)  # it is made of the text tower
         if getattr(student.text, "logit_bias", None) is not None:
             student.text.logit_bias.requires_grad_(False)  # the same for all pairs: a softmax does not see it
-        self.prompts, self.data = student.prompts, data
+        self.prompts = student.prompts
+        self.images, self.pins = len(data.training_set()), data.devices.cuda  # not the data: methods are copied
         self.options = dict(mask)
         self.mask, self.fill = make_masking(mask, fill, student)
         self._templates: tuple[int, Int64[Tensor, " images"]] | None = None
         self._waiting: list[Waiting] = []
+        self._renewed_at: int | None = None
 
     # What a subclass says
 
@@ -114,7 +116,7 @@ class Contrastive(Method):
     def pairs(self, batch: Batch) -> Pairs:
         labels, indices = batch.labels.cpu(), batch.indices.cpu()
         chosen = self.prompts.choose(labels, self._templates_of(self._epoch)[indices])
-        if self.data.devices.cuda:
+        if self.pins:
             return Pairs(*batch, *(part.pin_memory() for part in chosen))
         return Pairs(*batch, *chosen)
 
@@ -125,8 +127,8 @@ class Contrastive(Method):
     def _templates_of(self, epoch: int) -> Int64[Tensor, " images"]:
         """A template for every training image, drawn anew for every epoch."""
         if self._templates is None or self._templates[0] != epoch:
-            images, random = len(self.data.training_set()), generator(self.seed, *TEMPLATES, epoch)
-            self._templates = epoch, torch.randint(len(self.prompts.templates), (images,), generator=random)
+            random = generator(self.seed, *TEMPLATES, epoch)
+            self._templates = epoch, torch.randint(len(self.prompts.templates), (self.images,), generator=random)
         return self._templates[1]
 
     def training_step(self, batch: Batch | Pairs, batch_idx: int) -> Float[Tensor, ""]:
@@ -136,13 +138,14 @@ class Contrastive(Method):
         is_last = self._is_last(batch_idx)
         if is_last and not self._waiting:
             _, ours, theirs = self.see(pairs, random)
-            return self.log_terms(**self._terms(ours, theirs))
-        with torch.no_grad():
-            sample, ours, theirs = self.see(pairs, random)
-            self._waiting.append(Waiting(pairs, sample, {name: f.detach() for name, f in ours.items()}, theirs))
-        if not is_last:
-            return self._nothing()
-        return self._from_cache()
+            return self._log(self._terms(ours, theirs))
+        self._waiting.append(self._without_graph(pairs, random))
+        return self._from_cache() if is_last else self._nothing()
+
+    @torch.no_grad()
+    def _without_graph(self, pairs: Pairs, random: torch.Generator) -> Waiting:
+        sample, ours, theirs = self.see(pairs, random)  # a map has a graph all the same, which ends here
+        return Waiting(pairs, sample, {name: features.detach() for name, features in ours.items()}, theirs)
 
     def _from_cache(self) -> Float[Tensor, ""]:
         """Encode the micro-batches again, each with its part of the whole batch's gradient.
@@ -162,13 +165,16 @@ class Contrastive(Method):
             towers = steps * torch.stack([(again[name] * gradient).sum() for name, gradient in wanted]).sum()
             if number + 1 < len(waiting):
                 self.back_propagate(towers)
-        self.log_terms(**terms)
+        self._log(terms)
         return towers + steps * terms["loss"]  # of the loss, the gradient of what is no feature: the scale, say
 
     def _terms(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         """The objective over all devices' images, in float32."""
         with torch.autocast(self.device.type, enabled=False):
             return self.objective(self._together(ours), self._together(theirs))
+
+    def _log(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        return self.log_terms(terms["loss"], also=None, **{k: v for k, v in terms.items() if k != "loss"})
 
     def _is_last(self, batch_idx: int) -> bool:
         """Whether the optimiser steps after this micro-batch."""
@@ -240,11 +246,17 @@ class Contrastive(Method):
     # The classifier
 
     def on_validation_epoch_start(self) -> None:
-        self.classifier().renew_head()
+        self._renew_head()
         super().on_validation_epoch_start()
 
     def on_train_end(self) -> None:
-        self.classifier().renew_head()  # where nothing is held out, there has been no evaluation
+        self._renew_head()  # there may have been no evaluation after the last step, or none at all
+
+    def _renew_head(self) -> None:
+        """Make the classifier of the text tower as it is now: of many prompts, so once after a step."""
+        if self._renewed_at != self.trainer.global_step:
+            self.classifier().renew_head()
+            self._renewed_at = self.trainer.global_step
 
 
 def encode_texts_frozen(teacher: Classifier, pairs: Pairs) -> Float[Tensor, "batch features"]:

@@ -6,7 +6,7 @@ hold-out, where the public code has those of the sets that it reports.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -77,11 +77,11 @@ def dawin(
     temperatures = [best_temperature(logits_of(m, encode(m, holdout.dataset)), correct) for m in models]
     plans = {}
     for one in data.sets:
-        entropies = [
+        zero, tuned = (
             entropy(logits_of(model, encode(model, one.dataset))[:, one.allowed] / temperature)
             for model, temperature in zip(models, temperatures, strict=True)
-        ]
-        plans[one.name] = plan(shares(*entropies, offset), clusters)
+        )
+        plans[one.name] = plan(shares(zero, tuned, offset), clusters)
         log.info("%s: %s", one.name, ", ".join(f"{share:.2f}" for share in plans[one.name][1]))
     return DaWin(zeroshot, checkpoint, plans)
 
@@ -148,9 +148,8 @@ def beta_mixture(values: np.ndarray, components: int, restarts: int = 3, toleran
 
 def _log_densities(values: np.ndarray, part: np.ndarray) -> np.ndarray:
     """log(share · density) of each value in each component, whose parameters are those of its moments."""
-    columns: Sequence[np.ndarray] = part.T
     found = []
-    for weight in columns:
+    for weight in part.T:
         total = weight.sum()
         if total < 1e-9:  # nothing is left of it
             found.append(np.full(len(values), -np.inf))

@@ -5,6 +5,7 @@ weights and differ by their seeds; two will do.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def stock(checkpoints: Sequence[Path], load: Callable[[Path], Classifier], zeros
         anchor = start.double()
         moves = [state[name].double() - anchor for state in states]
         t = min(max(ratio(moves), 0.0), 1.0)
-        mean = sum(state[name].double() for state in states) / len(states)
+        mean = reduce(torch.add, (state[name].double() for state in states)) / len(states)
         merged[name] = mean if t == 1 else t * mean + (1 - t) * anchor
     return with_weights(zeroshot, merged)
 
@@ -48,8 +49,15 @@ def ratio(moves: Sequence[Tensor]) -> float:
     """
     if not all(bool(move.any()) for move in moves):
         return 0.0
-    units = [move.flatten() / torch.linalg.vector_norm(move) for move in moves]
-    cosines = [min(max(float(one @ other), -1.0), 1.0) for one, other in combinations(units, 2)]
+    cosines = [_cosine(one, other) for one, other in combinations(moves, 2)]
     cosine, runs = sum(cosines) / len(cosines), len(moves)
     below = (runs - 1) * cosine + 1
     return runs * cosine / below if below else 0.0
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    """−1…1; of equal moves 1 to the bit, so that equal runs give themselves."""
+    if torch.equal(one, other):
+        return 1.0
+    lengths = torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other)
+    return min(max(float((one * other).sum() / lengths), -1.0), 1.0)

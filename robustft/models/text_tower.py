@@ -54,7 +54,8 @@ class TextTower:
         clip: Any = self.clip
         tower, _ = self._tower()
         if not self._is_plain:
-            return clip.encode_text(tokens).float()
+            features = clip.encode_text(tokens)
+            return features.to(torch.promote_types(features.dtype, torch.float32))
         length, end = tokens.shape[1], tokens.argmax(1)
         states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
         causal = tower.attn_mask[:length, :length]

@@ -182,6 +182,8 @@ class Method(Evaluator, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups: Any = self.parts.groups(self.student, as_groups(list(self.parameters_to_train())))
         self.trained = [p for group in groups for p in group["params"]]
+        if not self.trained:
+            raise UserError("train=: nothing is left that the method trains. Choose other parts, or leave it out")
         adam = self.recipe.adam
         for constraint in self.constraints:
             constraint.attach(self.student, self.device)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_a_small_tensor_counts_like_others() -> None:
     golden = Golden("model_stock", torch.float64)
     first, second = (golden[f"run{k}.tiny"].double() - golden["anchor.tiny"].double() for k in (1, 2))
     cosine = float(first @ second / (first.norm() * second.norm()))
-    assert first.norm() < 1e-3 and 0.6 < cosine < 0.8
+    assert first.norm() < 1e-3 and 0.6 < cosine < 0.9
     assert ratio([first, second]) == pytest.approx(2 * cosine / (cosine + 1), rel=1e-12)
     assert ratio([1e-9 * first, 1e-9 * second]) == pytest.approx(ratio([first, second]), rel=1e-12)
     assert abs(golden["fusion_bench.k2.ratio"]["tiny"] - ratio([first, second])) > 0.03
@@ -268,7 +269,7 @@ def test_vrf_with_nothing_won(work) -> None:  # noqa: F811
         untrained(work / "lost", "vrf", f"checkpoint={zeroshot(work)}")
     assert not (work / "lost" / "results.json").exists()
     with pytest.raises(UserError, match="data.holdout=0: method=vrf takes temperatures from the hold-out"):
-        untrained(work / "unheld", "vrf", f"checkpoint={tuned(work)}", "data.holdout=0")
+        do(work / "unheld", "method=vrf", "model.pretrained=embedded", f"checkpoint={tuned(work)}", "data.holdout=0")
 
 
 # DaWin
@@ -353,7 +354,9 @@ def test_reports_show_transductive_systems_apart(work, tmp_path) -> None:  # noq
 @pytest.mark.parametrize("method", ["model_stock", "lines"])
 def test_weight_space_methods_leave_a_model(work, method: str) -> None:  # noqa: F811
     path = tuned(work) / "model.safetensors"
-    given = (f"checkpoints=[{path},{path}]",) if method == "model_stock" else (f"checkpoint={path}", "alpha=1")
+    twin = work / "twin.safetensors"
+    shutil.copy(path, twin)
+    given = (f"checkpoints=[{path},{twin}]",) if method == "model_stock" else (f"checkpoint={path}", "alpha=1")
     record = untrained(work / method, method, *given)
     assert record["checkpoint"] == "model.safetensors" and record["protocol"]["models_at_inference"] == 1
     made, expected = load_file(work / method / "model.safetensors"), load_file(path)

@@ -15,10 +15,10 @@ from robustft.methods.carot import CaRot, overlap, self_distillation, skewness
 from robustft.methods.contrastive import Contrastive
 from robustft.methods.tracer import TRACER
 from tests.golden.neighbours import DTYPES, Golden
-from tests.methods.test_flyp import FLYP, first_gradients, leaf, tuned
-from tests.small import command, do, method_of, prepared, work  # noqa: F401 (a fixture)
+from tests.methods.first_gradients import first_gradients
+from tests.methods.test_flyp import FLYP, leaf, tuned, two_processes_against_one
+from tests.small import do, method_of, prepared, work  # noqa: F401 (a fixture)
 from tests.test_resume import go_on_until_done, same_results, stops  # noqa: F401 (a fixture)
-from tests.test_training import counts, difference
 
 INPUTS = ("image_raw", "text_raw", "logit_scale", "W_v", "W_t")
 CAROT, TRACER_ = (f"method={name}" for name in ("carot", "tracer"))
@@ -204,7 +204,7 @@ def test_the_teacher_of_tracer_is_the_average_of_the_trajectory(work) -> None:  
 )
 def test_stopped_at_every_point(work, stops, settings) -> None:  # noqa: F811
     seen, wanted = stops
-    folder = work / settings[0]
+    folder = work / f"stopping-{settings[0].removeprefix('method=')}"
     expected = do(folder, *settings, "trainer.max_steps=4")
     points = list(dict.fromkeys(seen))
     stopped = folder.with_name(f"{folder.name}-stopped")
@@ -231,16 +231,5 @@ def test_results_say_what_they_are(work) -> None:  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [(CAROT,), (TRACER_, "mask=object", "fill=none")], ids=lambda s: s[0])
-def test_two_devices_give_the_numbers_of_one(tmp_path, settings) -> None:
-    weights, results = [], []
-    for devices in (1, 2):
-        several = ("trainer.devices=2", "trainer.strategy=ddp") if devices == 2 else ()
-        typed = (*settings, "optimizer.lr=1e-4", *several, f"hydra.run.dir=d{devices}")
-        answer = command(tmp_path, *typed, ROBUSTFT_CACHE=str(tmp_path / f"cache{devices}"))
-        assert answer.returncode == 0, answer.stderr[-3000:]
-        results.append(json.loads((tmp_path / f"d{devices}" / "results.json").read_text()))
-        weights.append(load_file(tmp_path / f"d{devices}" / "model.safetensors"))
-    assert counts(results[0]["holdout"]) == counts(results[1]["holdout"])
-    for name, value in weights[0].items():
-        limit = 2e-5 if name == "head.weight" else 2e-6
-        assert difference(name, value, weights[1][name]) < limit, name
+def test_two_processes_give_the_gradients_of_one(work, tmp_path, settings) -> None:  # noqa: F811
+    two_processes_against_one(tmp_path, *settings, f"init={tuned(work)}")
