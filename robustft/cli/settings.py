@@ -333,7 +333,7 @@ class Settings:
 
     def why_idle(self, name: str) -> str | None:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
-        reasons = []
+        reasons: list[str | None] = []
         for owner, described in self.descriptions(name):
             by = described.get("by")
             reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
@@ -349,6 +349,8 @@ class Settings:
         group = name.partition(".")[0]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self.closed(group) or self.chosen(group))
+        elif group in OF_TRAINING:  # a constraint, of which there can be several
+            reasons.append(self.closed(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
 
     def masks(self) -> str | None:
