@@ -346,7 +346,7 @@ class Settings:
 
     def why_idle(self, name: str) -> str | None:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
-        reasons = []
+        reasons: list[str | None] = []
         for owner, described in self.descriptions(name):
             by = described.get("by")
             reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
@@ -365,6 +365,8 @@ class Settings:
             reasons += [reason for reason in idle if reason is not None]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self.closed(group) or self.chosen(group))
+        elif group in OF_TRAINING:  # a constraint, of which there can be several
+            reasons.append(self.closed(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
 
     def masks(self) -> str | None:
@@ -388,7 +390,7 @@ class Settings:
             return self.chosen("method")
         if group in OF_WHOLE and method.get("features"):
             return self.chosen("method")
-        if group.startswith("constraint.") and self.takes.get("train", {}).get("constraints") is False:
+        if group.partition(".")[0] == "constraint" and self.takes.get("train", {}).get("constraints") is False:
             return self.chosen("train")
         if group == "moving" and self.values.get("result") != "average":
             idle = "moving.teaches=false" if self.values.get("moving.teaches") is False else self.teaches()
