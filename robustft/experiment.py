@@ -39,9 +39,19 @@ from robustft.evaluation.results import Scores, results_record, write_results
 from robustft.evaluation.retention import Retention, retained
 from robustft.evaluation.summary import print_table
 from robustft.evaluation.verdict import verdict
-from robustft.inputs import Inputs, component, make_constraints, make_data, make_metrics, make_recipe, make_retention
+from robustft.inputs import (
+    Inputs,
+    component,
+    make_constraints,
+    make_data,
+    make_metrics,
+    make_moving,
+    make_parts,
+    make_recipe,
+    make_retention,
+)
 from robustft.models.classifier import Classifier
-from robustft.models.files import BEST, MODEL
+from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier
 from robustft.training import tracking
 from robustft.training.accumulation import micro_batches_that_fit
@@ -109,9 +119,10 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
     retention = make_retention(cfg, inputs)
     compares = has_text(cfg) and not is_reference(cfg)
-    baseline = zeroshot_scores(inputs.zeroshot, data, options(cfg), folder, metrics) if compares else None
+    reference = inputs.zeroshot.without_text()
+    baseline = zeroshot_scores(reference, data, options(cfg), folder, metrics) if compares else None
     if retention is not None:
-        retention.ask_zeroshot(inputs.zeroshot)
+        retention.ask_zeroshot(reference)
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
@@ -152,6 +163,11 @@ def is_reference(cfg: DictConfig) -> bool:
     return bool(cfg.method.takes.get("reference", False))
 
 
+def leaves_model(cfg: DictConfig) -> bool:
+    """Whether what the method gives is one model with weights, which can be saved."""
+    return bool(cfg.method.takes.get("leaves_model", True))
+
+
 def has_text(cfg: DictConfig) -> bool:
     """Whether the model has a text tower, and with it a zero-shot head."""
     return bool(OmegaConf.select(cfg, "model.takes.text", default=True))
@@ -184,6 +200,8 @@ def make_training(cfg: DictConfig, inputs: Inputs, loggers: list[Logger], starte
         recipe=make_recipe(cfg),
         seed=cfg.seed,
         constraints=make_constraints(cfg, inputs),
+        moving=make_moving(cfg),
+        parts=make_parts(cfg),
         loggers=loggers,
         resume=cfg.resume is not None,
         started=started,
@@ -217,7 +235,8 @@ def finish(
     scores = as_scores(found.scores)
     reference, zeroshot_temperature = zeroshot or (scores if has_text(cfg) else None, found.temperature)
     knows = None if retention is None else known(retention, trained.model, cfg, inputs)
-    keep = bool(cfg.trainer.enable_checkpointing)
+    is_one = leaves_model(cfg)
+    keep = bool(cfg.trainer.enable_checkpointing) and is_one
     pictures: list[Path] = []
     if is_first_process():
         if keep:
@@ -225,8 +244,9 @@ def finish(
         write_predictions(folder / PREDICTIONS, found, data.class_names)
         if cfg.keep_logits:
             save_tensors(folder / LOGITS, found.logits, {})
-        with keeps_going("the gallery"):
-            pictures = gallery(trained.model, found, cfg, inputs)
+        if is_one:
+            with keeps_going("the gallery"):
+                pictures = gallery(trained, found, cfg, inputs)
     masked = bool(cfg.method.takes.masks)
     record = results_record(
         scores,
@@ -248,7 +268,7 @@ def finish(
         train_images_per_s=trained.images_per_s,
         settings=dials(cfg),
         display=display(cfg),
-        protocol=protocol(cfg, data),
+        protocol=protocol(cfg, inputs),
         metrics=described(metrics()),
         retention=knows,
         calibration=None
@@ -264,6 +284,8 @@ def finish(
         left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
         left += ["gallery/"] if pictures else []
         log.info("in %s: %s", readable(folder), ", ".join(left))
+        if not is_one:
+            log.info("no model file: %s", why_no_model(record))
         log.info("%s", verdict(record))
     return record
 
@@ -273,17 +295,21 @@ def known(retention: Retention, model: Classifier, cfg: DictConfig, inputs: Inpu
     if is_reference(cfg):
         return retention.of_zeroshot()
     own = None if model.text is None else inputs.embeddings(retention.tasks, model.text)
-    return retention.of(model, own)
+    return retention.of(model.without_text(), own)
 
 
-def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
+def gallery(trained: Trained, evaluation: Evaluation, cfg: DictConfig, inputs: Inputs) -> list[Path]:
     """Pictures of maps, masks and fills on the ID set and the shifts; see its module."""
-    plain = configs.plain(cfg)
+    plain, student, moved = configs.plain(cfg), trained.model, trained.teacher
     masked = Settings(cfg).masks() is None
     if is_reference(cfg):
         models = {"zero-shot model": student}
     elif not masked:
         models = {"zero-shot model": inputs.zeroshot, "final model": student}
+    elif moved is student:  # an average that is the result too
+        models = {"zero-shot": inputs.zeroshot, "average: teacher and result": student}
+    elif moved is not None:
+        models = {"zero-shot": inputs.zeroshot, "teacher in the end": moved, "fine-tuned student": student}
     elif cfg.teacher is None:
         models = {"zero-shot teacher": inputs.zeroshot, "fine-tuned student": student}
     else:
@@ -296,27 +322,28 @@ def gallery(student: Classifier, evaluation: Evaluation, cfg: DictConfig, inputs
         inputs.data.class_names,
         mask=plain["mask"] if masked else {**dict.fromkeys(plain["mask"]), "kind": "none"},
         fill=plain["fill"]["kind"],
-        source=titles[-2] if masked and plain["mask"]["source"] == "teacher" else titles[-1],
+        source=titles[-2] if masked and plain["mask"]["source"] == "teacher" and moved is not student else titles[-1],
         device=inputs.device,
     )
 
 
-def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
+def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
     """How the model was trained and is evaluated, as far as readers of results compare by it."""
     takes, trains = cfg.method.takes, bool(cfg.method.takes.trains)
+    untrained_head = "random" if cfg.model.pretrained is None else "zeroshot"
     typed = [name for name in ("lr", "weight_decay", "warmup") if cfg.optimizer[name] != cfg.model.recipe.get(name)]
     return {
-        "selection": ("last" if data.holdout == 0 else "holdout") if trains else None,
-        "head": takes.get("head", "random" if cfg.model.pretrained is None else "zeroshot"),
+        "selection": ("last" if inputs.data.holdout == 0 else "holdout") if trains else None,
+        "head": takes.get("head", "text" if inputs.with_text else untrained_head),
         "augment": (cfg.augment.kind or "none") if trains else None,
         "schedule": cfg.schedule.name if trains else None,
-        "train": "head" if takes.get("features") else "all" if trains else None,
+        "train": "head" if takes.get("features") else cfg.train.name if trains else None,
         "recipe": ("typed" if typed else "model") if trains else None,
-        "models_at_inference": 1,
-        "transductive": False,
+        "models_at_inference": takes.get("models", 1),
+        "transductive": bool(takes.get("transductive", False)),
         "test_set_used": False,
-        "leaks": known_leaks(data),
-        **data.protocol(),
+        "leaks": known_leaks(inputs.data),
+        **inputs.data.protocol(),
     }
 
 
@@ -352,7 +379,7 @@ def quieten() -> None:
         ".*in eval mode at the start of training.*",
         ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
-        ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",
+        ".*You have overridden `on_(before|after)_batch_transfer` in `LightningModule`.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*It is recommended to use `self.log.*sync_dist=True.*",
     ):

@@ -20,21 +20,27 @@ from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
 from robustft.data.augment import Augment
 from robustft.data.datamodule import RobustnessData
+from robustft.data.loading import make_loader
 from robustft.data.own.tasks import tasks_of
-from robustft.data.sets import RetentionTask
+from robustft.data.sampling import generator
+from robustft.data.sets import Batch, EvaluationSet, RetentionTask
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
-from robustft.evaluation.retention import Retention, Rows
+from robustft.evaluation.retention import Retention, Rows, embeddings
+from robustft.methods.features import features_of
 from robustft.models.classifier import Classifier, check_can
 from robustft.models.files import model_file, model_files, weights_file
+from robustft.models.frozen_text import FrozenText, frozen_text
 from robustft.models.others import classifier_of_others
-from robustft.models.text import kept_rows
-from robustft.models.weights import is_ours, load_classifier, require_alike, text_tower
-from robustft.models.zeroshot import Tokenizer, open_clip_tokenizer, preprocess_of, text_rows, zeroshot_classifier
+from robustft.models.weights import has_text, is_ours, load_classifier, require_alike
+from robustft.models.zeroshot import Tokenizer, open_clip_tokenizer, preprocess_of, zeroshot_classifier
 from robustft.training.constraint import Constraint
+from robustft.training.moving import Moving
+from robustft.training.parts import Parts
 from robustft.training.recipe import Recipe
 
 HINT = "A module of your own has to lie beside the folder of --config-dir, or on PYTHONPATH"
+HOLDOUT = (8, 2)  # tells the random stream of hold-out batches from a run's others
 DESCRIBES = ("name", "kind", "takes", "_target_")  # of a component's node: what is no setting
 
 
@@ -43,13 +49,15 @@ class Inputs(Mapping[str, Any]):
 
     Attributes:
         zeroshot: the zero-shot model, on the CPU. Never changed: who trains takes a copy.
-        student: what training starts from, a copy: ``init``, or the zero-shot model.
-        teacher: who teaches, a copy: ``teacher``, or the zero-shot model.
+        student: what training starts from, a copy: ``init``, or the zero-shot model. It has a text tower where the
+            method trains that (``takes: {text: trained}``) or makes its head by it (``text: frozen``).
+        teacher: who teaches, a copy: ``teacher``, or the zero-shot model. With its text tower, likewise.
         checkpoint: the model of ``checkpoint``.
         checkpoints: the files of ``checkpoints``.
         load: gives the model of a file, of this run's architecture and classes: one left by a run, or the weights of
             others (see ``Inputs.load``).
         accuracy: gives the top-1 (0…1) of a model on the hold-out.
+        encode: gives the features of a set of images by a model, kept in the cache folder.
         anchor: what constraints hold on to (``constraint.anchor``): the zero-shot model, or that of ``init``.
         head: whether they hold the head (``constraint.head``).
         mask: kind, threshold, rate, cam, source and layers (``mask``).
@@ -59,6 +67,9 @@ class Inputs(Mapping[str, Any]):
         temperature: softens logits.
         seed: of the run.
         data: the data module, set up.
+        text: the pre-trained text tower, frozen, for methods that compare by texts; a copy.
+        contexts: what a text tower makes of the prompt templates, a row each: the mean over classes, times its scale.
+        holdout: gives so many batches of so many hold-out images at random, on the device, to fit a few numbers to.
     """
 
     def __init__(self, cfg: DictConfig, data: RobustnessData, device: torch.device | str = "cpu") -> None:
@@ -71,12 +82,18 @@ class Inputs(Mapping[str, Any]):
             "checkpoints": lambda: model_files(cfg.checkpoints),
             "load": lambda: self.load,
             "accuracy": lambda: self.accuracy,
+            "encode": lambda: partial(
+                features_of, source=data, options=configs.plain(cfg)["trainer"], folder=self.folder
+            ),
             "anchor": lambda: self._model_of("init") if cfg.constraint.anchor == "init" else self.zeroshot,
             "head": lambda: bool(cfg.constraint.head),
             "mask": lambda: configs.plain(cfg)["mask"],
             "fill": lambda: cfg.fill.kind,
             **{name: partial(cfg.get, name) for name in ("beta", "alpha", "temperature", "seed")},
             "data": lambda: data,
+            "text": lambda: self.text,
+            "contexts": lambda: self.text.contexts(data.class_names, data.templates, cache_folder() / "heads", device),
+            "holdout": lambda: self.holdout_batches,
         }
 
     @property
@@ -85,69 +102,94 @@ class Inputs(Mapping[str, Any]):
 
     @cached_property
     def zeroshot(self) -> Classifier:
-        return make_zeroshot(self.cfg.model, self.data, self.cfg.seed, device=self.device, check=self._check)
+        return make_zeroshot(
+            self.cfg.model, self.data, self.cfg.seed, device=self.device, check=self._check, text=self.with_text
+        )
+
+    @property
+    def text(self) -> FrozenText:
+        model = self.cfg.model
+        return frozen_text(model.architecture, model.pretrained, self.cfg.seed, make_tokenizer(model))
+
+    @cached_property
+    def with_text(self) -> bool:
+        """Whether the run's models have text towers of their own: the method trains them, or works on such models."""
+        cfg, takes = self.cfg, self.cfg.method.takes
+        if takes.trains:
+            return takes.get("text") in ("trained", "frozen")
+        given = [] if cfg.checkpoint is None else [model_file(cfg.checkpoint)]
+        return any(map(has_text, [*given, *model_files(cfg.checkpoints or [])]))
 
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
         cfg = self.cfg
         if Settings(cfg).masks() is None:
             check_can(model, cfg.mask.kind, cfg.mask.cam, cfg.fill.kind)
+        if cfg.method.takes.get("states") and cfg.beta != 0 and not model.tower.tokens:
+            raise model.refusal("sequence of tokens from block to block")
         if cfg.model.grad_checkpointing:
             model.tower.set_grad_checkpointing(True)
 
     def embeddings(self, tasks: Sequence[RetentionTask], trained: nn.Module | None = None) -> dict[str, Rows]:
-        """Unit embeddings of the classes of tasks, by their names.
-
-        Args:
-            trained: the text tower that makes them; None: the pre-trained one, whose embeddings are kept.
-
-        Raises:
-            UserError: there is no text tower, or it does not know a word.
-        """
-        zeroshot, model = self.zeroshot, self.cfg.model
+        """Unit embeddings of the classes of tasks, by the pre-trained text tower or one that was trained."""
+        model, file = self.cfg.model, weights_file(self.cfg.model.pretrained)
         tokenizer = make_tokenizer(model) or open_clip_tokenizer(model.architecture)
-        tower = [one for one in (trained, zeroshot.text) if one is not None]
-        source = zeroshot.architecture.text if trained is None else None
-        file = weights_file(model.pretrained)
-
-        def encode(task: RetentionTask) -> Rows:
-            if not tower:  # it has done its work when the head was made, and is gone
-                tower.append(text_tower(zeroshot, near=(file, file.parent)))
-            return text_rows(tower[0], tokenizer, task.class_names, task.templates, device=self.device)
-
-        found: dict[str, Rows] = {}
-        for task in tasks:
-            try:
-                tokens = tokenizer(task.prompts)
-            except UserError as error:
-                raise UserError(f"retain.{task.name}: {error} Leave it out: retain.{task.name}=false") from error
-            if source is None:
-                found[task.name] = encode(task)
-            else:
-                make, kept = partial(encode, task), cache_folder() / "heads"
-                found[task.name] = kept_rows(source, task.prompts, tokens, kept, make)
-        return found
+        return embeddings(tasks, self.zeroshot, tokenizer, trained, near=(file, file.parent), device=self.device)
 
     def load(self, path: str | Path) -> Classifier:
         """The model in a file: one left by a run, or fine-tuned by others.
 
-        A state dict of wise-ft's or of model soups has its own head; the head of a whole CLIP, as open_clip and FLYP
-        leave it, is made by the text tower in the file.
+        It has a text tower where the run's models have one, and only there. A state dict of wise-ft's or of model soups
+        has its own head; the head of a whole CLIP, as open_clip and FLYP leave it, is made by the text tower in the
+        file.
 
         Raises:
-            UserError: it cannot be read, or does not fit this run's model and classes.
+            UserError: it cannot be read, does not fit this run's model and classes, or lacks the text tower.
         """
-        file, classes = model_file(path), self.data.class_names
+        file = model_file(path)
         if is_ours(file):
-            return load_classifier(file, like=self.zeroshot, classes=classes)
-        if (found := classifier_of_others(file, self.zeroshot, classes)) is not None:
+            model = load_classifier(file, like=self.zeroshot, classes=self.data.class_names)
+        else:
+            model = self._of_others(file)
+        if not self.with_text:
+            return model.without_text()
+        if model.text is None and self.cfg.method.takes.get("text") == "frozen":
+            model.text = self.zeroshot.text
+        if model.text is None:
+            raise UserError(f"{path} is a model without a text tower of its own, and this run needs one")
+        model.prompts = self.zeroshot.prompts
+        return model
+
+    def _of_others(self, file: Path) -> Classifier:
+        """A model that others have fine-tuned, of this run's kind."""
+        if (found := classifier_of_others(file, self.zeroshot.without_text(), self.data.class_names)) is not None:
             return found
-        found = make_zeroshot(self.cfg.model, self.data, self.cfg.seed, pretrained=str(file), device=self.device)
+        model, seed = self.cfg.model, self.cfg.seed
+        found = make_zeroshot(model, self.data, seed, str(file), device=self.device, text=self.with_text)
         require_alike(found.architecture, self.zeroshot.architecture, file)
         return found
 
     def accuracy(self, model: Classifier) -> float:
         """Raises UserError where there is no hold-out."""
+        sets = [self._holdout_set()]
+        options = configs.plain(self.cfg)["trainer"]
+        return evaluate(model, self.data, options, self.folder, sets).scores["holdout"].top1
+
+    def holdout_batches(self, count: int, size: int) -> Iterator[Batch]:
+        """``count`` batches of ``size`` hold-out images, all of them as often as each other, in an order of the seed.
+
+        Raises:
+            UserError: there is no hold-out.
+        """
+        images, needed = self._holdout_set().dataset, count * size
+        rounds = (generator(self.cfg.seed, *HOLDOUT, number) for number in range(-(-needed // len(images))))
+        order = torch.cat([torch.randperm(len(images), generator=random) for random in rounds])[:needed]
+        workers = self.data.default_workers() if self.data.num_workers is None else self.data.num_workers
+        for batch in make_loader(images, order.tolist(), size, num_workers=workers):
+            batch = Batch(*(part.to(self.device) for part in batch))
+            yield batch._replace(images=self.zeroshot.normalise(batch.images))
+
+    def _holdout_set(self) -> EvaluationSet:
         self.data.setup("validate")
         sets = [s for s in self.data.sets if s.name == "holdout"]
         if not sets:
@@ -155,12 +197,11 @@ class Inputs(Mapping[str, Any]):
                 f"data.holdout=0: method={self.cfg.method.name} chooses by the hold-out. Leave data.holdout to its"
                 " default."
             )
-        options = configs.plain(self.cfg)["trainer"]
-        return evaluate(model, self.data, options, self.folder, sets).scores["holdout"].top1
+        return sets[0]
 
     def student(self) -> Classifier:
         student = self._model_of("init")
-        student.tower.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
+        student.set_grad_checkpointing(self.cfg.model.grad_checkpointing)
         return student
 
     def _model_of(self, setting: str) -> Classifier:
@@ -237,7 +278,7 @@ def make_zeroshot(
     Args:
         model: the settings of it.
         pretrained: its weights, if not those of the settings.
-        options: device and check, see ``zeroshot_classifier``.
+        options: device, check and text, see ``zeroshot_classifier``.
     """
     return zeroshot_classifier(
         model.architecture,
@@ -323,8 +364,8 @@ def make_retention(cfg: DictConfig, inputs: Inputs) -> Retention | None:
     """
     plain = configs.plain(cfg)
     typed, zeroshot = plain["retain"], inputs.zeroshot
-    if cfg.model.pretrained is None:  # nothing that could be forgotten
-        return None
+    if cfg.model.pretrained is None or not cfg.method.takes.get("leaves_model", True):
+        return None  # nothing that could be forgotten, or no one model that could be asked
     if zeroshot.text is None and zeroshot.architecture.text is None:
         if wanted := [name for name, options in typed.items() if options.get("path") is not False]:
             raise UserError(
@@ -334,6 +375,23 @@ def make_retention(cfg: DictConfig, inputs: Inputs) -> Retention | None:
         return None
     tasks = tasks_of(typed, inputs.data)
     return Retention(tasks, inputs.embeddings(tasks), inputs.data, plain["trainer"], inputs.folder) if tasks else None
+
+
+def make_moving(cfg: DictConfig) -> Moving | None:
+    """The configured average of the weights."""
+    node = configs.plain(cfg)["moving"]
+    if "_target_" not in node:
+        return None
+    rule, settings = imported("moving._target_", node["_target_"]), own_settings(node)
+    teaches = bool(settings.pop("teaches", True))
+    refuse_unknown(rule, settings, "moving")
+    return Moving(partial(rule, **settings), teaches, cfg.result == "average")
+
+
+def make_parts(cfg: DictConfig) -> Parts:
+    """Which weights are trained, as configured."""
+    node = configs.plain(cfg)["train"]
+    return component("train", node, {})() if "_target_" in node else Parts()
 
 
 def make_recipe(cfg: DictConfig) -> Recipe:

@@ -23,29 +23,56 @@ from tests.small import SMALL, composed, do, work  # noqa: F401 (a fixture)
 SAVED = Path(__file__).parent / "data" / "saved_configs"  # config.yaml of an earlier version, by what was typed
 HERE = str(Path(__file__))
 METHODS = groups()["method"]
-TRAINED = ["counterfactual", "finetune", "kd", "linear_probe", "lpft"]
+BOTH_TOWERS = ["flyp", "carot", "tracer"]
+COMPARED = ["carft", "lipsum", "ldifs"]
+TRAINED = ["counterfactual", "finetune", "kd", *COMPARED, "linear_probe", "lpft", *BOTH_TOWERS, "clipood"]
 BY_GRADIENTS = [name for name in TRAINED if name != "linear_probe"]
-DISTILLED = ["counterfactual", "kd"]
+DISTILLED = ["counterfactual", "kd", *COMPARED, *BOTH_TOWERS]
+MOVING = ["carot", "tracer", "clipood"]
+SEVERAL = ["ose", "vrf", "dawin"]  # models at inference
+MASKED = {name: ["mask=object", "fill=multi"] for name in DISTILLED}
+MASKED["flyp"] = ["beta=1", *MASKED["flyp"]]
 ALL, NEVER = METHODS, list[str]()
 
 # Every leaf of the config with the methods in which it matters, everything else as it comes.
 MATTERS = {
     "seed sweep check prepare resume retain": ALL,  # seed: of the hold-out
-    "beta mask.kind mask.threshold mask.cam mask.source mask.layers fill.kind": DISTILLED,
+    "beta": ["counterfactual", "kd", *COMPARED, "flyp"],
+    "mask.kind mask.threshold mask.cam mask.source mask.layers fill.kind": DISTILLED,
     "mask.rate": NEVER,  # of mask=random
     "temperature": ["kd"],
-    "alpha": ["wiseft"],
+    "alpha": ["wiseft", "lines", "ose"],
     "init": TRAINED,
     "teacher": DISTILLED,
-    "checkpoint": ["evaluate", "wiseft"],
-    "checkpoints method.greedy": ["soup"],
+    "checkpoint": ["evaluate", "wiseft", "tpgm", "lines", *SEVERAL],
+    "checkpoints": ["soup", "model_stock"],
+    "method.greedy": ["soup"],
+    "method.positives": ["flyp"],
+    "method.normalised": ["counterfactual"],
+    "method.texts method.length method.unit_head": ["lipsum"],
+    "method.axis": ["ldifs"],
+    "method.iterations method.images method.rate method.norm": ["tpgm"],
+    "method.weight method.cross": ["carot", "tracer"],
+    "method.orthogonal": ["carot"],
+    "method.features method.relations method.interactive method.mixed": ["tracer"],
+    "method.margin method.template": ["clipood"],
+    "method.share method.middle method.width": ["vrf"],
+    "method.clusters method.offset": ["dawin"],
     "method.probe.lr method.probe.epochs": ["lpft"],
-    "disagreement model.grad_checkpointing": BY_GRADIENTS,
+    "disagreement": ["counterfactual", "finetune", "kd", *COMPARED, "lpft"],
+    "model.grad_checkpointing": BY_GRADIENTS,
     "save_minutes data.batch_size data.validate augment.kind": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
     "schedule.name schedule._target_": TRAINED,
+    "moving.name": [*DISTILLED, "clipood"],
+    "result moving._target_ moving.every": MOVING,
+    "moving.decay moving.first_decay moving.rise": ["carot"],
+    "moving.beta": ["tracer", "clipood"],
+    "moving.teaches": ["carot", "tracer"],
+    "moving.count": NEVER,  # of moving.every=2
+    "train.name": BY_GRADIENTS,
     "augment.kind": BY_GRADIENTS,
     "optimizer.beta1 constraint.anchor constraint.head": NEVER,  # of schedule=warmup_cosine, of constraints
     "model.recipe.weight_decay": BY_GRADIENTS,  # of probes it is 0
@@ -59,7 +86,8 @@ MATTERS = {
     "data.data_seed data.correlation data.eval_batch_size data.holdout data.holdout_seed data.eval_images": ALL,
     "data.num_workers": ALL,
     "trainer.accelerator trainer.strategy trainer.devices trainer.num_nodes trainer.precision": ALL,
-    "trainer.fast_dev_run trainer.limit_val_batches trainer.enable_checkpointing trainer.enable_progress_bar": ALL,
+    "trainer.fast_dev_run trainer.limit_val_batches trainer.enable_progress_bar": ALL,
+    "trainer.enable_checkpointing logger.wandb.log_model": [name for name in ALL if name not in SEVERAL],
     "keep_logits metric.ece.bins metric.ece_calibrated.bins": ALL,
     "metric.per_class._target_ metric.macro_f1._target_ metric.worst_class._target_ metric.ece._target_": ALL,
     "metric.ece_calibrated._target_ metric.nll._target_ metric.brier._target_": ALL,
@@ -70,7 +98,7 @@ MATTERS = {
     "trainer.gradient_clip_algorithm trainer.detect_anomaly": TRAINED,
     "trainer.min_epochs trainer.min_steps": NEVER,  # without trainer.max_time
     "logger.wandb._target_ logger.wandb.project logger.wandb.entity logger.wandb.offline logger.wandb.group": ALL,
-    "logger.wandb.job_type logger.wandb.tags logger.wandb.log_model logger.csv._target_": ALL,
+    "logger.wandb.job_type logger.wandb.tags logger.csv._target_": ALL,
 }
 EXPECTED = {name: methods for names, methods in MATTERS.items() for name in names.split()}
 
@@ -81,7 +109,29 @@ CASES = [
     ("mask=none", "mask.kind beta teacher", "fill.kind mask.threshold mask.rate"),
     ("mask.cam=gradcam", "mask.threshold", "mask.layers"),
     ("schedule=warmup_cosine", "optimizer.beta1 optimizer.warmup", "optimizer.max_momentum optimizer.base_momentum"),
-    ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher"),
+    ("beta=0", "beta init", "mask.kind mask.threshold fill.kind teacher method.normalised"),
+    ("moving=ema", "result teacher moving.decay moving.teaches moving.every", "moving.rise"),
+    ("moving=ema moving.first_decay=0.1", "moving.rise", "mask.rate"),
+    ("moving=ema beta=0", "beta", "result moving.decay moving.name moving.teaches"),
+    ("moving=ema beta=0 result=average", "moving.decay moving.name result", "moving.teaches"),
+    ("moving=ema moving.teaches=false", "teacher", "result moving.decay moving.teaches"),
+    ("moving=ema method=finetune result=average", "moving.decay moving.every", "moving.teaches"),
+    ("moving=ema method=linear_probe result=average", "seed", "moving.decay moving.name result"),
+    ("constraint=[l2sp,spd]", "constraint.anchor constraint.head constraint.l2sp.weight", "mask.rate"),
+    ("constraint=spd train=lora", "train.rank train.alpha train.mlp", "constraint.spd.weight constraint.anchor"),
+    ("train=last_k", "train.blocks train._target_", "mask.rate"),
+    ("method=linear_probe train=lora", "seed", "train.rank train.name"),
+    ("method=ldifs beta=0", "beta", "method.axis teacher"),
+    ("method=lipsum beta=0", "method.unit_head", "method.texts method.length"),
+    ("moving=trajectory", "moving.beta moving.every", "moving.count"),
+    ("moving=trajectory moving.every=2", "moving.count", "mask.rate"),
+    ("method=flyp", "beta method.positives", "mask.kind teacher moving.name"),
+    ("method=flyp beta=1", "teacher moving.name mask.kind", "fill.kind"),
+    ("method=carot method.weight=0", "method.cross method.orthogonal", "teacher mask.kind moving.decay moving.name"),
+    ("method=tracer method.weight=0", "method.cross", "method.features method.mixed moving.beta"),
+    ("method=tracer moving.every=2", "moving.count", "method.greedy"),
+    ("method=clipood moving=none", "method.margin", "result"),
+    ("method=ose", "alpha checkpoint", "trainer.enable_checkpointing logger.wandb.log_model save_minutes"),
     ("beta=0 disagreement=1", "teacher", "mask.kind"),
     ("method=kd beta=0", "beta", "temperature mask.kind teacher"),
     ("method=kd mask=random", "temperature mask.rate", "mask.threshold"),
@@ -115,7 +165,7 @@ def whole(*typed: str):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_setting_matters_or_is_refused(method):
-    cfg = whole(f"method={method}", *(["mask=object", "fill=multi"] if method == "kd" else []))
+    cfg = whole(f"method={method}", *MASKED.get(method, []))
     found = identity.seen(cfg, sweep=False)
     own = {name for name in found.values if name.startswith("method.") and name not in EXPECTED}
     assert not own and set(found.values) <= set(EXPECTED)
@@ -158,6 +208,16 @@ def test_what_other_settings_make_of_it(typed, matters, idle):
         ("optimizer={lr: 1}", "one by one"),
         ("beta={a: 1}", "one by one"),
         ("method=finetune beta=0", "beta=0 does nothing"),
+        ("method=finetune moving=ema", "moving=ema does nothing with result=student"),
+        ("method=kd moving=ema beta=0", "moving=ema does nothing with beta=0"),
+        ("moving=ema moving.teaches=false", "moving=ema does nothing with moving.teaches=false"),
+        ("method=finetune result=average", "result=average does nothing with moving=none"),
+        ("method=linear_probe moving=ema result=average", "does nothing with method=linear_probe"),
+        ("method=zeroshot moving=ema", "moving=ema does nothing with method=zeroshot"),
+        ("constraint=ftp train=lora", "constraint=ftp does nothing with train=lora"),
+        ("method=zeroshot train=head", "train=head does nothing with method=zeroshot"),
+        ("method=lpft constraint=l2sp constraint.l2sp.weight=-1", "constraint.l2sp.weight=-1: expected a number, 0 or"),
+        ("moving.decay=1 moving=ema", "moving.decay=1: expected a number, 0 or more and below 1"),
     ],
 )
 def test_what_means_nothing_is_refused_when_typed(typed, expected):
@@ -170,7 +230,7 @@ def test_what_means_nothing_is_refused_when_typed(typed, expected):
 @pytest.mark.parametrize(
     "typed",
     [
-        "method=finetune mask=none fill=none",  # what is so
+        "method=finetune mask=none fill=none moving=none",  # what is so
         "method=finetune beta=null",
         "method=zeroshot trainer=debug",  # a component, not its settings
         "check=data optimizer.lr=1 method=zeroshot",  # looks at the data of any run

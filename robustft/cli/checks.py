@@ -48,10 +48,13 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
     for name in settings.takes["method"].get("needs") or ():
         if settings.values.get(name) is None:
             raise UserError(f"method={cfg.method.name} needs {name}=...: the model.safetensors of a run")
-    if settings.takes["method"].get("text") and not settings.takes.get("model", {}).get("text", True):
+    needs_text = settings.takes["method"].get("text")
+    if needs_text and not settings.takes.get("model", {}).get("text", True):
+        needs = "trains a text tower too" if needs_text == "trained" else "needs a zero-shot model"
+        why = "none" if needs_text == "trained" else "no text tower to make it"
         raise UserError(
-            f"method={cfg.method.name} needs a zero-shot model, and model={cfg.model.name} has no text tower to make"
-            " it. Choose a CLIP, such as model=vitb32"
+            f"method={cfg.method.name} {needs}, and model={cfg.model.name} has {why}. Choose a CLIP, such as"
+            " model=vitb32"
         )
     for name, value in settings.values.items():
         for owner, described in settings.descriptions(name):

@@ -11,12 +11,13 @@ Case = Mapping[str, Description]  # settings by name, and how they have to be
 
 TRAINS: Case = {"method.takes.trains": {"of": [True]}}
 HOLDOUT: Case = {"data.holdout": {**COUNT, "or_null": True}}
+LEAVES: Case = {"method.takes.leaves_model": {"of": [None, True]}}
 WHOLE_RUN: Case = {"trainer.fast_dev_run": {"of": [False]}}  # else Lightning has its own limits
 TIMED: Case = {**TRAINS, **WHOLE_RUN, "trainer.max_time": {"kind": "text"}}
 LONG: Case = {**TRAINS, **WHOLE_RUN}
 SCORED: list[Case] = [{**LONG, **HOLDOUT}, {**LONG, "data.validate": {"of": ["all"]}}]  # while it trains
-# A zero-shot model that is told about by text: without one nothing is known of other tasks.
-TEXT_TOWER: Case = {"model.pretrained": {"kind": "text"}, "model.takes.text": {"of": [None, True]}}
+# One model that was told about other tasks by text: others cannot be asked what they still know.
+KNOWING: Case = {"model.pretrained": {"kind": "text"}, "model.takes.text": {"of": [None, True]}, **LEAVES}
 
 CORE: dict[str, Description] = {
     "seed": {
@@ -40,13 +41,14 @@ CORE: dict[str, Description] = {
     "optimizer.base_momentum": {"from": 0, "below": 1, "by": "schedule"},
     "constraint.anchor": {"of": ["zeroshot", "init"], "by": "constraint"},
     "constraint.head": {**FLAG, "by": "constraint"},
+    "result": {"of": ["student", "average"], "by": "moving"},
     "retain": {"kind": "anything"},
-    "retain.*.path": {"any": [{"kind": "text"}, {"of": [False]}], "when": [TEXT_TOWER]},  # the first: see `spelled`
-    "retain.*.kind": {"of": ["folders", "table", "torchvision"], "when": [TEXT_TOWER]},
-    "retain.*.split": {**TEXT, "when": [TEXT_TOWER]},
-    "retain.*.class_names": {**TEXT, "when": [TEXT_TOWER]},
-    "retain.*.templates": {"any": [{"kind": "text"}, {"kind": "texts"}], "when": [TEXT_TOWER]},
-    "retain.*.images": {**COUNT, "or_null": True, "when": [TEXT_TOWER]},
+    "retain.*.path": {"any": [{"kind": "text"}, {"of": [False]}], "when": [KNOWING]},  # the first: see `spelled`
+    "retain.*.kind": {"of": ["folders", "table", "torchvision"], "when": [KNOWING]},
+    "retain.*.split": {**TEXT, "when": [KNOWING]},
+    "retain.*.class_names": {**TEXT, "when": [KNOWING]},
+    "retain.*.templates": {"any": [{"kind": "text"}, {"kind": "texts"}], "when": [KNOWING]},
+    "retain.*.images": {**COUNT, "or_null": True, "when": [KNOWING]},
     "model.name": {"kind": "text"},
     "model.architecture": {"kind": "text"},
     "model.pretrained": TEXT,
@@ -88,7 +90,7 @@ CORE: dict[str, Description] = {
     "trainer.val_check_interval": {**BATCHES, "when": SCORED},
     "trainer.check_val_every_n_epoch": {**COUNT, "when": SCORED},
     "trainer.log_every_n_steps": {**COUNT, "when": [TRAINS]},
-    "trainer.enable_checkpointing": {**FLAG, "or_null": True},
+    "trainer.enable_checkpointing": {**FLAG, "or_null": True, "when": [LEAVES]},
     "trainer.enable_progress_bar": FLAG,
     "trainer.enable_model_summary": {**FLAG, "when": [TRAINS]},
     "trainer.accumulate_grad_batches": {"any": [COUNT, {"of": ["auto"]}], "when": [TRAINS]},
@@ -112,7 +114,7 @@ CORE: dict[str, Description] = {
     "logger.wandb.group": TEXT,
     "logger.wandb.job_type": TEXT,
     "logger.wandb.tags": {"kind": "texts", "or_null": True},
-    "logger.wandb.log_model": {**FLAG, "when": [{"trainer.enable_checkpointing": {"of": [True]}}]},
+    "logger.wandb.log_model": {**FLAG, "when": [{"trainer.enable_checkpointing": {"of": [True]}, **LEAVES}]},
 }
 
 # What is there to read and not to set.
@@ -121,6 +123,8 @@ CHOSEN = {
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
+    "moving.name": "choose how an average moves by its group: moving=NAME",
+    "train.name": "choose what is trained by its group: train=NAME",
     "augment.kind": "choose the augmentation by its group: augment=NAME",
     "retain": "each task has a name of your own: retain.NAME=DIR",
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from robustft.cli.settings import Settings
+from robustft.cli.settings import OF_WHOLE, Settings
 
 DIALS = ("method", "constraint", "moving", "train")  # groups whose settings are a system's own
 LAST = 1000  # in reports, of a method that does not say
@@ -34,6 +34,12 @@ def display(cfg: DictConfig) -> dict[str, Any]:
         parts += [_case(part, "label", settings) for part in (mask, fill)]
     constraints = [name.partition(".")[2] for name in settings.takes if name.startswith("constraint.")]
     parts += [_case(settings.takes[f"constraint.{name}"], "label", settings) or name for name in constraints]
+    said = ["moving"] if "says" in method and settings.holds(method["says"]) else []
+    parts += [
+        _case(settings.takes.get(group, {}), "label", settings)
+        for group in OF_WHOLE
+        if group not in said and not settings.closed(group)
+    ]
     of_method, of_mask, of_fill = (_case(part, "marker", settings) or {} for part in (method, mask, fill))
     marker = {
         "colour": of_method.get("colour", of_mask.get("colour")),

@@ -42,13 +42,14 @@ def digest(text: str) -> str:
 
 
 def name(cfg: DictConfig) -> str:
-    """What a single run is, readable: method, mask and fill, model."""
+    """What a single run is, readable: method, mask and fill, what else is not as usual, model."""
     if cfg.check is not None:
         return f"check-{cfg.check}"
     unmasked = cfg.mask.kind == "none" or OmegaConf.select(cfg, "method.takes.masks") is False
     masks = [] if unmasked else [cfg.mask.kind, cfg.fill.kind]
     constraints = [name for name, node in cfg.constraint.items() if OmegaConf.is_dict(node)]
-    return "_".join(slug(part) for part in (cfg.method.name, *masks, *constraints, cfg.model.name))
+    parts = [cfg[group].name for group, usual in (("moving", "none"), ("train", "all")) if cfg[group].name != usual]
+    return "_".join(slug(part) for part in (cfg.method.name, *masks, *constraints, *parts, cfg.model.name))
 
 
 def new_folder(cfg: DictConfig) -> Path:

@@ -7,6 +7,14 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       training_images: data.N     # data: the setting that says how many there are, if one does; the hold-out included
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
+      teaches: {beta: {above: 0}} # a method: a teacher takes part, which may move; likewise
+      says: {moving.name: {of: [ema]}}  # a method: how an average moves where the method's label says it already
+      text: true                  # a method: it needs a zero-shot model, which a text tower makes; frozen: its head is
+                                  # made of the text tower, with random weights too; trained: that tower is trained
+      head: text                  # a method: where its head comes from, where that is not the zero-shot one (protocol)
+      models: 2                   # a method: models that an image goes through; 1 where it does not say
+      leaves_model: false         # a method: what it gives is no single model that could be saved
+      transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
@@ -42,7 +50,8 @@ from robustft.cli.core_settings import CORE, Case
 from robustft.common.configs import flatten, without_takes
 
 ALWAYS: Description = {"kind": "anything"}
-OF_TRAINING = ("schedule", "constraint")  # groups that a method makes something of if it trains
+OF_TRAINING = ("schedule", "constraint", "moving", "train")  # groups that a method makes something of if it trains
+OF_WHOLE = ("moving", "train")  # and if it trains more than a head on known features
 
 
 def _takes(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -103,7 +112,7 @@ class Settings:
 
     def why_idle(self, name: str) -> str | None:
         """What makes a setting mean nothing, as ``name=value``; None where it matters."""
-        reasons = []
+        reasons: list[str | None] = []
         for owner, described in self.descriptions(name):
             by = described.get("by")
             reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
@@ -122,20 +131,37 @@ class Settings:
             reasons += [reason for reason in idle if reason is not None]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self.closed(group) or self.chosen(group))
+        elif group in OF_TRAINING:  # a constraint, of which there can be several
+            reasons.append(self.closed(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
 
     def masks(self) -> str | None:
         """What keeps the method from using masks, as ``name=value``."""
-        masks = self.takes.get("method", {}).get("masks", False)
-        if isinstance(masks, bool):
-            return None if masks else self.chosen("method")
-        return self._unmet([masks])
+        return self._missing("masks")
+
+    def teaches(self) -> str | None:
+        """What keeps a teacher from taking part, as ``name=value``."""
+        return self._missing("teaches")
+
+    def _missing(self, trait: str) -> str | None:
+        case = self.takes.get("method", {}).get(trait, False)
+        if isinstance(case, bool):
+            return None if case else self.chosen("method")
+        return self._unmet([case])
 
     def closed(self, group: str) -> str | None:
         """Why a whole component has no effect."""
-        if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
+        method = self.takes.get("method", {})
+        if group.partition(".")[0] in OF_TRAINING and not method.get("trains", True):
             return self.chosen("method")
-        if group == "augment" and self.takes.get("method", {}).get("features"):
+        if group in OF_WHOLE and method.get("features"):
+            return self.chosen("method")
+        if group.partition(".")[0] == "constraint" and self.takes.get("train", {}).get("constraints") is False:
+            return self.chosen("train")
+        if group == "moving" and self.values.get("result") != "average":
+            idle = "moving.teaches=false" if self.values.get("moving.teaches") is False else self.teaches()
+            return "result=student" if idle == self.chosen("method") else idle
+        if group == "augment" and method.get("features"):
             return self.chosen("method")  # features are of images that stay
         if group not in ("mask", "fill"):
             return None
@@ -161,6 +187,8 @@ class Settings:
         return self._as_typed(unmet[0]) if unmet else ""
 
     def _value(self, name: str) -> Any:
+        if name == "method.takes.teaches":  # which may depend on settings
+            return self.teaches() is None
         group, _, rest = name.partition(".takes.")
         return self.takes.get(group, {}).get(rest) if rest else self.values.get(name)
 

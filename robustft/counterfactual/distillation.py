@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustft.counterfactual.cam import make_cam
-from robustft.counterfactual.fill import Counterfactual
+from robustft.counterfactual.fill import Counterfactual, Fill, make_fill
+from robustft.counterfactual.mask import Mask, kept_patches, make_mask
 from robustft.models.classifier import Classifier
 
 Distance = Callable[[Classifier, Classifier, Counterfactual, Tensor | None], Float[Tensor, ""]]
@@ -27,6 +28,26 @@ def feature_distance(
     """
     target = encode_frozen(teacher, x_cf)
     return F.mse_loss(student.encode(*x_cf) if features is None else features, target)
+
+
+def direction_distance(
+    student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None = None
+) -> Float[Tensor, ""]:
+    """Mean over batch and dimensions of (n(f̂(x_cf)) − n(f(x_cf)))², n L2 normalisation."""
+    target = encode_frozen(teacher, x_cf)
+    return between_directions(student.encode(*x_cf) if features is None else features, target)
+
+
+def between_directions(
+    features: Float[Tensor, "batch features"], target: Float[Tensor, "batch features"]
+) -> Float[Tensor, ""]:
+    """Mean over batch and dimensions of (n(f) − n(f̂))²; in d dimensions ‖n(f) − n(f̂)‖² is d times that."""
+    return F.mse_loss(directions(features), directions(target))
+
+
+def directions(features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch features"]:
+    """n(f): L2-normalised features, in float32 or better also under autocast."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def logit_distance(
@@ -49,6 +70,22 @@ def encode_frozen(teacher: Classifier, x_cf: Counterfactual) -> Float[Tensor, "b
     with torch.inference_mode():
         features = teacher.encode(*x_cf)
     return features.clone()  # an inference tensor could not be saved for the student's backward pass
+
+
+def make_masking(mask: Mapping[str, Any], fill: str, student: Classifier) -> tuple[Mask | None, Fill]:
+    """The configured mask, None where images are left as they are, and the fill that suits it.
+
+    Args:
+        mask: kind, threshold and rate.
+        fill: none, single or multi.
+    """
+    kind = mask["kind"]
+    if kind == "none":
+        return None, make_fill("none", 1)
+    drops_tokens = kind == "random" and fill == "none"
+    made = make_mask(kind, student.patches, threshold=mask["threshold"], rate=mask["rate"], exact=drops_tokens)
+    kept = kept_patches(student.patches, mask["rate"]) if drops_tokens else None
+    return made, make_fill(fill, student.patch_size, kept)
 
 
 def make_explain(mask: Mapping[str, Any]) -> Explain:

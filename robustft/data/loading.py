@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -128,7 +128,7 @@ def _say_that_room_is_short() -> None:
 
 def make_loader(
     dataset: ImageSet,
-    sampler: Sampler[int],
+    sampler: Sampler[int] | Sequence[int],
     batch_size: int,
     *,
     num_workers: int,

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import open_clip
+
 from robustft import __version__
 from robustft.common.files import write
 from robustft.deploy.again import data_of
@@ -129,8 +131,9 @@ def licence_of(parts: "Parts") -> tuple[str, str]:
         config = timm.get_pretrained_cfg(parts.source.architecture)
         name = getattr(config, "license", None)
         return name or "other", f"The weights that the run started from are timm's: {name or 'see their page'}."
+    tags = ("embedded", *open_clip.list_pretrained_tags_by_model(parts.source.architecture))
     for start, (name, where) in LICENCES.items():
-        if str(weights).startswith(start):
+        if weights in tags and weights.startswith(start):
             return name, f"The weights that the run started from (`{weights}`) are under {name} ({where})."
     return "other", f"The run started from `{Path(str(weights)).name}`: its licence is that of those weights."
 

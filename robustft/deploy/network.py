@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from robustft.common.files import write
 from robustft.deploy.model import Model
-from robustft.models.classifier import Classifier
 
 INPUT = "pixels"
 OUTPUTS = ("probabilities", "logits", "features")
@@ -30,7 +29,7 @@ class Network(nn.Module):
 
     def __init__(self, model: Model) -> None:
         super().__init__()
-        self.model = Classifier(model.visual, model.head, model.architecture)  # a trained text tower has no part in it
+        self.model = model.without_text()
         self.temperature = 1.0 if model.temperature is None else model.temperature
         for name in ("mean", "std"):
             values = torch.tensor(getattr(model.preprocess, name)).view(3, 1, 1)

@@ -12,9 +12,7 @@ from robustft.cli import resuming, sources
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.evaluation.results import read_results
-from robustft.models.files import BEST, FORMAT, model_file
-
-RESULTS = "results.json"
+from robustft.models.files import BEST, FORMAT, RESULTS, model_file
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ def find(typed: str | Path) -> Source:
     if left.results is not None:
         raise UserError(
             f"{given}: that run left no model to use. method={left.results['method']} with"
-            " trainer.enable_checkpointing=true may leave one; methods that need several models at once never do"
+            " trainer.enable_checkpointing=true leaves one"
         )
     if left.config is not None:
         raise UserError(f"{given}: that run has left no model yet. Go on with it: resume={given}")

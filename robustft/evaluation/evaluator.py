@@ -1,6 +1,7 @@
 """A classifier on every evaluation set of a data module: its scores, and what it says of each image."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -74,8 +75,8 @@ class Evaluator(LightningModule):
         """What is evaluated."""
         return self.model
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Pixels become the model's input here, on the device."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Pixels become the model's input here, on the device; of a ``Batch``, or what a method has made of it."""
         return batch._replace(images=self.classifier().normalise(batch.images))
 
     def on_validation_epoch_start(self) -> None:
@@ -85,8 +86,8 @@ class Evaluator(LightningModule):
             metric.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        logits = self.classifier()(batch.images)
         evaluation_set, top1 = self.sets[dataloader_idx], self.tops[dataloader_idx]
+        logits = self.classifier().judge(batch, evaluation_set)
         top1.update(logits, batch.labels)
         self._finite &= logits.isfinite().all()
         name, images = evaluation_set.name, len(evaluation_set.dataset)

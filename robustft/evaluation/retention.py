@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from robustft.common.cache import cache_folder, digest, fingerprint, one_at_a_time, optional
+from robustft.common.errors import UserError
 from robustft.common.files import write
 from robustft.common.memory import EVALUATION, enough_memory
 from robustft.common.processes import is_first_process
@@ -28,6 +30,10 @@ from robustft.data.sets import Batch, RetentionTask
 from robustft.evaluation.results import Score
 from robustft.evaluation.top1 import Top1
 from robustft.models.classifier import Classifier
+from robustft.models.prompts import Tokenizer
+from robustft.models.text import digest_of, kept_rows
+from robustft.models.weights import text_tower
+from robustft.models.zeroshot import text_rows
 from robustft.training.lightning_private import leave_to_each_device
 from robustft.training.trainer import make_trainer, resolve_precision
 
@@ -121,6 +127,54 @@ class Retention:
             make_trainer(self.trainer, self.folder).validate(evaluator, dataloaders=loaders, verbose=False)
         model.cpu()
         return evaluator.scores
+
+
+def embeddings(
+    tasks: Sequence[RetentionTask],
+    zeroshot: Classifier,
+    tokenizer: Tokenizer,
+    trained: nn.Module | None = None,
+    near: Sequence[Path] = (),
+    device: torch.device | str = "cpu",
+) -> dict[str, Rows]:
+    """Make the unit embeddings of the classes of tasks, by their names, on the CPU.
+
+    Args:
+        zeroshot: the model whose pre-trained text tower makes them; they are kept.
+        trained: a text tower that makes them instead; they are not kept.
+        near: folders or files where the pre-trained one may lie.
+        device: where they are computed.
+
+    Raises:
+        UserError: there is no text tower, or it does not know a word.
+    """
+    source = zeroshot.architecture.text if trained is None else None
+    towers = [] if trained is None else [trained]  # loaded where something is not known yet
+
+    def encode(task: RetentionTask) -> Rows:
+        if not towers:
+            towers.append(_pretrained(zeroshot, near))
+        return text_rows(towers[0], tokenizer, task.class_names, task.templates, device=device)
+
+    found: dict[str, Rows] = {}
+    for task in tasks:
+        try:
+            tokens = tokenizer(task.prompts)
+        except UserError as error:
+            raise UserError(f"retain.{task.name}: {error} Leave it out: retain.{task.name}=false") from error
+        if source is None:
+            found[task.name] = encode(task)
+        else:
+            found[task.name] = kept_rows(source, task.prompts, tokens, cache_folder() / "heads", partial(encode, task))
+    return found
+
+
+def _pretrained(zeroshot: Classifier, near: Sequence[Path]) -> nn.Module:
+    """The pre-trained text tower of a model; one that is in it may have been trained, by the run that left it."""
+    own, source = zeroshot.text, zeroshot.architecture.text
+    if own is not None and (source is None or digest_of(own) == source.sha256):
+        return own
+    return text_tower(zeroshot.without_text(), near)
 
 
 def _kept(file: Path) -> Score | None:

@@ -13,9 +13,15 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from robustft.counterfactual.distillation import Distance, classify, feature_distance, make_explain
-from robustft.counterfactual.fill import Counterfactual, make_fill
-from robustft.counterfactual.mask import kept_patches, make_mask
+from robustft.counterfactual.distillation import (
+    Distance,
+    classify,
+    direction_distance,
+    feature_distance,
+    make_explain,
+    make_masking,
+)
+from robustft.counterfactual.fill import Counterfactual
 from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
@@ -32,6 +38,7 @@ class CounterfactualFinetune(Method):
         beta: β; with 0 there is no second term, and no teacher.
         mask: kind (none, random, object or context), threshold or rate, cam, source, layers; see conf/mask.
         fill: none, single or multi.
+        normalised: compare the directions of features, which are what a classifier sees.
 
     Attributes:
         explain: (student, teacher, images, labels) → the student's features and logits and, if needed, the map.
@@ -40,24 +47,26 @@ class CounterfactualFinetune(Method):
     """
 
     def __init__(
-        self, student: Classifier, teacher: Classifier, *, beta: float, mask: Mapping[str, Any], fill: str
+        self,
+        student: Classifier,
+        teacher: Classifier,
+        *,
+        beta: float,
+        mask: Mapping[str, Any],
+        fill: str,
+        normalised: bool = False,
     ) -> None:
         super().__init__(student, teacher if beta else None)
-        kind, patches = mask["kind"], student.patches
-        drops_tokens = kind == "random" and fill == "none"
         self.beta, self.options = beta, dict(mask)
         self.explain = make_explain(mask)
-        self.mask = None
-        if kind != "none":
-            self.mask = make_mask(kind, patches, threshold=mask["threshold"], rate=mask["rate"], exact=drops_tokens)
-        kept = kept_patches(patches, mask["rate"]) if drops_tokens else None
-        self.fill = make_fill(fill, student.patch_size, kept)
-        self.distance: Distance = feature_distance
+        self.mask, self.fill = make_masking(mask, fill, student)
+        self.distance: Distance = direction_distance if normalised else feature_distance
         self.maps: Float[Tensor, "images patches"] | None = None
 
     def prepare(self, training: Training) -> Training:
-        """The frozen teacher's maps of images that stay never change: they are taken once, if an epoch is trained."""
-        if self.teacher is None or self.options["source"] != "teacher":
+        """A frozen teacher's maps of images that stay never change: they are taken once, if an epoch is trained."""
+        moves = training.moving is not None and training.moving.teaches
+        if self.teacher is None or self.options["source"] != "teacher" or moves:
             return training
         if training.data.augments:
             log.info("the teacher's maps are taken in every step: with augmentation the images are others each time")

@@ -1,6 +1,9 @@
 """The training images as features of a frozen backbone: encoded once, kept, and trained on like images."""
 
 import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,7 +13,7 @@ from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sampling import TrainSampler
-from robustft.data.sets import Batch, EvaluationSet, Selection, TensorImages
+from robustft.data.sets import Batch, EvaluationSet, ImageSet, Selection, TensorImages
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.loop import planned_steps
@@ -109,12 +112,49 @@ class Encoder(Evaluator):
         self.features = self.trainer.strategy.reduce(self.features, reduce_op="sum")
 
 
-def encoded(model: Classifier, training: Training) -> FeatureData:
-    """What the head of ``model`` is trained on: features of the training set.
+def features_of(
+    model: Classifier,
+    images: ImageSet,
+    source: RobustnessData,
+    options: Mapping[str, Any],
+    folder: Path,
+    *,
+    keep: bool = True,
+) -> Float[Tensor, "images dimensions"]:
+    """Features of ``images`` by ``model``'s image tower, in their order, on the CPU; all devices of the run take part.
 
-    They are encoded once and kept in the cache folder, by backbone and images: training images × features × 4 bytes
-    (ImageNet with ViT-B/32: 2.6 GB). Of a training that ends within its first epoch (a look whether it runs) only the
-    images that it meets are encoded.
+    They are kept in the cache folder by backbone and images: images × features × 4 bytes (ImageNet's training set with
+    ViT-B/32: 2.6 GB).
+
+    Args:
+        source: the data whose loaders are used.
+        options: arguments of Lightning's Trainer.
+        folder: of the run.
+        keep: False: nobody will ask for them again.
+    """
+
+    def encode() -> dict[str, Tensor]:
+        log.info("encoding %s images once", f"{len(images):,}")
+        correct = torch.eye(source.num_classes, dtype=torch.bool)
+        encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
+        trainer = make_trainer({**options, "limit_val_batches": None, "fast_dev_run": False}, folder)
+        with enough_memory("encoding images", EVALUATION):
+            trainer.validate(encoder, dataloaders=source.eval_loader(encoder.sets[0]), verbose=False)
+        model.cpu()
+        return {"features": encoder.features.cpu()}
+
+    if not keep:
+        return encode()["features"]
+    precision = resolve_precision(options["precision"], options["accelerator"])
+    key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
+    together = make_trainer(options, folder).world_size > 1
+    return remembered(cache_folder() / "features" / f"{key}.safetensors", encode, together)["features"]
+
+
+def encoded(model: Classifier, training: Training) -> FeatureData:
+    """What the head of ``model`` is trained on: features of the training set, encoded once.
+
+    Of a training that ends within its first epoch (a look whether it runs) only the images that it meets are encoded.
     """
     if training.data.augments:
         log.info("features are of the images as they are: augmentation is for the steps that follow")
@@ -127,20 +167,5 @@ def encoded(model: Classifier, training: Training) -> FeatureData:
     short = steps <= epoch and steps < data.train_images // data.batch_size
     positions = data.positions(steps if short else None)
     images = Selection(source.training_set(), positions)
-
-    def encode() -> dict[str, Tensor]:
-        log.info("encoding %s training images once", f"{len(images):,}")
-        correct = torch.eye(data.num_classes, dtype=torch.bool)
-        encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
-        trainer = make_trainer(options | {"limit_val_batches": None, "fast_dev_run": False}, folder)
-        with enough_memory("encoding images", EVALUATION):
-            trainer.validate(encoder, dataloaders=source.eval_loader(encoder.sets[0]), verbose=False)
-        model.cpu()
-        return {"features": encoder.features.cpu()}
-
-    precision = resolve_precision(options["precision"], options["accelerator"])
-    key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
-    path = cache_folder() / "features" / f"{key}.safetensors"
-    made = encode() if short else remembered(path, encode, training.together)  # nobody asks for those few again
-    data.features[positions] = made["features"]
+    data.features[positions] = features_of(model, images, source, options, folder, keep=not short)
     return data

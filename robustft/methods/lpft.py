@@ -17,6 +17,7 @@ from robustft.methods.finetune import Finetune
 from robustft.methods.linear_probe import LinearProbe
 from robustft.models.classifier import Classifier
 from robustft.training.loop import train
+from robustft.training.parts import Parts
 from robustft.training.recipe import Training
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,16 @@ def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]
     def trained() -> dict[str, Tensor]:
         log.info("first stage: the head alone")
         alone = replace(
-            training, recipe=recipe, trainer=trainer, seed=data.holdout_seed, loggers=(), resume=False, watch=None
+            training,
+            recipe=recipe,
+            trainer=trainer,
+            seed=data.holdout_seed,
+            constraints=(),
+            moving=None,
+            parts=Parts(),
+            loggers=(),
+            resume=False,
+            watch=None,
         )
         train(LinearProbe(student), alone)
         return student.head.state_dict()

@@ -22,7 +22,11 @@ def add(total: State, model: Classifier, weight: float = 1.0) -> State:
 
 
 def with_weights(like: Classifier, total: State, count: int = 1) -> Classifier:
-    """A twin of ``like`` with the weights ``total`` / ``count``, rounded to float32 once."""
+    """A twin of ``like`` with the weights ``total`` / ``count``, rounded to float32 once.
+
+    Where it has a text tower, its head is made of that.
+    """
     twin = deepcopy(like)
     twin.load_state_dict({name: value / count for name, value in total.items()})
+    twin.renew_head()
     return twin

@@ -1,4 +1,4 @@
-"""The network that is fine-tuned: an image tower and a linear head."""
+"""The network that is fine-tuned: an image tower and a linear head, and a text tower where that is trained too."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,9 +9,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
-from robustft.data.sets import Preprocess
+from robustft.data.sets import Batch, EvaluationSet, Preprocess
 from robustft.models import grid, plain, timm_vit
+from robustft.models.prompts import Prompts
 from robustft.models.text import TextSource
+from robustft.models.text_tower import TextTower
 from robustft.models.tower import Tower
 
 
@@ -50,11 +52,12 @@ class Classifier(nn.Module):
     Attributes:
         text: a text tower that was trained along with it: a CLIP without its image tower (``text.without_visual``),
             whose tensors are ``text.<open_clip's names>`` here and saved under open_clip's. None: the frozen one that
-            ``architecture.text`` names.
+            ``architecture.text`` names, if there is one.
+        prompts: what the head is made of by that text tower; None where a model is loaded without a run.
     """
 
     visual: Any
-    text: nn.Module | None
+    text: Any
 
     def __init__(
         self, visual: nn.Module, head: nn.Linear, architecture: Architecture, text: nn.Module | None = None
@@ -64,6 +67,7 @@ class Classifier(nn.Module):
         self.head = head
         self.architecture = architecture
         self.text = text
+        self.prompts: Prompts | None = None
         self.tower  # noqa: B018 -- replaces what has to be watched, before weights are loaded
 
     @property
@@ -144,12 +148,57 @@ class Classifier(nn.Module):
         """
         return self.tower.encode(images, masked, kept)
 
+    def encode_with_states(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch tokens channels"]]]:
+        """f(x) and the tokens at several depths, of one forward pass; see ``encode`` and ``Tower``."""
+        return self.tower.encode_with_states(images, masked, kept)
+
     def keep_in(self, dtype: torch.dtype) -> None:
         """Hold the encoder's large weights in ``dtype``: the casts that autocast to it makes at every use, made once.
 
         For a frozen model that is used under that autocast alone. The numbers do not change; the weights are rounded.
         """
         self.tower.keep_in(dtype)
+
+    def encode_text(self, tokens: Int64[Tensor, "texts length"]) -> Float[Tensor, "texts features"]:
+        """T(p): features of texts by the text tower, before L2 normalisation.
+
+        Args:
+            tokens: as ``Prompts.choose`` gives them.
+        """
+        return TextTower(self.text).encode(tokens)
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """s = exp(logit_scale), of similarities to texts; trained with the towers."""
+        return self.text.logit_scale.exp().reshape(())
+
+    def renew_head(self) -> None:
+        """Make the head anew, where a text tower makes it: s times the embeddings of the classes' prompts."""
+        if self.text is None or self.prompts is None:
+            return
+        rows, bias = self.prompts.rows(self.text), getattr(self.text, "logit_bias", None)
+        with torch.no_grad():
+            self.head.weight.copy_(rows * self.text.logit_scale.exp())
+            self.head.bias.fill_(0.0 if bias is None else float(bias))
+
+    def without_text(self) -> "Classifier":
+        """The same image tower and head, shared, as a classifier that has nothing more."""
+        return self if self.text is None else Classifier(self.visual, self.head, self.architecture)
+
+    def set_grad_checkpointing(self, enable: bool) -> None:
+        """Recompute activations in the backward pass.
+
+        Raises:
+            UserError: the image tower cannot.
+        """
+        self.tower.set_grad_checkpointing(enable)
+        if self.text is not None:
+            TextTower(self.text).set_grad_checkpointing(enable)
 
     def classify(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:
         """g(f): logits of the linear head on the L2-normalised features."""
@@ -158,6 +207,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
         return self.classify(self.encode(images))
+
+    def judge(self, batch: Batch, of: EvaluationSet) -> Float[Tensor, "batch classes"]:
+        """Logits of images of an evaluation set. What is more than one model may ask which classes the set allows."""
+        return self(batch.images)
 
 
 def check_can(model: Classifier, mask: str, cam: str | None, fill: str) -> None:

@@ -41,25 +41,27 @@ def pool(visual: Any, tokens: Float[Tensor, "batch tokens dim"]) -> Float[Tensor
 
 def can_be_cut(clip: nn.Module) -> bool:
     """Whether positions behind the end-of-text token change nothing: a causal text tower that pools at that token."""
-    tower = _text_tower(clip)
+    tower = text_tower(clip)
     pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
     appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
     return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
 
 
 def text_features(clip: nn.Module, tokens: Int64[Tensor, "texts context"], end: int) -> Float[Tensor, "texts features"]:
-    """L2-normalised features of texts of which the first ``end`` tokens are looked at, of all where ``end`` is all."""
+    """L2-normalised features of texts of which the first ``end`` tokens are looked at, of all where ``end`` is all.
 
-    tower, prefix = _text_tower(clip), "" if isinstance(clip, open_clip.CLIP) else "text."
+    Where the tower can be cut, texts may have come without what stands behind their end.
+    """
+    tower, prefix = text_tower(clip), "" if isinstance(clip, open_clip.CLIP) else "text."
     short = {}
-    if end < tokens.shape[1]:
+    if end < tokens.shape[1] or (can_be_cut(clip) and end < len(tower.positional_embedding)):
         short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
         short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
     _, features, *_ = torch.func.functional_call(clip, short, (None, tokens[:, :end]))
     return features
 
 
-def _text_tower(clip: nn.Module) -> Any:
+def text_tower(clip: nn.Module) -> Any:
     """What runs over the tokens: open_clip keeps it apart in some models."""
     return clip if isinstance(clip, open_clip.CLIP) else getattr(clip, "text", None)
 

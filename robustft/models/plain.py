@@ -12,7 +12,7 @@ from robustft.models import open_clip_private as private
 from robustft.models.activation import QuickGELU
 from robustft.models.attention import WatchedAttention
 from robustft.models.open_clip_private import ResidualAttentionBlock, VisionTransformer
-from robustft.models.tower import Tower, as_weights
+from robustft.models.tower import Tower, as_weights, quarters
 
 
 def is_plain(visual: nn.Module) -> bool:
@@ -54,19 +54,47 @@ class PlainTower(Tower):
         """The transformer's residual attention blocks, first to last."""
         return list(self.visual.transformer.resblocks)
 
+    def embedding(self) -> list[nn.Parameter]:
+        visual = self.visual
+        return [
+            visual.class_embedding,
+            visual.positional_embedding,
+            *visual.conv1.parameters(),
+            *visual.ln_pre.parameters(),
+        ]
+
     def encode(
         self,
         images: Float[Tensor, "batch 3 height width"],
         masked: Bool[Tensor, "batch patches"] | None = None,
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
-        visual = self.visual
-        tokens = self.only(private.embed(visual, as_weights(images, visual.conv1.weight)), kept)
+        tokens = self._embedded(images, kept)
         bias = self.hiding(masked, tokens.dtype)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = self._run(block, tokens, None, None, bias)
-        pooled = private.pool(visual, self._run(_class_token, last, tokens, bias))
+        return self._pooled(self._run(_class_token, last, tokens, bias))
+
+    def encode_with_states(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch tokens channels"]]]:
+        tokens = self._embedded(images, kept)
+        bias, states, at = self.hiding(masked, tokens.dtype), [tokens], quarters(len(self.blocks))
+        for number, block in enumerate(self.blocks, start=1):
+            tokens = self._run(block, tokens, None, None, bias)
+            states += [tokens] if number in at else []
+        return self._pooled(tokens[:, :1]), states
+
+    def _embedded(self, images: Tensor, kept: Tensor | None) -> Float[Tensor, "batch tokens width"]:
+        return self.only(private.embed(self.visual, as_weights(images, self.visual.conv1.weight)), kept)
+
+    def _pooled(self, token: Float[Tensor, "batch 1 width"]) -> Float[Tensor, "batch features"]:
+        visual = self.visual
+        pooled = private.pool(visual, token)
         with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
             return pooled.to(visual.proj.dtype) @ visual.proj
 

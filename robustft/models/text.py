@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ from robustft.common.errors import UserError
 from robustft.common.files import write
 from robustft.models.names import State
 
-log = logging.getLogger(__name__)
-
 SCALES = ("logit_scale", "logit_bias")  # belong to both towers of a CLIP
 OURS = ("visual.", "head.")  # names of what a classifier has besides a text tower
 EMBEDDED = "embedded"
+ADVICE = "model.pretrained=FILE names another place"
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ def without_visual(clip: Any) -> nn.Module:
     return clip.eval()
 
 
-def find(source: TextSource, create: Callable[[str, str], nn.Module], near: Sequence[Path] = ()) -> nn.Module:
+def find(
+    source: TextSource, create: Callable[[str, str], nn.Module], near: Sequence[Path] = (), advice: str = ADVICE
+) -> nn.Module:
     """The text tower that ``source`` names, without its image tower, on the CPU.
 
     A tag is looked up where open_clip keeps it, else fetched; a file is looked for at ``near``, then where this
@@ -81,6 +81,7 @@ def find(source: TextSource, create: Callable[[str, str], nn.Module], near: Sequ
     Args:
         create: makes the CLIP of an architecture and a tag or file.
         near: folders or files that may be it.
+        advice: what else can be done where it is not found, for the message.
 
     Raises:
         UserError: it is not found, or what is found is another tower.
@@ -101,7 +102,7 @@ def find(source: TextSource, create: Callable[[str, str], nn.Module], near: Sequ
     why = "what lies there now is another one" if other else "it is not there any more"
     raise UserError(
         f"the text tower of this model was that of {name} ({source.architecture}, SHA-256 {source.sha256[:12]}…), and"
-        f" {why}. Put that file beside the model, or give it: model.pretrained=FILE"
+        f" {why}. Put that file beside the model; {advice}"
     )
 
 

@@ -17,7 +17,7 @@ from robustft.data.sets import Preprocess
 from robustft.models.attention import Watcher, attend
 from robustft.models.open_clip_private import TimmModel
 from robustft.models.timm_private import Attention, AttentionPoolLatent, VisionTransformer, embed, is_plain
-from robustft.models.tower import Tower, as_weights
+from robustft.models.tower import Tower, as_weights, quarters
 
 
 class _Watched:
@@ -86,6 +86,15 @@ class TimmTower(Tower):
                 )
             attention.watcher = attention.bias = None
 
+    @property
+    def blocks(self) -> list[Any]:
+        return list(self.trunk.blocks)
+
+    def embedding(self) -> list[nn.Parameter]:
+        after = (self.trunk.blocks, self.trunk.norm, self.trunk.attn_pool, self.trunk.fc_norm, self.trunk.head)
+        known = {p for module in after if isinstance(module, nn.Module) for p in module.parameters()}
+        return [p for p in self.trunk.parameters() if p not in known]
+
     def _all(self) -> list[Any]:
         pool = [self.trunk.attn_pool] if self.trunk.global_pool == "map" else []
         return [*(block.attn for block in self.trunk.blocks), *pool]
@@ -96,7 +105,22 @@ class TimmTower(Tower):
         masked: Bool[Tensor, "batch patches"] | None = None,
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
-        trunk = self.trunk
+        return self._encode(images, masked, kept, [])
+
+    def encode_with_states(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch tokens channels"]]]:
+        states: list[Tensor] = []
+        return self._encode(images, masked, kept, states), states
+
+    def _encode(
+        self, images: Tensor, masked: Tensor | None, kept: Tensor | None, states: list[Tensor]
+    ) -> Float[Tensor, "batch features"]:
+        """Features; appends to ``states``."""
+        trunk, at = self.trunk, quarters(len(self.trunk.blocks))
         if masked is not None and trunk.global_pool != "token":  # what pools the patches needs one
             masked = masked & ~masked.all(1, keepdim=True)
         tokens = self.only(embed(trunk, as_weights(images, trunk.patch_embed.proj.weight)), kept)
@@ -106,8 +130,11 @@ class TimmTower(Tower):
             attention.bias = bias
         try:
             tokens = trunk.norm_pre(tokens)
-            for block in trunk.blocks:
+            states.append(tokens)
+            for number, block in enumerate(trunk.blocks, start=1):
                 tokens = self._run(block, tokens)
+                if number in at:
+                    states.append(tokens)
             features = self._pooled(trunk.norm(tokens), masked)
         finally:
             for attention in attentions:

@@ -18,6 +18,16 @@ def as_weights(images: Tensor, weight: Tensor) -> Tensor:
     return images
 
 
+def quarters(blocks: int) -> list[int]:
+    """Number of blocks after which a quarter, half, three quarters and all of them are done, each once.
+
+    Example:
+        >>> quarters(12), quarters(2)
+        ([3, 6, 9, 12], [1, 2])
+    """
+    return sorted({-(-blocks * quarter // 4) for quarter in (1, 2, 3, 4)})
+
+
 class Tower:
     """How an image encoder is run, masked and looked into. It holds no weights: these are ``visual``'s.
 
@@ -48,6 +58,28 @@ class Tower:
     ) -> Float[Tensor, "batch features"]:
         """Features after the projection; see ``Classifier.encode``."""
         return self.visual(as_weights(images, next(self.visual.parameters())))
+
+    def encode_with_states(
+        self,
+        images: Float[Tensor, "batch 3 height width"],
+        masked: Bool[Tensor, "batch patches"] | None = None,
+        kept: Int64[Tensor, "batch kept"] | None = None,
+    ) -> tuple[Float[Tensor, "batch features"], list[Float[Tensor, "batch tokens channels"]]]:
+        """Features, and the sequence before the blocks and after each quarter of them (``quarters``), of one forward.
+
+        Raises:
+            UserError: there is no such sequence.
+        """
+        raise UserError(f"{type(self.visual).__name__} has no sequence of tokens from block to block")
+
+    @property
+    def blocks(self) -> Sequence[Any]:
+        """The transformer's blocks, first to last."""
+        return ()
+
+    def embedding(self) -> list[nn.Parameter]:
+        """What comes before the blocks."""
+        return []
 
     def attentions(self) -> Sequence[nn.Module]:
         """Name what a relevance map is gathered from, first to last: modules with a ``watcher`` (attention.py)."""

@@ -26,7 +26,7 @@ from robustft.models.names import State, with_text_of
 from robustft.models.open_clip_private import build_tower, quiet
 from robustft.models.origin import Origin, twin, uses_quick_gelu
 from robustft.models.reading import read_clip, read_state
-from robustft.models.text import OURS, TextSource, find, own_names, saved_names, without_visual
+from robustft.models.text import ADVICE, OURS, TextSource, find, own_names, saved_names, without_visual
 
 log = logging.getLogger(__name__)
 
@@ -259,11 +259,12 @@ def load_classifier(
     return model.eval()
 
 
-def text_tower(model: Classifier, near: Sequence[Path] = ()) -> nn.Module:
+def text_tower(model: Classifier, near: Sequence[Path] = (), advice: str = ADVICE) -> nn.Module:
     """The text tower that goes with a model, as a CLIP without its image tower: the trained one, or the frozen one.
 
     Args:
         near: folders (of the model) or files where a frozen one's weights may lie.
+        advice: what else can be done where it is not found, for the message.
 
     Raises:
         UserError: it has none, or the frozen one is not found.
@@ -272,7 +273,20 @@ def text_tower(model: Classifier, near: Sequence[Path] = ()) -> nn.Module:
         return model.text
     if model.architecture.text is None:
         raise UserError(f"{model.architecture.name} goes with no text tower: it has none, or its weights are random")
-    return find(model.architecture.text, lambda architecture, place: create_clip(architecture, place, 0), near)
+    return find(model.architecture.text, lambda architecture, place: create_clip(architecture, place, 0), near, advice)
+
+
+def has_text(path: Path) -> bool:
+    """Whether the model in ``path`` has a text tower of its own; False for what is no model of a run.
+
+    Raises:
+        UserError: there is no such file, or it cannot be read.
+    """
+    path = model_file(path)
+    if read_metadata(path) is None:
+        return False
+    with safe_open(path, "pt") as file:
+        return any(not key.startswith(OURS) for key in file.keys())  # noqa: SIM118 (not a mapping)
 
 
 def _rebuilt(path: Path, architecture: Architecture, own: Callable[..., nn.Module] | None) -> nn.Module:

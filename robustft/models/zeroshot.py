@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from robustft.common.cache import remembered
@@ -21,15 +21,15 @@ from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import weights_file
-from robustft.models.open_clip_private import build_tower, can_be_cut, text_features
+from robustft.models.open_clip_private import build_tower
 from robustft.models.origin import beside
+from robustft.models.prompts import Prompts, Template, Tokenizer
 from robustft.models.reading import read_state
-from robustft.models.text import TextSource
+from robustft.models.text import TextSource, without_visual
+from robustft.models.text_tower import TextTower
 from robustft.models.weights import create_clip, fit, load_classifier, model_config, preprocess_in, read_metadata
 
 ADVICE = ("a device with more memory free", "method=zeroshot trainer=cpu once: what it computes is kept")
-Template = str | Callable[[str], str]
-Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
 Backbone = str | Callable[[], nn.Module] | None
 FIRST_SCALE = 1 / 0.07  # of logits where no text tower says it: what CLIP's training starts with
 
@@ -45,6 +45,7 @@ def zeroshot_classifier(
     device: torch.device | str = "cpu",
     backbone: Backbone = None,
     check: Callable[[Classifier], None] = lambda model: None,
+    text: bool = False,
 ) -> Classifier:
     """The classifier that fine-tuning starts from and whose encoder teaches.
 
@@ -57,6 +58,7 @@ def zeroshot_classifier(
         device: where text is encoded; the classifier is on the CPU.
         backbone: whose model it is: None for open_clip's, "timm", or a maker of the user's own.
         check: refuses a model that cannot do what will be asked of it, before weights are fetched or text encoded.
+        text: keep the text tower, which makes the head also with random weights.
 
     Raises:
         UserError: see ``create_clip``, ``load_classifier`` and ``text_rows``.
@@ -66,6 +68,11 @@ def zeroshot_classifier(
         model = load_classifier(weights_file(str(pretrained)), classes=class_names, backbone=own)
         _require_same(model.architecture.name, architecture, str(pretrained))
         check(model)
+        if not text:
+            return model.without_text()
+        if model.text is None:
+            raise UserError(f"model.pretrained={pretrained} is a model without a text tower, which is asked for here")
+        model.prompts = prompts_of(model, tokenizer, class_names, templates)
         return model
     preprocess = preprocess_of(architecture, pretrained, backbone)
     if backbone is not None:
@@ -82,23 +89,34 @@ def zeroshot_classifier(
         return model
     config = model_config(architecture)
     tower: dict[str, Any] = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
-    described = Architecture(architecture, deepcopy(tower), preprocess)
+    described = Architecture(architecture, deepcopy(config if text else tower), preprocess)
     if not plain.is_plain_config(config):
         bare = Classifier(build_tower(config), nn.Linear(config["embed_dim"], 1), described)
         check(bare)  # before weights are fetched
-    if pretrained is not None and tokenizer is None:
+    if tokenizer is None and (text or pretrained is not None):
         tokenizer = open_clip_tokenizer(architecture)  # first: it is small, and may be missing
     clip: Any = create_clip(architecture, pretrained, seed)
-    if tokenizer is None or pretrained is None:
+    if tokenizer is None or (pretrained is None and not text):
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
-        described = replace(described, text=TextSource.of(architecture, pretrained, clip))
+        if pretrained is not None:
+            described = replace(described, text=TextSource.of(architecture, pretrained, clip))
         rows = text_rows(clip, tokenizer, class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
         head.weight.copy_(rows * clip.logit_scale.exp())
-    return Classifier(clip.visual, head, described).eval()
+    model = Classifier(clip.visual, head, described, without_visual(clip) if text else None).eval()
+    model.prompts = prompts_of(model, tokenizer, class_names, templates) if text else None
+    return model
+
+
+def prompts_of(
+    model: Classifier, tokenizer: Tokenizer | None, class_names: Sequence[str], templates: Sequence[Template]
+) -> Prompts:
+    """The prompts of which a model's own text tower makes its head."""
+    can_be_cut = TextTower(model.text).can_be_cut
+    return Prompts(tokenizer or open_clip_tokenizer(model.architecture.name), class_names, templates, can_be_cut)
 
 
 def built(architecture: str, seed: int, backbone: Backbone) -> nn.Module:
@@ -217,7 +235,7 @@ def text_rows(
     Raises:
         UserError: the device has not enough memory.
     """
-    text = _TextTower(clip)
+    text = TextTower(clip)
 
     def encode() -> dict[str, Tensor]:
         with enough_memory("encoding the names of classes", *ADVICE), _without_visual(clip), _on(device, clip):
@@ -252,24 +270,8 @@ def _on(device: torch.device | str, module: nn.Module) -> Iterator[None]:
         module.cpu()
 
 
-class _TextTower:
-    """CLIP's text tower run only as far as the longest prompt of a batch, where that is exact.
-
-    A tower that is causal and pools at the end-of-text token makes nothing of the positions behind it. Others
-    (SigLIP's, which sees the whole context and pools at its end) run over all of it.
-    """
-
-    def __init__(self, clip: nn.Module) -> None:
-        self.clip = clip
-
-    def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
-        end = int(tokens.argmax(1).max()) + 1 if can_be_cut(self.clip) else tokens.shape[1]
-        features = text_features(self.clip, tokens, end)
-        return features if normalize else F.normalize(features, dim=-1)
-
-
 def _fingerprint(
-    text: _TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
+    text: TextTower, tokenizer: Tokenizer, class_names: Sequence[str], templates: Sequence[Template]
 ) -> str:
     digest = hashlib.sha256(repr(text.clip).encode())
     for name, value in sorted(text.clip.state_dict().items()):

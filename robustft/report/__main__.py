@@ -30,6 +30,7 @@ from robustft.report.table import (
 SEEDS = "Mean ± standard deviation over seeds."
 RANGE = "Members: mean (lowest–highest)."
 KNOWS = "knows: top-1 on other tasks by their prompts; Δ knows: mean change against zero-shot, in points."
+TRANSDUCTIVE = "Transductive systems have looked at the whole unlabelled test sets: they stand apart."
 PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
@@ -138,14 +139,22 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
             for name, base in found.items()
             if base is not None
         ]
-        rows = [row for group in groups for row in (_with_members(group) if arguments.all else [group])]
         tasks = retention_tasks(run for group in groups for run in group.runs)
-        tables.append(comparison(rows, list(names), baselines, line, more, tasks))
-        print_comparison(console, tables[-1])
+        for apart in (False, True):
+            rows = [
+                row
+                for group in groups
+                if group.transductive == apart
+                for row in (_with_members(group) if arguments.all else [group])
+            ]
+            if rows:
+                tables.append(comparison(rows, list(names), baselines, line, more, tasks))
+                print_comparison(console, tables[-1])
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
     notes += [PAIRED] if arguments.baseline else []
     notes += [KNOWS] if retention_tasks(run for group in everything for run in group.runs) else []
+    notes += [TRANSDUCTIVE] if any(group.transductive for group in everything) else []
     notes += [note] if (note := repeated_note(everything)) else []
     if cut_short := sum(run.record["partial"] for run in runs):
         notes.append(f"{cut_short} of {len(runs)} runs are partial evaluations.")

@@ -35,6 +35,11 @@ class Group:
         """The zero-shot model, which others are compared with."""
         return self.record["method"] == "zeroshot"
 
+    @property
+    def transductive(self) -> bool:
+        """Whether it has looked at the unlabelled test sets, and is not to be compared with those that have not."""
+        return bool((self.record.get("protocol") or {}).get("transductive"))
+
     def per_seed(self, of: Callable[[Run], float | None]) -> list[float]:
         """What ``of`` gives of each run that has it, averaged within each seed."""
         found = [(run.record["seed"], of(run)) for run in self.runs]

@@ -97,7 +97,8 @@ def comparison(
         row += [*(_accuracy(group, f"retention.{name}") for name in tasks), _retention(group)] if tasks else []
         rows.append(row)
     place = columns.index("OOD avg") + 1 if sets else 0
-    return Table(f"{model} on {set_label(id_name)}", columns, rows, range(place, place + len(sets)))
+    apart = ", transductive" if groups[0].transductive else ""
+    return Table(f"{model} on {set_label(id_name)}{apart}", columns, rows, range(place, place + len(sets)))
 
 
 def find_baseline(groups: Sequence[Group], name: str) -> Group | None:

@@ -56,7 +56,8 @@ def _two_steps(method: Method, training: Training, size: int, accumulate: int) -
     """Two optimiser steps: the second has the optimiser's state, and gradients of a micro-batch before it."""
     side = method.student.preprocess.size
     pixels = torch.zeros(size, 3, side, side, dtype=torch.uint8)
-    batch = Batch(pixels, torch.zeros(size, dtype=torch.int64), torch.arange(size))
+    labels = torch.arange(size) % method.student.head.out_features  # of many classes: each may bring a text
+    batch = Batch(pixels, labels, torch.arange(size))
     method = deepcopy(method)
     settle(method.train(), replace(training, recipe=TRIAL), [], steps=2)
     limits = {

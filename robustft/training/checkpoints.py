@@ -25,6 +25,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
 from robustft.models.files import BEST
+from robustft.models.lora import merged_state
 from robustft.models.text import own_names, saved_names
 from robustft.models.weights import describe
 from robustft.training import lightning_private
@@ -72,7 +73,7 @@ class KeepBest(Callback):
             metadata = {SCORE: repr(self.score), "run": self.run, "step": str(trainer.global_step)}
             if hasattr(model, "architecture"):  # not a probe, which is a head alone
                 metadata |= describe(model, self.classes)
-            save_tensors(self.path, saved_names(model.state_dict()), metadata)
+            save_tensors(self.path, saved_names(merged_state(model)), metadata)
 
     def state_dict(self) -> dict[str, Any]:
         return {"scored_at": self.scored_at, "score": self.score, "run": self.run}

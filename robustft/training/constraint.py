@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustft.models.classifier import Classifier
+from robustft.common.errors import UserError
 
 
 class Constraint:
@@ -19,7 +19,7 @@ class Constraint:
         >>> class Ball(Constraint):
         ...     "Every tensor stays within ``radius`` of its anchor (in L2)."
         ...
-        ...     def __init__(self, anchor: Classifier, head: bool, radius: float) -> None:
+        ...     def __init__(self, anchor: nn.Module, head: bool, radius: float) -> None:
         ...         super().__init__(anchor, head)
         ...         self.radius = radius
         ...
@@ -35,19 +35,50 @@ class Constraint:
 
     Attributes:
         pairs: (weight, anchor) of every parameter that is held, on the weights' device; while training.
+        names: of these, in their order.
     """
 
-    def __init__(self, anchor: Classifier, head: bool = True) -> None:
+    def __init__(self, anchor: nn.Module, head: bool = True) -> None:
         named = anchor.named_parameters()
         self.anchors = {name: p.detach().clone() for name, p in named if head or not name.startswith("head.")}
         self.pairs: list[tuple[nn.Parameter, Tensor]] = []
+        self.names: list[str] = []
+        self.stepped_by: torch.optim.Optimizer | None = None
 
     def attach(self, student: nn.Module, device: torch.device) -> None:
-        """Find the student's parameters; is called when training starts."""
+        """Find the student's parameters; is called when training starts.
+
+        Raises:
+            UserError: none of them is both held and trained.
+        """
         weights = dict(student.named_parameters())
         self.anchors = {name: start.to(device) for name, start in self.anchors.items()}
-        held = ((weights.get(name), start) for name, start in self.anchors.items())
-        self.pairs = [(weight, start) for weight, start in held if weight is not None and weight.requires_grad]
+        self.names = [name for name in self.anchors if name in weights and weights[name].requires_grad]
+        self.pairs = [(weights[name], self.anchors[name]) for name in self.names]
+        if not self.pairs:
+            raise UserError(
+                f"{type(self).__name__} has nothing to hold: none of the weights that are trained. Leave out the"
+                " constraint, or change constraint.head or train"
+            )
+
+    def moves(self) -> list[Any]:
+        """θ − θ₀ of ``pairs``."""
+        weights, starts = ([pair[k] for pair in self.pairs] for k in (0, 1))
+        return list(torch._foreach_sub(weights, starts))
+
+    def gradients(self) -> list[Any]:
+        """Of ``pairs``, as they are when ``add_gradient`` is called; zero where the loss has not reached a weight."""
+        for weight, _ in self.pairs:
+            if weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        return [weight.grad for weight, _ in self.pairs]
+
+    def rates(self) -> list[float]:
+        """Learning rates of ``pairs`` in this step."""
+        assert self.stepped_by is not None
+        groups = self.stepped_by.param_groups  # other objects once a state has been loaded
+        rates = {id(weight): float(group["lr"]) for group in groups for weight in group["params"]}
+        return [rates.get(id(weight), 0.0) for weight, _ in self.pairs]
 
     def add_gradient(self) -> None:
         """Add a term's gradient to ``weight.grad``, before clipping."""

@@ -27,11 +27,13 @@ class Trained:
 
     Attributes:
         earlier_s: how long the interrupted sessions of the run took.
+        teacher: one that has moved, as it is in the end.
     """
 
     model: Classifier
     images_per_s: float | None = None
     earlier_s: float = 0.0
+    teacher: Classifier | None = None
 
 
 def train(method: Method, training: Training) -> Trained:
@@ -79,11 +81,13 @@ def train(method: Method, training: Training) -> Trained:
     done = max(lightning.global_step, before)
     count_steps(loggers, lambda: done)  # lets go of the trainer
     lightning.strategy.barrier()  # the first process wrote the best weights, all read them
+    method.parts.finish(method.student)
     best.restore(method.classifier())
     model = method.result()
     if not all(bool(value.isfinite().all()) for value in model.parameters()):
         raise UserError("training left weights that are not finite. Lower optimizer.lr or beta.")
-    return Trained(model.eval(), speed.images_per_s, speed.earlier_s)
+    moved = method.teacher if method.teacher_moves else None
+    return Trained(model.eval(), speed.images_per_s, speed.earlier_s, moved)
 
 
 def settle(method: Method, training: Training, sets: Sequence[EvaluationSet], steps: int) -> None:
@@ -91,6 +95,9 @@ def settle(method: Method, training: Training, sets: Sequence[EvaluationSet], st
     method.evaluate_on(sets)
     method.recipe, method.steps, method.seed = training.recipe, steps, training.seed
     method.constraints = training.constraints
+    method.keep_average(training.moving, steps)  # of the model as it is before low-rank updates
+    method.parts = training.parts
+    method.parts.start(method.student, training.seed)
 
 
 def planned_steps(data: RobustnessData, trainer: Trainer) -> int:

@@ -20,6 +20,8 @@ from robustft.models.classifier import Classifier
 from robustft.training.checkpoints import logs_at
 from robustft.training.constraint import Constraint
 from robustft.training.lightning_private import is_attached
+from robustft.training.moving import Moving, MovingAverage
+from robustft.training.parts import Parts, as_groups
 from robustft.training.recipe import Recipe, Training
 
 # Precisions of Lightning's under which the teacher's weights are cast once and for all.
@@ -36,8 +38,8 @@ class Method(Evaluator, ABC):
     ``prepare``, ``classifier`` and ``result``. What it is given follows from the names of its ``__init__``'s
     parameters: those of ``robustft.inputs.Inputs``, and its own settings, which are ``method.<name>`` when typed.
 
-    The teacher is no submodule: it is never trained, never in a checkpoint, never in a gradient bucket. Modules of a
-    method's own are all of it, like anywhere in Lightning.
+    The teacher is no submodule: it is never trained, never in a checkpoint, never in a gradient bucket. One that moves
+    (``moving``) is in checkpoints. Modules of a method's own are all of it, like anywhere in Lightning.
 
     Example:
         >>> class LabelSmoothing(Method):
@@ -65,6 +67,9 @@ class Method(Evaluator, ABC):
         self.seed, self.steps = 0, 1
         self.recipe = Recipe({"lr": 0.0, "weight_decay": 0.0})
         self.constraints: Sequence[Constraint] = ()
+        self.parts = Parts()
+        self.moving: Moving | None = None
+        self.moving_average: MovingAverage | None = None
         self.terms: dict[str, Tensor] = {}
 
     @property
@@ -74,6 +79,11 @@ class Method(Evaluator, ABC):
     @property
     def teacher(self) -> Classifier | None:
         return self._frozen[0]
+
+    @property
+    def teacher_moves(self) -> bool:
+        """Whether the teacher is the moving average."""
+        return self.moving_average is not None and self.teacher is self.moving_average.model
 
     # What a method of one's own may say
 
@@ -94,6 +104,8 @@ class Method(Evaluator, ABC):
 
     def classifier(self) -> Classifier:
         """What is evaluated at this moment, and kept where it is the best so far."""
+        if self.moving is not None and self.moving.result and self.moving_average is not None:
+            return self.moving_average.model
         return self.student
 
     def result(self) -> Classifier:
@@ -147,17 +159,39 @@ class Method(Evaluator, ABC):
                 self.log(f"train/{name}", value, prog_bar=name in self.terms)
         return loss
 
+    def keep_average(self, moving: Moving | None, steps: int) -> None:
+        """Begin the average of the weights that the run asks for; it may be the teacher from now on.
+
+        Raises:
+            UserError: it is to be the result of a method that says itself what its result is.
+        """
+        self.moving = moving
+        teacher = self.teacher if moving is not None and moving.teaches else None
+        if moving is None or not (teacher is not None or moving.result):
+            return
+        if moving.result and type(self).classifier is not Method.classifier:
+            raise UserError(
+                f"result=average: {type(self).__name__} says itself which weights are evaluated. Leave out result="
+            )
+        self.moving_average = MovingAverage(self.student if teacher is None else teacher, moving.rule, steps)
+        if teacher is not None:
+            self._frozen = (self.moving_average.model,)
+
     # What Lightning calls
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        groups: Any = list(self.parameters_to_train())
-        self.trained = [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
+        groups: Any = self.parts.groups(self.student, as_groups(list(self.parameters_to_train())))
+        self.trained = [p for group in groups for p in group["params"]]
+        if not self.trained:
+            raise UserError("train=: nothing is left that the method trains. Choose other parts, or leave it out")
         adam = self.recipe.adam
         for constraint in self.constraints:
             constraint.attach(self.student, self.device)
         own = next((made for c in self.constraints if (made := c.optimizer(groups, adam)) is not None), None)
         # Fused, its scaled gradients would be clipped in float16.
         optimizer = own or torch.optim.AdamW(groups, **adam, fused=self.trainer.precision != "16-mixed")
+        for constraint in self.constraints:
+            constraint.stepped_by = optimizer
         schedule: Any = self.recipe.scheduler(optimizer, self.steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -185,12 +219,14 @@ class Method(Evaluator, ABC):
         optimizer.zero_grad()
         for constraint in self.constraints:
             constraint.project()
+        if self.moving_average is not None:
+            self.moving_average.update(self.student)
         self.after_step()
 
     def on_fit_start(self) -> None:
         if self.teacher is not None:
             teacher = self.teacher.to(self.device)
-            if self.trainer.precision in AUTOCAST:
+            if self.trainer.precision in AUTOCAST and not self.teacher_moves:
                 teacher.keep_in(AUTOCAST[self.trainer.precision])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """How a run trains, whatever its method: optimiser and schedule, data, limits, what is kept."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from robustft.common.asking import given
 from robustft.data.datamodule import RobustnessData
 from robustft.training.constraint import Constraint
+from robustft.training.moving import Moving
+from robustft.training.parts import Parts
 from robustft.training.schedules import one_cycle
 from robustft.training.trainer import make_trainer
 
@@ -57,6 +59,8 @@ class Training:
 
     Attributes:
         trainer: arguments of Lightning's Trainer.
+        moving: an average of the weights that is kept, and what for.
+        parts: which weights are trained.
         resume: go on from ``folder/last.ckpt``.
         started: when this session of the run began, of ``time.perf_counter``; None: now.
         save_minutes: how often ``last.ckpt`` is written, besides the ends of epochs.
@@ -70,6 +74,8 @@ class Training:
     recipe: Recipe
     seed: int = 0
     constraints: Sequence[Constraint] = ()
+    moving: Moving | None = None
+    parts: Parts = field(default_factory=Parts)
     loggers: Sequence[Logger] = ()
     resume: bool = False
     started: float | None = None

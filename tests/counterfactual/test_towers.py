@@ -20,9 +20,9 @@ from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit, zeroshot
 from robustft.models.classifier import Architecture, Classifier, check_can, tower_of
 from robustft.models.open_clip_private import build_tower, can_be_cut
+from robustft.models.text_tower import TextTower
 from robustft.models.timm_vit import TimmTower
 from robustft.models.weights import model_config, save_classifier
-from robustft.models.zeroshot import _TextTower
 from tests.small import ROOT
 
 SIDE, PATCH, CLASSES = 32, 8, 5
@@ -254,7 +254,7 @@ def test_prompts_are_cut_only_where_that_changes_nothing(kind):
     for row, length in zip(tokens, (4, 6, 5), strict=True):
         row[:length] = torch.randint(1, 48, (length,))
         row[length - 1] = 49  # end of text
-    tower = _TextTower(clip)
+    tower = TextTower(clip)
     with torch.no_grad():
         ours = tower.encode_text(tokens, normalize=True)
         whole = F.normalize(clip.encode_text(tokens), dim=-1)

@@ -14,6 +14,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -348,7 +349,9 @@ def test_what_lacks(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
         assert export.main([str(run), str(tmp_path / "x"), "--format", form]) == 1
         assert words in capsys.readouterr().err
     alone = tmp_path / "alone.safetensors"
-    alone.write_bytes((run / "model.safetensors").read_bytes())
+    with safe_open(run / "model.safetensors", "pt") as file:  # as earlier versions wrote it: no text tower is named
+        metadata = {key: value for key, value in file.metadata().items() if key != "text"}
+    save_file(load_file(run / "model.safetensors"), alone, metadata)
     typed = [str(alone), str(tmp_path / "x"), "--format", "open_clip"]
     assert export.main(typed) == 1
     assert "no images of the run to compare on (" in (said := capsys.readouterr().err) and "--images PATH" in said
@@ -360,6 +363,26 @@ def test_what_lacks(run: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     state = load_file(tmp_path / "x" / "open_clip_model.safetensors")
     assert torch.equal(state["token_embedding.weight"], load_file(tiny.WEIGHTS)["token_embedding.weight"])
     assert not (tmp_path / "x" / "head.safetensors").read_bytes().count(b"temperature")
+
+
+def test_a_models_file_alone_names_its_text_tower(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "model.safetensors").read_bytes())
+    typed = [str(alone), str(tmp_path / "x"), "--format", "open_clip", "--images", str(picture(tmp_path))]
+    assert export.main(typed) == 0
+    state = load_file(tmp_path / "x" / "open_clip_model.safetensors")
+    assert torch.equal(state["token_embedding.weight"], load_file(tiny.WEIGHTS)["token_embedding.weight"])
+
+
+def test_an_older_runs_text_tower_is_that_of_its_settings(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    model = tmp_path / "run" / "model.safetensors"
+    with safe_open(model, "pt") as file:
+        metadata = {key: value for key, value in file.metadata().items() if key != "text"}
+    save_file(load_file(model), model, metadata)
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "x"), "--format", "open_clip"]) == 0
+    state = load_file(tmp_path / "x" / "open_clip_model.safetensors")
+    assert torch.equal(state["token_embedding.weight"], load_file(tiny.WEIGHTS)["token_embedding.weight"])
 
 
 def picture(folder: Path) -> Path:
@@ -383,11 +406,13 @@ def test_weights_that_have_become_others_are_refused(work: Path, tmp_path: Path,
     capsys.readouterr()
     save_file(other, tmp_path / "mine.safetensors")
     assert export.main([str(work / "mine"), str(tmp_path / "y"), "--format", "open_clip"]) == 1
-    assert "mine.safetensors is another one than the run started from" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "was that of mine.safetensors" in said and "what lies there now is another one" in said
+    assert "--text TAG_OR_FILE" in said and said.count("\n") == 1
     assert not (tmp_path / "y").exists()
 
 
-def test_a_trained_text_tower_is_the_one_that_is_exported(run: Path, tmp_path: Path) -> None:
+def test_a_trained_text_tower_is_the_one_that_is_exported(run: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(run, tmp_path / "run")
     model, trained = robustft.load(run), create_clip("tiny", None, 9)
     model.text = without_visual(deepcopy(trained))
@@ -400,6 +425,8 @@ def test_a_trained_text_tower_is_the_one_that_is_exported(run: Path, tmp_path: P
     assert torch.equal(state["token_embedding.weight"], trained.token_embedding.weight)
     assert torch.equal(state["visual.proj"], model.visual.proj)
     assert "The text tower was trained" in (tmp_path / "open_clip" / "README.md").read_text()
+    assert export.main([str(tmp_path / "run"), str(tmp_path / "x"), "--format", "open_clip", "--text", "embedded"]) == 1
+    assert "--text=embedded: the text tower was trained with the image tower" in capsys.readouterr().err
     names = torch.export.load(tmp_path / "pt2" / "model.pt2").state_dict
     assert any("visual" in name for name in names) and not any("token_embedding" in name for name in names)
 

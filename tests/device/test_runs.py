@@ -27,6 +27,7 @@ from robustft.evaluation.predictions import write_predictions
 from robustft.inputs import component
 from robustft.models import zeroshot
 from robustft.models.files import BEST
+from robustft.models.text_tower import TextTower
 from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.training.checkpoints import SCORE, KeepBest, KeepState
@@ -249,7 +250,7 @@ def test_the_old_fault_is_found(monkeypatch):
     """The whole CLIP moved in place, its rows brought back: they met a scale that had stayed on the device."""
 
     def text_rows(clip, tokenizer, class_names, templates, cache=None, device="cpu"):
-        text = zeroshot._TextTower(clip.to(device))
+        text = TextTower(clip.to(device))
         columns = open_clip.build_zero_shot_classifier(text, tokenizer, class_names, templates, device=device)
         return columns.T.float().cpu().contiguous()
 
