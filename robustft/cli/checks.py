@@ -118,7 +118,9 @@ def _part(reason: str) -> str:
 
 def _means_something(settings: Settings, name: str, value: str) -> bool:
     """Whether a typed setting matters, or says no more than what is so."""
-    if name in ("mask", "fill", "moving", "constraint") and value in ("none", "[]") or value == "null" and not settings.is_taken(name):
+    if name in ("mask", "fill", "moving", "constraint") and value in ("none", "[]"):
+        return True
+    if value == "null" and not settings.is_taken(name):
         return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
     if node and "." not in name and name not in ("mask", "fill"):
