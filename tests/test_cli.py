@@ -122,7 +122,7 @@ def test_every_method_and_mask_is_sound_as_it_comes():
         checks.check(cfg)
         identity.resolve(cfg)
         assert (cfg.mask.kind == "object") == (method == "counterfactual")
-        assert (cfg.beta is None) == (method not in ("counterfactual", "kd"))
+        assert (cfg.beta is None) == ("beta" not in cfg.method.takes.settings)
     for mask in groups()["mask"]:
         cfg = composed(f"mask={mask}")
         checks.check(cfg)

@@ -231,6 +231,8 @@ def test_what_means_nothing_is_refused_when_typed(typed, expected):
     "typed",
     [
         "method=finetune mask=none fill=none moving=none",  # what is so
+        "method=zeroshot constraint=[]",
+        "train=lora constraint=none",
         "method=finetune beta=null",
         "method=zeroshot trainer=debug",  # a component, not its settings
         "check=data optimizer.lr=1 method=zeroshot",  # looks at the data of any run

@@ -123,7 +123,8 @@ def _part(reason: str) -> str:
 def _means_something(settings: Settings, name: str, value: str) -> bool:
     """Whether a typed setting matters, or says no more than what is so."""
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
-    if node and "." not in name and value == "none" or value == "null" and not settings.is_taken(name):
+    is_none = node and "." not in name and value in ("none", "[]")
+    if is_none or (value == "null" and not settings.is_taken(name)):
         return True
     if node and "." not in name and name not in ("mask", "fill"):
         if settings.closed(name) is not None:
