@@ -72,7 +72,7 @@ def test_mistakes_are_told_before_anything_runs(words, settings, expected) -> No
 
 
 def system(
-    typed: str, value, points, base=False, retention=None, wall=10.0, shifts=True, zeroshot=(0.6, 0.7)
+    typed: str, value, points, base=False, retention=None, wall=10.0, shifts=True, zeroshot=(0.6, 0.7), protocol=None
 ) -> System:
     """A system with (ID, OOD, hold-out) of each seed."""
 
@@ -85,6 +85,7 @@ def system(
             **{"name": "r", "method": typed, "model": "m", "seed": seed, "partial": False, "wall_s": wall},
             **{"config": {}, "versions": {}, "beta": value, "zeroshot": scores(*zeroshot, 0.6)},
             display={"label": typed, "marker": {"colour": None, "shape": None}, "dial": "beta", "order": 1},
+            protocol=protocol,
             retention=None
             if retention is None
             else {"t": {"top1": 0.8 + retention, "zeroshot_top1": 0.8, "top1_own_text": None, "n": 100}},
@@ -143,6 +144,14 @@ def test_other_ends() -> None:
     assert "1 seed does not tell it from vanilla" in said
     ids = [system(t, None, [(x, 0, x)] * 2, base=t == "a", shifts=False) for t, x in (("a", 0.7), ("b", 0.8))]
     assert choose(ids)[1].startswith("Use b: ID 80.0; against a ID +10.0")
+
+
+def test_what_has_looked_at_the_test_sets_is_shown_and_not_recommended() -> None:
+    points = [(0.83, 0.80, 0.84), (0.84, 0.82, 0.84), (0.83, 0.81, 0.84)]
+    text, said = choose([VANILLA, ROBUST[0], system("peeks", None, points, protocol={"transductive": True})])
+    assert said.startswith("Use ours, β=1: ") and "peeks" not in said
+    assert any(line.startswith("| peeks |") for line in text.splitlines())
+    assert choose([VANILLA, ROBUST[0], system("peeks", None, points)])[1].startswith("Use peeks: ")
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

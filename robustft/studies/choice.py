@@ -39,6 +39,11 @@ class System:
         own = self.typed.partition(",")[2]
         return label(self.run) + (f" ({own})" if own else "")
 
+    @property
+    def transductive(self) -> bool:
+        """Whether it has looked at the unlabelled test sets: shown beside others, and never what is recommended."""
+        return bool((self.run.record.get("protocol") or {}).get("transductive"))
+
     def by_seed(self, key: str) -> dict[int | None, float]:
         """A score of every seed that has it; see ``Run.value``."""
         found = {seed: Run(Path(), record).value(key) for seed, record in self.records.items()}
@@ -145,8 +150,9 @@ def sentence(chosen: Sequence[System], base: System) -> str:
     Without shifts the one that still knows most, without other tasks the most accurate. Those that the seeds do not
     tell from it are named.
     """
-    best = max(chosen, key=lambda one: one.mean("id") or 0.0)
-    near = [one for one in chosen if one is best or _no_worse(one.minus(best, "id"))]
+    fair = [one for one in chosen if not one.transductive] or chosen
+    best = max(fair, key=lambda one: one.mean("id") or 0.0)
+    near = [one for one in fair if one is best or _no_worse(one.minus(best, "id"))]
     key = next((k for k in ("ood_avg", "retention", "id") if all(one.mean(k) is not None for one in near)), "id")
     pick = max(near, key=lambda one: one.mean(key) or 0.0)
     zeroshot = next(iter(_zeroshot(chosen)), None)
