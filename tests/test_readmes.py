@@ -2,13 +2,12 @@
 
 import csv
 import importlib.util
-import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
+from robustft.studies import store
 from tests.small import ROOT
 
 spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
@@ -39,13 +38,11 @@ STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/stu
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_s_tables_are_those_of_its_results(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = ROOT / "experiments" / study
-    shutil.copytree(folder / "results", tmp_path / "results")
     monkeypatch.setattr("robustft.report.plot.scatter", lambda *_: [])
     module = readme.module(study)
     if hasattr(module, "draw"):
         monkeypatch.setattr(module, "draw", lambda *_: None)
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((folder / "results").glob("*.json"))}
-    module.summarise(tmp_path, results)
+    module.summarise(tmp_path, store.read(folder / store.FILE))
     made = [path for path in tmp_path.glob("*.*") if path.suffix in (".md", ".tex", ".csv")]
     assert made
     for path in made:

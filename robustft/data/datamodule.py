@@ -285,7 +285,8 @@ class RobustnessData(LightningDataModule, ABC):
 
     def eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
         """This device's share of an evaluation set, each image once over all devices."""
-        sampler = EvalSampler(len(evaluation_set.dataset), self.devices.rank, self.devices.count)
+        images = len(evaluation_set.dataset)
+        sampler = EvalSampler(images, self.eval_batch_size, self.devices.rank, self.devices.count)
         return make_loader(
             evaluation_set.dataset,
             sampler,

@@ -107,6 +107,7 @@ class ImageFiles(Dataset):
         made = {
             "size": str(self.preprocess.size),
             "interpolation": self.preprocess.interpolation,
+            **{name: str(value) for name, value in self.preprocess.unusual().items()},
             "border": str(self.border),
             "Pillow": PIL.__version__,
             "libjpeg": str(PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")),

@@ -4,7 +4,7 @@ The transform is deterministic, so it needs to happen once (`prepare.py`). A cop
 files would give, by their position: whatever decides on the order (the sampler, the hold-out, a resumed epoch,
 several devices) works unchanged.
 
-    FOLDER/<set>-<size>px-<interpolation>[-jpeg]/
+    FOLDER/<set>-<size>px-<interpolation>[-squash][-<crop>][-jpeg]/
         shard-00000.safetensors     data: the pixels [3, size, size] of 512 images, or their JPEG streams;
                                     length, crc32: of each; metadata: what they were made from
         index.safetensors           start, length, crc32 of all images; metadata: what the copy was made from
@@ -154,9 +154,10 @@ def open_copy(name: str, files: ImageFiles, place: Path, lossy: bool = False) ->
 
 
 def copy_folder(name: str, files: ImageFiles, place: Path, lossy: bool) -> Path:
-    """Where the copy of a set belongs: models of one resolution share it."""
+    """Where the copy of a set belongs: models of one transform share it, whatever their mean and deviation."""
     preprocess = files.preprocess
-    return place / f"{name}-{preprocess.size}px-{preprocess.interpolation}{'-jpeg' if lossy else ''}"
+    kind = [f"{preprocess.size}px", preprocess.interpolation, *map(str, preprocess.unusual().values())]
+    return place / "-".join([name, *kind, *(["jpeg"] if lossy else [])])
 
 
 def index_path(folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -138,16 +139,19 @@ class TrainSampler(Sampler[int]):
 
 
 class EvalSampler(Sampler[int]):
-    """Device `rank` of `world_size` takes images rank, rank + world_size, ...: every image exactly once.
+    """Device `rank` of `world_size` takes batches rank, rank + world_size, ...: every image exactly once.
 
-    torch's DistributedSampler repeats images to make the devices even, which changes accuracies.
+    Whole batches, since a network may give an image other last digits in a batch of another size: so every image
+    meets the same ones on any number of devices. torch's DistributedSampler repeats images to make the devices even,
+    which changes accuracies.
     """
 
-    def __init__(self, images: int, rank: int = 0, world_size: int = 1) -> None:
-        self.positions = range(rank, images, world_size)
+    def __init__(self, images: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        starts = range(rank * batch_size, images, world_size * batch_size)
+        self.batches = [range(start, min(start + batch_size, images)) for start in starts]
 
     def __len__(self) -> int:
-        return len(self.positions)
+        return sum(map(len, self.batches))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.positions)
+        return chain.from_iterable(self.batches)

@@ -6,8 +6,9 @@ happens on the device (`Preprocess.normalise`): bytes are a quarter of the traff
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -65,17 +66,39 @@ def take(dataset: ImageSet, indices: Sequence[int]) -> Batch:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The model's deterministic evaluation transform; the same pixels as open_clip's `image_transform`."""
+    """The model's deterministic evaluation transform; the same pixels as open_clip's `image_transform` and timm's.
+
+    Attributes:
+        size: side of the square that the model sees, in pixels.
+        mean: of each channel, for pixels in 0...1.
+        std: likewise.
+        resize: shortest (the shorter side is resized, the longer one cropped) or squash (both sides, whatever the
+            shape of the image: SigLIP).
+        crop: share of the resized image's side that the centre crop keeps, in (0, 1] (timm's `crop_pct`).
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+    resize: str = field(default="shortest", repr=False)  # in `repr`, images kept so far would be other ones
+    crop: float = field(default=1.0, repr=False)
 
     def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """RGB, shorter side resized to `size` (with PIL's antialiasing), centre crop; values 0...255."""
-        image = F.resize(image, [self.size], interpolation=InterpolationMode(self.interpolation))
+        """RGB, resized (with PIL's antialiasing), centre crop; values 0...255."""
+        side = math.floor(self.size / self.crop)
+        sides = [side, side] if self.resize == "squash" else [side]
+        image = F.resize(image, sides, interpolation=InterpolationMode(self.interpolation))
         return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
+
+    def unusual(self) -> dict[str, str | float]:
+        """What makes other pixels than size and interpolation alone do: `resize` and `crop`, mostly neither."""
+        usual = {"resize": "shortest", "crop": 1.0}
+        return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+
+    def describe(self) -> dict[str, Any]:
+        """What makes this transform again; what is usual is left out."""
+        return {**{name: getattr(self, name) for name in ("size", "mean", "std", "interpolation")}, **self.unusual()}
 
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Scale to 0...1, subtract the mean and divide by the standard deviation of each channel."""

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
 from torch import nn
 
+from robustft.models.open_clip_private import ModifiedResNet, TimmModel
 from robustft.models.tower import Tower
 
 
@@ -34,7 +33,7 @@ class GridTower(Tower):
 
 
 def last_map(visual: nn.Module) -> nn.Module | None:
-    """The last module of a convolutional tower that gives a map; None where nothing is known."""
+    """Find the last module of a convolutional tower that gives a map; None where nothing is known."""
     if isinstance(visual, ModifiedResNet):
         return visual.layer4
     trunk = visual.trunk if isinstance(visual, TimmModel) else visual
