@@ -199,6 +199,7 @@ class EvaluationSet:
     correct: Bool[Tensor, "labels classes"]  # correct[label, k]: predicting class k is right for that label
     keys: Sequence[str]  # one name per image, its path within the set
     full_size: int | None = None  # images before a draw; None: nothing was left out
+    groups: Int64[Tensor, " images"] | None = None  # of each image, by number, where the set tells groups apart
 
     @cached_property
     def allowed(self) -> Bool[Tensor, " classes"]:
@@ -211,6 +212,8 @@ class EvaluationSet:
         digest = hashlib.sha256(f"{self.name}\0{self.dataset.identity()}".encode())
         digest.update("\0".join(self.keys).encode())
         digest.update((digest_of(self.dataset.labels) + digest_of(self.correct)).encode())
+        if self.groups is not None:
+            digest.update(digest_of(self.groups).encode())
         return digest.hexdigest()
 
     @property
@@ -231,4 +234,5 @@ class EvaluationSet:
             dataset=Selection(self.dataset, chosen),
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
+            groups=None if self.groups is None else self.groups[chosen],
         )

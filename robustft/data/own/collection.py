@@ -96,6 +96,7 @@ class OwnImages(FileData):
         self._templates = prompts.templates_of(templates)
         self._named = None if class_names is None else names.read_names(expand(class_names))
         self._kept: dict[str, EvaluationSet] = {}
+        self._known: dict[str, Listing] = {}  # by set: the images of known classes
 
     @property
     def place(self) -> Path | None:
@@ -187,8 +188,25 @@ class OwnImages(FileData):
                 present[images.labels] = True
                 correct &= present[:, None]
             keys = [images.key(i) for i in range(len(images))]
-            self._kept[name] = EvaluationSet(name, images, correct, keys)
+            self._kept[name] = EvaluationSet(name, images, correct, keys, groups=self._groups_of(name))
         return self._kept[name]
+
+    def _groups_of(self, name: str, among: Int64[Tensor, " images"] | None = None) -> Int64[Tensor, " images"] | None:
+        """The number of each image's group in a set (`among`: of these); the same number in all sets."""
+        drawn_val = name == VAL and self.found.val is None
+        listing = self._known[self.training_name if drawn_val else name]
+        if drawn_val:
+            among = self._is_val.nonzero().flatten()
+        if not listing.groups:
+            return None
+        sets = (self.found.train, self.found.val, *self.found.shifts.values())
+        number = {group: k for k, group in enumerate(sorted({g for one in sets if one for g in one.groups}))}
+        numbers = torch.tensor([number[group] for group in listing.groups])
+        return numbers if among is None else numbers[among]
+
+    def _holdout_set(self) -> EvaluationSet:
+        held = self._positions[self.split[1]]
+        return replace(super()._holdout_set(), groups=self._groups_of(self.training_name, held))
 
     def _dataset(self, name: str) -> ImageSet:
         if name == VAL and self.found.val is None:
@@ -196,7 +214,8 @@ class OwnImages(FileData):
         return self.images(name)
 
     def _files_of(self, name: str, listing: Listing) -> Any:
-        return self.images_of(known := self._of_known_classes(name, listing), known.labels(self.classes))
+        self._known[name] = known = self._of_known_classes(name, listing)
+        return self.images_of(known, known.labels(self.classes))
 
     def _of_known_classes(self, name: str, listing: Listing) -> Listing:
         unknown = sorted(set(listing.classes).difference(self.classes))

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +34,7 @@ class Listing:
         classes: the class of each image, as it is called on disk.
         inner: the path of each image inside of its class folder: with the class what draws go by.
         domains: the domain of each image; none where there is only one.
+        groups: the group of each image, of those among which the worst counts; none where there are none.
     """
 
     root: Path
@@ -41,6 +42,7 @@ class Listing:
     classes: Sequence[str]
     inner: Sequence[str]
     domains: Sequence[str] = ()
+    groups: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,7 +54,7 @@ class Listing:
         return self.select(sorted(range(len(self)), key=keys.__getitem__))
 
     def select(self, positions: Sequence[int]) -> "Listing":
-        parts = {"names": self.names, "classes": self.classes, "inner": self.inner, "domains": self.domains}
+        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "root"}
         chosen: dict[str, Any] = {key: [part[i] for i in positions] if part else [] for key, part in parts.items()}
         return replace(self, **chosen)
 

@@ -15,7 +15,7 @@ from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing, inside_of
 
 TRAIN = "train"
-COLUMNS = {"path": "path", "label": "label", "split": "split", "domain": "domain"}
+COLUMNS = {name: name for name in ("path", "label", "split", "domain", "group")}
 NEEDED = ("path", "label")
 
 
@@ -25,9 +25,10 @@ class TableImages(OwnImages):
     Args:
         path: the table.
         root: what the images' paths are relative to; None: the table's folder.
-        columns: what the columns are called, of `path`, `label`, `split` and `domain`. `split` is train, val, or the
-            name of a shift; without such a column every image is one to train on. `domain` tells apart images of one
-            class and name, and is what data.sampler=domains goes by.
+        columns: what the columns are called, of `path`, `label`, `split`, `domain` and `group`. `split` is train, val,
+            or the name of a shift; without such a column every image is one to train on. `domain` tells apart images
+            of one class and name, and is what data.sampler=domains goes by. `group`: the metric worst_group is the
+            accuracy of the group where it is lowest.
         options: of all data of a user's own, see `OwnImages`.
     """
 
@@ -59,21 +60,24 @@ class TableImages(OwnImages):
         shifts = {name: sets[name] for name in splits if name not in (TRAIN, VAL)}
         return Found(sets[TRAIN], sets.get(VAL), shifts)
 
-    def _records(self, rows: Sequence[Mapping[str, str]], root: Path) -> list[tuple[str, str, str, str]]:
-        """(split, path, class, domain) of every row."""
-        path, label, split, domain = (self.columns[key] for key in ("path", "label", "split", "domain"))
-        records, wrong = [], []
+    def _records(self, rows: Sequence[Mapping[str, str]], root: Path) -> list[tuple[str, ...]]:
+        """(split, path, class, domain, group) of every row."""
+        path, label, split, domain, group = (self.columns[key] for key in COLUMNS)
+        records: list[tuple[str, ...]] = []
+        wrong: list[int] = []
+        grouped = any((row.get(group) or "").strip() for row in rows)
         for number, row in enumerate(rows, start=2):
             where, what = (row.get(path) or "").strip(), (row.get(label) or "").strip()
             if not where or not what:
                 wrong.append(number)
             in_split = (row.get(split) or "").strip() if split in row else TRAIN
-            if not in_split:
+            in_group = (row.get(group) or "").strip()
+            if not in_split or (grouped and not in_group):
                 wrong.append(number)
-            records.append((in_split, where, what, (row.get(domain) or "").strip()))
+            records.append((in_split, where, what, (row.get(domain) or "").strip(), in_group))
         if wrong:
             raise UserError(
-                f"{self.path}: {len(set(wrong))} row(s) lack a path, a label or a split (line"
+                f"{self.path}: {len(set(wrong))} row(s) lack a path, a label, a split or a group (line"
                 f" {', '.join(map(str, dict.fromkeys(wrong[:3])))}{', …' if len(wrong) > 3 else ''})"
             )
         if not records:
@@ -90,10 +94,11 @@ class TableImages(OwnImages):
         return records
 
 
-def _listing(root: Path, records: Sequence[tuple[str, str, str]]) -> Listing:
-    paths, classes, domains = (list(part) for part in zip(*records, strict=True))
+def _listing(root: Path, records: Sequence[tuple[str, ...]]) -> Listing:
+    paths, classes, domains, groups = (list(part) for part in zip(*records, strict=True))
     inner = [inside_of(path, label) for path, label in zip(paths, classes, strict=True)]
-    return Listing(root, paths, classes, inner, domains if len(set(domains)) > 1 else []).ordered()
+    several = domains if len(set(domains)) > 1 else []
+    return Listing(root, paths, classes, inner, several, groups if any(groups) else []).ordered()
 
 
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
