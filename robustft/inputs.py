@@ -25,7 +25,7 @@ from robustft.data.own.tasks import tasks_of
 from robustft.data.sampling import generator
 from robustft.data.sets import Batch, EvaluationSet, RetentionTask
 from robustft.evaluation.evaluate import evaluate
-from robustft.evaluation.metrics import SetMetric
+from robustft.evaluation.metrics import SetMetric, WorstGroup
 from robustft.evaluation.retention import Retention, Rows, embeddings
 from robustft.methods.features import features_of
 from robustft.models.classifier import Classifier, check_can
@@ -350,9 +350,19 @@ def make_constraints(cfg: DictConfig, inputs: Inputs) -> list[Constraint]:
 
 
 def make_metrics(cfg: DictConfig, inputs: Inputs) -> Callable[[], dict[str, SetMetric]]:
-    """What makes the configured metrics, anew at every call."""
+    """Give what makes the configured metrics, anew at every call; where sets tell groups apart, the worst one too.
+
+    Raises:
+        UserError: a metric of groups is asked for, and no set has any.
+    """
     chosen = configs.plain(cfg)["metric"]
     makers = {name: component(f"metric.{name}", node, inputs) for name, node in chosen.items()}
+    if any(one.groups is not None for one in inputs.data.sets):
+        makers.setdefault("worst_group", WorstGroup)
+    elif grouped := [name for name, make in makers.items() if make().grouped]:
+        raise UserError(
+            f"metric={grouped[0]}: the data tell no groups apart. A table does, by its column `group`: data=table"
+        )
     return lambda: {name: make() for name, make in makers.items()}
 
 

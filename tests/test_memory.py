@@ -6,6 +6,7 @@ import open_clip
 import pytest
 import torch
 
+from robustft import experiment
 from robustft.cli import checks, identity, resuming
 from robustft.common import configs
 from robustft.common.errors import UserError
@@ -16,6 +17,7 @@ from robustft.models.tiny import tokenizer
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import text_rows
 from robustft.training.method import Method
+from robustft.training.trainer import make_trainer
 from tests.small import composed, do, method_of, prepared, work  # noqa: F401 (a fixture)
 
 SAID = {
@@ -119,12 +121,15 @@ def test_auto_is_one_micro_batch_on_a_cpu(work):  # noqa: F811
     assert not identity.differences(configs.plain(cfg), resuming.saved_config(work / "auto"))
 
 
-def test_auto_is_for_one_device(work):  # noqa: F811
+def test_auto_is_for_one_device(work, monkeypatch):  # noqa: F811
     auto = "trainer.accumulate_grad_batches=auto"
-    with pytest.raises(UserError, match="auto tries one device, not 2: give a number"):
-        checks.check(composed(auto, "trainer.devices=2"))
+    for two in ("2", "'2'"):
+        with pytest.raises(UserError, match="auto tries one device, not 2: give a number"):
+            checks.check(composed(auto, f"trainer.devices={two}"))
+    two_found = {"devices": 2, "strategy": "ddp"}  # as trainer.devices=auto may find them
+    monkeypatch.setattr(experiment, "make_trainer", lambda options, folder: make_trainer(options | two_found, folder))
     with pytest.raises(UserError, match="auto tries one device, and this run has 2"):
-        do(work / "several", auto, "trainer.devices='2'", "trainer.strategy=ddp")
+        do(work / "several", auto)
 
 
 def test_tries_leave_everything_as_it_is(work, monkeypatch):  # noqa: F811

@@ -1,5 +1,6 @@
 """A user's own images by the command: what is typed, what comes with it, what mistakes get."""
 
+import csv
 import json
 import os
 import subprocess
@@ -7,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import open_dict
+from safetensors.torch import load_file
 
 from robustft.cli import plan
 from robustft.cli.compose import complete, compose_first, parse
@@ -17,6 +20,7 @@ from robustft.data.sets import Preprocess
 from robustft.inputs import instantiated
 from tests.data.own import colour, write_domains
 from tests.small import ROOT
+from tests.test_resume import AT_STEP
 
 HALVES = Preprocess(16, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
@@ -129,8 +133,14 @@ def test_mistakes_are_told_before_anything_is_imported(root: Path, tmp_path: Pat
     assert not list(tmp_path.iterdir())  # nothing half-written
 
 
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *arguments: str, stop_at: int | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, in a folder; it is terminated in the optimiser's step ``stop_at``."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "ROBUSTFT_CACHE": str(folder / "cache"), "COLUMNS": "100"}
+    if stop_at is not None:
+        (folder / "stand_in").mkdir(exist_ok=True)
+        (folder / "stand_in" / "sitecustomize.py").write_text(AT_STEP)
+        environment["PYTHONPATH"] = os.pathsep.join([str(folder / "stand_in"), str(ROOT)])
+        environment |= {"AT_STEP": str(stop_at), "SIGNAL": "15"}
     few = ("model=tiny", "model.pretrained=null", "logger=none", "trainer.enable_progress_bar=false")
     line = [sys.executable, str(ROOT / "run.py"), *few, *arguments]
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -198,3 +208,28 @@ def test_the_embedded_model_does_not_know_these_words(root: Path, tmp_path: Path
     end = run(tmp_path, "data=folders", f"data.train={root}/photo", "model.pretrained=embedded")
     assert end.returncode == 1 and "Traceback" not in end.stderr and "does not know" in end.stderr, end.stderr
     assert end.stderr[end.stderr.index("error: ") :].count("\n") == 1
+
+
+def test_an_interrupted_run_goes_on_to_the_same_end(root: Path, tmp_path: Path) -> None:
+    """The batch and the length that a small set settles for are found again, and so are augmented images."""
+    typed = ("data=table", f"data.path={_table(root, tmp_path)}", "augment=flip_crop", "data.sampler=balanced")
+    typed += ("trainer.max_steps=6", "save_minutes=0", "data.corruptions=[jpeg]")
+    stopped = run(tmp_path, *typed, "hydra.run.dir=two", stop_at=4)
+    assert stopped.returncode == 130 and "interrupted after step" in stopped.stderr, stopped.stderr
+    assert run(tmp_path, "resume=two").returncode == 0
+    assert run(tmp_path, *typed, "hydra.run.dir=one").returncode == 0
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    records = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two")]
+    assert records[0]["ood"] == records[1]["ood"] and list(records[0]["ood"]) == ["sketch", "corrupted_jpeg"]
+    assert records[0]["protocol"]["augment"] == "flip_crop"
+
+
+def _table(root: Path, folder: Path) -> Path:
+    with (folder / "t.csv").open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(("path", "label", "split"))
+        for path in sorted(root.glob("*/*/*.png")):
+            if (split := path.parts[-3]) != "cartoon":
+                lines.writerow((path, path.parent.name, "train" if split == "photo" else split))
+    return folder / "t.csv"

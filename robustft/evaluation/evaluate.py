@@ -134,7 +134,7 @@ def zeroshot_scores(
         logits, correct = known(evaluation_set)
         if calibrates and evaluation_set.name == "holdout":
             temperature = best_temperature(logits, correct)
-        scores[evaluation_set.name] = score(logits, correct, make_metrics(), temperature)
+        scores[evaluation_set.name] = score(logits, correct, make_metrics(), temperature, evaluation_set.groups)
     return as_scores(scores), temperature
 
 

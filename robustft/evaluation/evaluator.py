@@ -12,7 +12,7 @@ from robustft.common.errors import UserError
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.metrics import SetMetric
 from robustft.evaluation.results import Score, Scores
-from robustft.evaluation.scoring import update, values
+from robustft.evaluation.scoring import start, update, values
 from robustft.evaluation.top1 import Top1, predict
 from robustft.models.classifier import Classifier
 from robustft.training.lightning_private import leave_to_each_device
@@ -63,12 +63,12 @@ class Evaluator(LightningModule):
         self.tops = [Top1(evaluation_set.correct) for evaluation_set in self.sets]
         self.more = [dict(self.make_metrics()) for _ in self.sets]
         for evaluation_set, metrics in zip(self.sets, self.more, strict=True):
-            for metric in metrics.values():
-                metric.start(int(evaluation_set.allowed.sum()))
+            start(metrics, int(evaluation_set.allowed.sum()), evaluation_set.groups)
         # Registered, they move with the module.
         self.metrics = nn.ModuleList([*self.tops, *(metric for metrics in self.more for metric in metrics.values())])
         for number, evaluation_set in enumerate(self.sets):
             self.register_buffer(f"allowed{number}", evaluation_set.allowed.nonzero()[:, 0], persistent=False)
+            self.register_buffer(f"groups{number}", evaluation_set.groups, persistent=False)
         leave_to_each_device(self, [name for name, _ in self.named_buffers()])  # constants
 
     def classifier(self) -> Classifier:
@@ -102,7 +102,9 @@ class Evaluator(LightningModule):
             allowed = self.get_buffer(f"allowed{dataloader_idx}")
             logits, correct = logits.float()[:, allowed], top1.correct[batch.labels][:, allowed]
             log_p = logits.log_softmax(1)
-            update(metrics, logits, log_p, correct, self.temperature)
+            groups = getattr(self, f"groups{dataloader_idx}")
+            of_batch = None if groups is None else groups[batch.indices]
+            update(metrics, logits, log_p, correct, self.temperature, of_batch)
             if self.keep_predictions:
                 details = self.details.setdefault(name, self._filled(-torch.inf, images, len(PER_IMAGE)))
                 details[batch.indices] = describe(log_p, correct)
@@ -113,7 +115,7 @@ class Evaluator(LightningModule):
             raise UserError("the model's logits are not finite: its weights overflow. Lower optimizer.lr or beta.")
         for evaluation_set, top1, metrics in zip(self.sets, self.tops, self.more, strict=True):
             if top1.update_called or together:
-                self.scores[evaluation_set.name] = top1.score(values(metrics, self.temperature))
+                self.scores[evaluation_set.name] = top1.score(values(metrics, self.temperature, evaluation_set.groups))
         if together:
             self._gather()
         self.log_dict(summary(self.scores), rank_zero_only=False)

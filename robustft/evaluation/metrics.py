@@ -50,6 +50,8 @@ class SetMetric(Metric):
         unit: "%" of a fraction in 0…1, which is shown in percent; else what stands behind the number.
         label: what tables call it; "": its name.
         calibrated: it is given the probabilities at the temperature that suits the hold-out best.
+        grouped: it is told of ``groups``, the number of each image's group, behind what is right; its value is null on
+            sets that tell no groups apart, of which it is told nothing.
     """
 
     is_differentiable = False
@@ -58,9 +60,13 @@ class SetMetric(Metric):
     unit = "%"
     label = ""
     calibrated = False
+    grouped = False
 
     def start(self, allowed: int) -> None:
         """Is told how many classes the set allows, before anything else: for states that have one number for each."""
+
+    def start_groups(self, groups: int) -> None:
+        """Is told how many groups the set tells apart, if there are any and the metric is ``grouped``."""
 
     def add_sum(self, name: str, *shape: int) -> None:
         """Add a state ``self.<name>`` of whole numbers, which begins at 0 and adds up over devices."""
@@ -135,6 +141,36 @@ class WorstClass(_Confusion):
 
     def compute(self) -> float:
         return float(self.accuracies().min())
+
+
+class WorstGroup(SetMetric):
+    """The accuracy on the images of the group where it is lowest (Sagawa et al., ICLR 2020).
+
+    Groups are what a set says they are, as the column ``group`` of a table does.
+    """
+
+    label, higher_is_better, grouped = "worst group", True, True
+    images: Int64[Tensor, " groups"]
+    hits: Int64[Tensor, " groups"]
+
+    def start_groups(self, groups: int) -> None:
+        self.add_sum("images", groups)
+        self.add_sum("hits", groups)
+
+    def update(
+        self,
+        probabilities: Float[Tensor, "batch allowed"],
+        correct: Bool[Tensor, "batch allowed"],
+        groups: Int64[Tensor, " batch"] | None = None,
+    ) -> None:
+        assert groups is not None
+        hit = correct.gather(1, probabilities.argmax(1, keepdim=True))[:, 0]
+        self.images.index_add_(0, groups, torch.ones_like(groups))
+        self.hits.index_add_(0, groups, hit.to(groups.dtype))
+
+    def compute(self) -> float:
+        images, hits = self.images.cpu().double(), self.hits.cpu().double()
+        return float((hits / images)[images > 0].min())
 
 
 class MacroF1(_Confusion):

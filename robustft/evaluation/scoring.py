@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from robustft.data.sets import EvaluationSet
@@ -13,31 +13,53 @@ from robustft.evaluation.results import Score
 AT_ONCE = 1024  # images
 
 
+def start(metrics: Mapping[str, SetMetric], allowed: int, groups: Int64[Tensor, " images"] | None) -> None:
+    """Tell new metrics of a set: how many classes it allows, and the group of each image if it tells groups apart."""
+    for metric in metrics.values():
+        metric.start(allowed)
+        if metric.grouped and groups is not None:
+            metric.start_groups(int(groups.max()) + 1)
+
+
 def update(
     metrics: Mapping[str, SetMetric],
     logits: Float[Tensor, "batch allowed"],
     log_p: Float[Tensor, "batch allowed"],
     correct: Bool[Tensor, "batch allowed"],
     temperature: float | None,
+    groups: Int64[Tensor, " batch"] | None = None,
 ) -> None:
     """Tell metrics of a batch, without waiting for the device.
 
     Args:
         log_p: logarithms of the probabilities at temperature 1.
         temperature: for metrics of calibrated probabilities; None: these are told nothing.
+        groups: of the images, for metrics of groups; None: these are told nothing.
     """
     probabilities = log_p.exp()
     for metric in metrics.values():
-        if not metric.calibrated:
-            metric.update(probabilities, correct)
-        elif temperature is not None:
-            metric.update((logits / temperature).softmax(1), correct)
+        if not is_told(metric, temperature, groups):
+            continue
+        of_groups = {"groups": groups} if metric.grouped else {}
+        if metric.calibrated:
+            assert temperature is not None
+            seen = (logits / temperature).softmax(1)
+        else:
+            seen = probabilities
+        metric.update(seen, correct, **of_groups)
 
 
-def values(metrics: Mapping[str, SetMetric], temperature: float | None) -> dict[str, float | None]:
-    """What metrics have found, on all devices; None where that is no number, or is calibrated by nothing."""
+def is_told(metric: SetMetric, temperature: float | None, groups: Tensor | None) -> bool:
+    """Say whether there is what a metric needs: a temperature for calibrated ones, groups for grouped ones."""
+    return not (metric.calibrated and temperature is None) and not (metric.grouped and groups is None)
+
+
+def values(
+    metrics: Mapping[str, SetMetric], temperature: float | None, groups: Tensor | None = None
+) -> dict[str, float | None]:
+    """What metrics have found, on all devices; None where that is no number, or where they were told nothing."""
     found = {
-        name: math.nan if metric.calibrated and temperature is None else float(metric.compute())
+        name: float(metric.compute()) if is_told(metric, temperature, groups) else math.nan
         for name, metric in metrics.items()
     }
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
@@ -56,17 +78,21 @@ def score(
     correct: Bool[Tensor, "images allowed"],
     metrics: Mapping[str, SetMetric],
     temperature: float | None,
+    groups: Int64[Tensor, " images"] | None = None,
 ) -> Score:
     """The score of a set of which this process has all logits, on the CPU, of the classes that the set allows.
 
     Args:
         metrics: new ones.
+        groups: of the images, where the set tells groups apart.
     """
     hits = 0
+    start(metrics, correct.shape[1], groups)
     for metric in metrics.values():
-        metric.start(correct.shape[1])
         metric.sync_on_compute = False  # nothing is to be added by other processes
-    for some, right in zip(logits.split(AT_ONCE), correct.split(AT_ONCE), strict=True):
+    for first in range(0, len(logits), AT_ONCE):
+        some, right = logits[first : first + AT_ONCE], correct[first : first + AT_ONCE]
         hits += int(right.gather(1, some.argmax(1, keepdim=True)).sum())
-        update(metrics, some, some.log_softmax(1), right, temperature)
-    return Score(hits / len(logits), len(logits), values(metrics, temperature))
+        of_some = None if groups is None else groups[first : first + AT_ONCE]
+        update(metrics, some, some.log_softmax(1), right, temperature, of_some)
+    return Score(hits / len(logits), len(logits), values(metrics, temperature, groups))
