@@ -115,7 +115,8 @@ class Settings:
         reasons: list[str | None] = []
         for owner, described in self.descriptions(name):
             by = described.get("by")
-            reason = self.closed(owner) or (self.chosen(by) if by else self._unmet(described.get("when")))
+            unmet = (self.closed(by) or self.chosen(by)) if by else self._unmet(described.get("when"))
+            reason = self.closed(owner) or unmet
             if reason is None:
                 return None
             reasons.append(reason)
