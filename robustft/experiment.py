@@ -26,6 +26,15 @@ from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
+from robustft.components import (
+    component,
+    make_constraints,
+    make_data,
+    make_metrics,
+    make_moving,
+    make_parts,
+    make_recipe,
+)
 from robustft.data.check import known_leaks
 from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
@@ -39,17 +48,7 @@ from robustft.evaluation.results import Scores, results_record, write_results
 from robustft.evaluation.retention import Retention, retained
 from robustft.evaluation.summary import print_table
 from robustft.evaluation.verdict import verdict
-from robustft.inputs import (
-    Inputs,
-    component,
-    make_constraints,
-    make_data,
-    make_metrics,
-    make_moving,
-    make_parts,
-    make_recipe,
-    make_retention,
-)
+from robustft.inputs import Inputs, make_retention
 from robustft.models.classifier import Classifier
 from robustft.models.files import BEST, MODEL, why_no_model
 from robustft.models.weights import save_classifier

@@ -16,8 +16,9 @@ from robustft.cli import checks, compose, identity
 from robustft.cli.main import run_in
 from robustft.cli.sources import CONF
 from robustft.common import configs
+from robustft.components import component, make_data
 from robustft.experiment import make_training, options
-from robustft.inputs import Inputs, component, make_data
+from robustft.inputs import Inputs
 from robustft.models.classifier import Classifier
 from robustft.training.loop import train
 from robustft.training.method import Method

@@ -13,8 +13,8 @@ from robustft.cli import plan
 from robustft.cli.compose import complete, compose_first, parse
 from robustft.common import configs
 from robustft.common.errors import UserError
+from robustft.components import instantiated
 from robustft.data.sets import Preprocess
-from robustft.inputs import instantiated
 from tests.data.own import colour, write_domains
 from tests.small import ROOT
 

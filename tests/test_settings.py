@@ -490,7 +490,7 @@ def test_limits_that_leave_nothing_are_refused_once_the_data_is_known(work):  # 
         "trainer.accelerator=mps": "trainer: ",
     }.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("robustft.inputs.zeroshot_classifier", lambda *_, **__: pytest.fail("too late"))
+            patch.setattr("robustft.components.zeroshot_classifier", lambda *_, **__: pytest.fail("too late"))
             with pytest.raises(UserError, match=expected) as raised:
                 do(work / "refused", line)
         assert "\n" not in str(raised.value)

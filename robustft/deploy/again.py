@@ -11,10 +11,10 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.errors import UserError
+from robustft.components import instantiated, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source
-from robustft.inputs import instantiated, make_zeroshot
 from robustft.models.files import RESULTS
 from robustft.models.weights import preprocess_in
 

@@ -10,10 +10,10 @@ import open_clip
 from torch import nn
 
 from robustft.common.errors import UserError
+from robustft.components import make_tokenizer
 from robustft.deploy.again import model_settings
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source, find
-from robustft.inputs import make_tokenizer
 from robustft.models.files import weights_file
 from robustft.models.weights import create_clip, text_tower
 from robustft.models.zeroshot import open_clip_tokenizer, own_model

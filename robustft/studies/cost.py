@@ -162,7 +162,7 @@ def _composed(settings: tuple[str, ...]) -> DictConfig:
 @cache
 def _data(settings: tuple[str, ...]) -> "RobustnessData":
     """Made once: a million files take a while to list."""
-    from robustft.inputs import make_data
+    from robustft.components import make_data
 
     return make_data(_composed(settings))
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from robustft.common.errors import UserError
+from robustft.components import instantiated
 from robustft.data import datamodule
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet, Preprocess, TensorImages
-from robustft.inputs import instantiated
 from tests.small import ROOT
 
 HALF = (0.5, 0.5, 0.5)

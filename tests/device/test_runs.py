@@ -17,6 +17,7 @@ from robustft.cli import identity, resuming
 from robustft.cli.main import run_in
 from robustft.common import configs
 from robustft.common.errors import UserError
+from robustft.components import component
 from robustft.data.loading import make_loader
 from robustft.data.sampling import EvalSampler
 from robustft.data.sets import EvaluationSet, TensorImages
@@ -24,7 +25,6 @@ from robustft.evaluation import disagreement
 from robustft.evaluation.evaluate import Evaluation
 from robustft.evaluation.evaluator import Evaluator
 from robustft.evaluation.predictions import write_predictions
-from robustft.inputs import component
 from robustft.models import zeroshot
 from robustft.models.files import BEST
 from robustft.models.text_tower import TextTower

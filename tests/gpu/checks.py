@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustft.bench.steps import BETA, MASK
+from robustft.components import make_metrics
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
 from robustft.counterfactual.mask import make_mask
@@ -18,7 +19,6 @@ from robustft.data.sampling import generator
 from robustft.data.sets import Batch
 from robustft.evaluation.evaluate import Evaluation, evaluate
 from robustft.experiment import options
-from robustft.inputs import make_metrics
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.weights import create_clip

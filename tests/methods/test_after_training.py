@@ -217,7 +217,7 @@ class Whole:
     """What VRF does, in plain float64, from models and data."""
 
     def __init__(self, folder: Path, share: float) -> None:
-        from robustft.inputs import make_data
+        from robustft.components import make_data
 
         cfg = composed("method=finetune", "model.pretrained=embedded", *KEPT)
         self.data = make_data(cfg)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import robustft
 from robustft.cli import compose
 from robustft.cli.main import run_in
+from robustft.components import make_data
 from robustft.data.sampling import TrainSampler
-from robustft.inputs import make_data
 from robustft.methods import features
 from robustft.methods.linear_probe import LinearProbe
 from robustft.methods.lpft import LPFT

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from robustft.components import make_data
 from robustft.data.sampling import TrainSampler
-from robustft.inputs import make_data
 from tests.methods.micro import same_bits
 from tests.small import do, method_of, prepared, trained, work  # noqa: F401 (a fixture)
 

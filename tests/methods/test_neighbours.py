@@ -225,7 +225,7 @@ def test_the_head_of_lipsum_moves_as_one_of_unit_rows(work):  # noqa: F811
     """One step of AdamW on the published parametrisation, s outside, against ours."""
     run = prepared(work / "head", "method=lipsum", "optimizer.weight_decay=0.1")
     system = method_of(run)
-    from robustft.inputs import make_recipe
+    from robustft.components import make_recipe
 
     system.recipe = make_recipe(run.cfg)
     scale, start = system.text.scale, system.student.head.weight.detach().clone()
