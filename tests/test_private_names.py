@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from robustft.cli import hydra_private
 from robustft.cli import main as _resolvers  # noqa: F401
 from robustft.cli.sources import CONF
+from robustft.training import fused
 from robustft.training import lightning_private as private
 from tests.small import ROOT
 
@@ -198,6 +199,29 @@ def test_what_a_cpu_multiplies():
         assert isinstance(getattr(torch.cpu, name)(), bool)
 
 
+def test_lists_of_tensors():
+    """Each of torch's multi-tensor functions against plain arithmetic."""
+    a, b = ([torch.randn(shape) for shape in ((3,), (2, 4))] for _ in range(2))
+    factors = torch.tensor([0.5, 3.0])
+
+    def same(made, wanted):
+        assert len(made) == len(wanted) == 2 and all(torch.allclose(*pair) for pair in zip(made, wanted, strict=True))
+
+    def changed(function, *arguments):
+        made = [each.clone() for each in a]
+        function(made, *arguments)
+        return made
+
+    pairs = list(zip(a, b, strict=True))
+    same(fused.norms(a), [each.square().sum().sqrt() for each in a])
+    same(fused.differences(a, b), [x - y for x, y in pairs])
+    same(fused.products(a, b), [x * y for x, y in pairs])
+    same(changed(fused.add_, b, -2.0), [x - 2 * y for x, y in pairs])
+    for given in (factors, factors.tolist()):
+        same(changed(fused.scale_, given), [x * factor for x, factor in zip(a, factors, strict=True)])
+    same(changed(fused.move_, b, 0.25), [0.75 * x + 0.25 * y for x, y in pairs])
+
+
 def test_a_dashboard_s_specification():
     workspaces = pytest.importorskip("wandb_workspaces.workspaces")
     made = workspaces.Workspace(entity="me", project="robustft", name="ID and OOD")
@@ -219,6 +243,9 @@ PLACES = {
     "cli/hydra_private.py": {"_get_node"},
     "models/open_clip_private.py": {"_embeds", "_pool"},
     "models/timm_private.py": {"_pos_embed"},
+    "training/fused.py": {
+        "_foreach_norm", "_foreach_sub", "_foreach_mul", "_foreach_add_", "_foreach_mul_", "_foreach_lerp_",
+    },
     "training/trainer.py": {"_is_avx512_bf16_supported", "_is_amx_tile_supported"},
     "report/dashboard.py": {"_spec"},
     "data/own/huggingface.py": {"_fingerprint"},

@@ -8,6 +8,7 @@ matters once it dominates.
 import torch
 from torch import nn
 
+from robustft.training import fused
 from robustft.training.constraint import Constraint
 
 
@@ -25,7 +26,7 @@ class L2SP(Constraint):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add 2α(θ − θ₀)."""
-        torch._foreach_add_(self.gradients(), self.moves(), alpha=2 * self.weight)
+        fused.add_(self.gradients(), self.moves(), 2 * self.weight)
 
 
 class DecoupledL2SP(Constraint):
@@ -42,5 +43,5 @@ class DecoupledL2SP(Constraint):
     @torch.no_grad()
     def project(self) -> None:
         moves = self.moves()
-        torch._foreach_mul_(moves, [rate * self.weight for rate in self.rates()])
-        torch._foreach_sub_([weight for weight, _ in self.pairs], moves)
+        fused.scale_(moves, [rate * self.weight for rate in self.rates()])
+        fused.add_([weight for weight, _ in self.pairs], moves, -1)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from robustft.training import fused
 from robustft.training.constraint import Constraint
 
 
@@ -35,14 +36,13 @@ class SelectiveProjection(Constraint):
     def add_gradient(self) -> None:
         """Look at the gradient, and add nothing."""
         moves = self.moves()
-        self.lengths = torch.stack(torch._foreach_norm(moves))
-        products = torch._foreach_mul(moves, self.gradients())
-        self.opposed = torch.stack([product.sum() for product in products]) > 0
+        self.lengths = fused.norms(moves)
+        self.opposed = torch.stack([each.sum() for each in fused.products(moves, self.gradients())]) > 0
 
     @torch.no_grad()
     def project(self) -> None:
         moves = self.moves()
-        lengths = torch.stack(torch._foreach_norm(moves))
+        lengths = fused.norms(moves)
         ratio = ((lengths - self.lengths) / lengths).clamp(0, 1)  # not a number where nothing has moved
-        torch._foreach_mul_(moves, list((self.weight * ratio * self.opposed).nan_to_num().unbind()))
-        torch._foreach_sub_([weight for weight, _ in self.pairs], moves)
+        fused.scale_(moves, (self.weight * ratio * self.opposed).nan_to_num())
+        fused.add_([weight for weight, _ in self.pairs], moves, -1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
+from robustft.training import fused
 
 
 class Constraint:
@@ -64,7 +65,7 @@ class Constraint:
     def moves(self) -> list[Any]:
         """θ − θ₀ of ``pairs``."""
         weights, starts = ([pair[k] for pair in self.pairs] for k in (0, 1))
-        return list(torch._foreach_sub(weights, starts))
+        return fused.differences(weights, starts)
 
     def gradients(self) -> list[Any]:
         """Of ``pairs``, as they are when ``add_gradient`` is called; zero where the loss has not reached a weight."""

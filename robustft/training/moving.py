@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from robustft.models.lora import named_weights
+from robustft.training import fused
 
 Rule = Callable[[int, int], float]
 SHARE = 0.2  # of the run: the time constant of CaRot's teacher at its end (5,000 of 25,000 steps)
@@ -75,9 +76,7 @@ class MovingAverage(nn.Module):
             return
         averages = dict(self.model.named_parameters())
         pairs = [(averages[name], value) for name, value in named_weights(student)]
-        means: list[Any] = [mean for mean, _ in pairs]
-        values: list[Tensor] = [value.to(mean.dtype) for mean, value in pairs]
-        torch._foreach_lerp_(means, values, weight)
+        fused.move_([mean for mean, _ in pairs], [value.to(mean.dtype) for mean, value in pairs], weight)
         for mean, buffer in zip(self.model.buffers(), student.buffers(), strict=True):
             mean.copy_(buffer)
 
