@@ -31,6 +31,7 @@ COMMANDS = {
     "bench": Command("time the training step on this machine", "robustft.bench.__main__"),
     "predict": Command("what images show, by the model of a run", "robustft.deploy.predict"),
     "export": Command("the model of a run for open_clip, ONNX, torch.export, transformers", "robustft.deploy.export"),
+    "app": Command("a page to drop images on, for the model of a run", "robustft.deploy.app"),
     "example": Command("a folder of images to try everything with", "robustft.data.scenes.example"),
     "check": Command("is the data complete? trains nothing (check=data)", settings=("check=data",)),
 }
