@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,14 @@ from tests.needs import BROWSER
 FLAGS = """--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync
     --disable-component-update --disable-default-apps --disable-extensions --hide-scrollbars --remote-debugging-pipe
     --force-color-profile=srgb""".split()
+# The browser reads and writes at these two numbers: first out of the way of each other, then into their places.
+AS_3_AND_4 = """
+import fcntl, os, sys
+theirs, yours = (fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3])
+os.dup2(theirs, 3)
+os.dup2(yours, 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 class Page:
@@ -128,8 +137,8 @@ def browsing(profile: Path) -> Iterator[Page]:
     """A tab of a browser that ends with the block; ``profile``: a folder for it."""
     assert BROWSER, "no Chromium installed"
     (theirs, ours), (mine, yours) = os.pipe(), os.pipe()
-    script = f'exec "$0" "$@" 3<&{theirs} 4>&{yours}'  # the pipe's numbers are fixed
-    line = ["sh", "-c", script, BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    browser = [BROWSER, *FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    line = [sys.executable, "-c", AS_3_AND_4, str(theirs), str(yours), *browser]
     process = subprocess.Popen(line, pass_fds=[theirs, yours], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     os.close(theirs)
     os.close(yours)

@@ -21,7 +21,6 @@ from robustft.deploy.source import Source, find
 HOST, PORT = "127.0.0.1", 8000
 NEAREST = 10_000
 PACKAGES = ("starlette", "uvicorn")
-AT_ONCE = 32  # connections; more are told to come back
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,32 +58,17 @@ def serve(arguments: argparse.Namespace) -> int:
     source = check(arguments)
     with closing(listening(arguments.host, arguments.port)) as place:
         homes.stand_in()
-        import uvicorn
-
         from robustft.deploy.looking import Looker  # torch and open_clip take seconds to import
         from robustft.deploy.predict import device_of
-        from robustft.deploy.server import application, is_loopback
+        from robustft.deploy.server import is_loopback, server
 
         looker = Looker(source, device_of(arguments.device), arguments.nearest)
-        config = uvicorn.Config(
-            application(looker, arguments.host),
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            lifespan="off",
-            log_config=None,  # what goes wrong is said on the terminal, and nothing else
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            limit_concurrency=AT_ONCE,
-            timeout_graceful_shutdown=2,
-        )
         if not is_loopback(arguments.host):
             print("everybody who can reach this machine can use it: there is no password", file=sys.stderr)
         print(f"{address(place)}  (Ctrl-C ends it)", flush=True)
         try:
             with suppress(KeyboardInterrupt):  # the way to end it
-                uvicorn.Server(config).run(sockets=[place])
+                server(looker, arguments.host).run(sockets=[place])
         finally:
             looker.stop()
     return 0
@@ -120,7 +104,7 @@ def listening(host: str, port: int) -> socket.socket:
         raise UserError(f"--host={host}: no address or name of this machine") from error
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise UserError(f"--port={port}: taken by another program. Give another; 0 takes one that is free") from error
+            raise UserError(f"--port={port}: taken by another program. Give another, or 0 for any") from error
         if error.errno == errno.EADDRNOTAVAIL:
             raise UserError(f"--host={host}: not an address of this machine") from error
         raise UserError(f"--host={host} --port={port}: cannot listen there ({reason(error)})") from error

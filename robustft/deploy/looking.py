@@ -26,7 +26,7 @@ from robustft.deploy.images import as_picture
 from robustft.deploy.model import Model, load
 from robustft.deploy.neighbours import Neighbours, some_of, training_images
 from robustft.deploy.source import Source
-from robustft.evaluation.gallery import Shown, cam_of, fills_of, filled_mask, look, masks_of, shown_mask
+from robustft.evaluation.gallery import Shown, cam_of, filled_mask, fills_of, look, masks_of, shown_mask
 from robustft.evaluation.pictures import blanked, hatched, heat, picture
 from robustft.evaluation.results import percent, set_label
 
@@ -128,7 +128,7 @@ class Looker:
             lines.append(f"Top-1, {' → '.join(blocks)}: {told} on {set_label(results['id']['name'])}")
             if all(block["ood_avg"] is not None for block in blocks.values()):
                 lines[-1] += f", {' → '.join(percent(block['ood_avg']) for block in blocks.values())} under shift"
-            lines[-1] += " (%)."
+            lines[-1] += f" (%{', of a part of the images' if results['partial'] else ''})."
         return {
             "name": (results or {}).get("name") or self.source.folder.resolve().name,
             "about": " ".join(lines),
@@ -232,7 +232,7 @@ class Looker:
         ]
         filled = filled_mask(mask)
         own = masks[filled][0]
-        samples = []
+        samples: list[tuple[str, str, Any, Tensor, Tensor | None]] = []
         if self.model.tower.tokens:  # else nothing can be left out
             samples.append(("no fill", "left out", blanked(drawn, own[0].unflatten(0, grid)), pixels, own))
         if (found := self._others(draw)) is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import uvicorn
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -30,6 +31,7 @@ from robustft.deploy.looking import Looker
 ASSETS = Path(__file__).parent / "assets"
 FILES = {"/": ("app.html", "text/html"), "/app.css": ("app.css", "text/css"), "/app.js": ("app.js", "text/javascript")}
 LIMIT = 32 * 2**20  # bytes of an upload
+AT_ONCE = 32  # connections; more are told to come back
 BINARY = "application/octet-stream"  # what browsers make of images that they do not know
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:;"
@@ -82,6 +84,24 @@ def application(looker: Looker, host: str) -> Starlette:
     ]
     handlers: dict[Any, Any] = {Refused: _refusal, UnreadableImage: _unreadable, UserError: _mistake}
     return Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, host=host)])
+
+
+def server(looker: Looker, host: str) -> uvicorn.Server:
+    """Make the server; ``run(sockets=[…])`` answers until it is interrupted."""
+    config = uvicorn.Config(
+        application(looker, host),
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,  # what goes wrong is said on the terminal, and nothing else
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=AT_ONCE,
+        timeout_graceful_shutdown=2,
+    )
+    return uvicorn.Server(config)
 
 
 class Guard:

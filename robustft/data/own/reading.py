@@ -13,9 +13,8 @@
 
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from PIL import Image
 
@@ -27,7 +26,7 @@ OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng"
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 1"  # of the pixels' identity: another number, other pixels
 
-# What is read of files that strangers send, whatever they are called: nothing that Pillow hands to another program (EPS).
+# What is read of files that are sent, whatever they are called: nothing that Pillow hands to another program (EPS).
 FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
@@ -67,7 +66,7 @@ def read_sent(content: bytes) -> Image.Image:
         raise UnreadableImage(_reason(error, content[:256])) from error
 
 
-def _open(file: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
+def _open(file: io.BufferedIOBase, formats: list[str] | None = None) -> Image.Image:
     _with_heif()
     image = Image.open(file, formats=formats)
     image.load()

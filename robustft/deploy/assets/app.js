@@ -15,9 +15,12 @@ function make(tag, attributes = {}, ...children) {
   node.append(...children.filter((child) => child !== null));
   return node;
 }
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+// Names as text that breaks after their separators before it breaks anywhere else.
+const breakable = (text) => text.split(/(?<=[._/=-])/).flatMap((piece, k) => k ? [make("wbr"), piece] : [piece]);
 // Ties are rounded up, as in the printed tables.
 const percent = (fraction) => (Math.round(fraction * 1000 + 1e-9) / 10).toFixed(1);
-const size = (bytes) => `${(bytes / 2 ** 20).toFixed(bytes < 2 ** 20 ? 2 : 0)} MB`;
+const limit = () => `${state.about.limit / 2 ** 20} MB`;
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
 
 async function ask(where, file) {
@@ -51,7 +54,7 @@ function take(files) {
   $("problems").replaceChildren();
   for (const file of files) {
     if (file.size > state.about.limit) {
-      complain(`${file.name}: ${size(file.size)}, and ${size(state.about.limit)} is the most that is taken`);
+      complain(`${file.name}: larger than ${limit()}, the most that is taken`);
       continue;
     }
     const image = { file, name: file.name || "pasted image", drop, told: null, target: null, draw: 0 };
@@ -77,6 +80,7 @@ function choose(image) {
   state.chosen = image;
   for (const { drop } of state.images) drop.shown = true;
   document.querySelector("main").hidden = false;
+  document.body.classList.remove("empty");
   drawStrip();
   drawAnswers();
   look();
@@ -108,9 +112,9 @@ function drawAnswers() {
   part("whole", "figcaption").replaceChildren(name, make("span", { class: "hint" }, `${told.size.join(" × ")} pixels`));
   const best = models.map((model) => told.answers[model][0][0]);
   const bold = (text) => make("b", {}, text);
-  const said = models.length === 1 ? [`${models[0]}: `, bold(best[0])]
+  const said = models.length === 1 ? [`${capital(models[0])}: `, bold(best[0]), "."]
     : best[0] === best[1] ? ["Both say ", bold(best[0]), "."]
-    : [`${models[0]} says `, bold(best[0]), `, ${models[1]} says `, bold(best[1]), "."];
+    : [`${capital(models[0])} says `, bold(best[0]), `, ${models[1]} says `, bold(best[1]), "."];
   $("verdict").replaceChildren(...said);
   $("lists").replaceChildren(...models.map((model) => make("div", { class: model },
     make("h3", {}, model), make("ol", {}, ...told.answers[model].map(([label, share, index]) => {
@@ -132,8 +136,8 @@ function explain(index) {
 }
 const tile = ({ title, note, picture, used }, ...more) => make("figure", { class: used ? "used" : "" },
   make("img", { src: picture, alt: note ? `${title}: ${note}` : title }),
-  make("figcaption", {}, make("b", {}, title), note ? make("span", { class: "hint" }, note) : null, ...more,
-    used ? make("span", { class: "badge" }, "this run’s") : null));
+  make("figcaption", {}, make("b", {}, title), used ? make("span", { class: "badge" }, "this run’s") : null,
+    note ? make("span", { class: "hint" }, note) : null, ...more));
 
 async function look() {
   const image = state.chosen, { target, draw } = image;
@@ -158,11 +162,12 @@ async function look() {
   for (const node of busy) node.setAttribute("aria-busy", "false");
 }
 function drawSamples(found, tiles) {
-  const label = state.about.classes[found.target], two = found.agreement !== null;
+  const label = state.about.classes[found.target], two = typeof found.agreement === "number";
   part("samples", ".hint").textContent = [
-    `Masks are made from the map (${found.by}) of the ${found.whose} model for ${label}.`,
-    found.illustration ? "This run uses none: an illustration." : "Orange: what this run trains with.",
-    two ? `Cosine of the two models’ features, on the image as it is: ${found.agreement.toFixed(2)}.` : "",
+    `Masks are made from the ${found.whose} model’s map (${found.by}) for ${label}.`,
+    found.illustration ? "This run trains without: an illustration." : "Orange: what this run trains with.",
+    `Under a sample: what ${two ? "the models say of it, and how alike their features are (cosine; "
+      + `${found.agreement.toFixed(2)} on the image itself)` : "the model says of it"}.`,
     found.note ?? ""].join(" ").trim();
   const said = ({ says, agreement }) => [
     ...Object.entries(says).map(([model, [name]]) => make("span", { class: "hint" }, `${model}: ${name}`)),
@@ -211,12 +216,12 @@ async function start() {
     complain(error.message);
     return;
   }
-  const { name, about, classes, notes, maps, limit } = state.about;
+  const { name, about, classes, notes, maps } = state.about;
   document.title = `${name} · robustft app`;
-  $("name").textContent = name;
+  $("name").replaceChildren(...breakable(name));
   $("about").textContent = about;
   $("notes").replaceChildren(...notes.map((note) => make("li", {}, note)));
-  $("limit").textContent = ` At most ${size(limit)} each.`;
+  $("limit").textContent = ` At most ${limit()} each.`;
   $("class").replaceChildren(...classes.map((label, index) => make("option", { value: index }, label)));
   $("class").closest("p").hidden = part("maps", ".scale").hidden = $("samples").hidden = !maps;
   if (!maps) part("maps", "h2").textContent = "What the model sees";
@@ -226,7 +231,12 @@ async function start() {
   const over = (is) => document.body.classList.toggle("over", is);
   addEventListener("dragover", (event) => { event.preventDefault(); over(true); });
   addEventListener("dragleave", (event) => { if (!event.relatedTarget) over(false); });
-  addEventListener("drop", (event) => { event.preventDefault(); over(false); take(event.dataTransfer.files); });
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    over(false);
+    take(event.dataTransfer.files);
+    if (!event.dataTransfer.files.length) complain("That was no file. A picture of another page can be copied and pasted.");
+  });
   addEventListener("paste", (event) => { if (event.clipboardData.files.length) take(event.clipboardData.files); });
   document.documentElement.dataset.ready = "yes";
 }
