@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import open_dict
 from PIL import Image
 
 import robustft
+from robustft.cli import compose
+from robustft.cli.main import run_in
 from robustft.common.errors import UserError
 from robustft.counterfactual.cam import relevance
 from robustft.data.own.reading import FORMATS, UnreadableImage, read_sent
@@ -34,7 +38,7 @@ from tests.browser import Page, browsing
 from tests.deploy.conftest import OWN
 from tests.deploy.test_predict import mistakes, told
 from tests.needs import browser
-from tests.small import ROOT, do, work  # noqa: F401 (a fixture)
+from tests.small import ROOT, do, small, work  # noqa: F401 (a fixture)
 
 CPU = torch.device("cpu")
 HOST = "127.0.0.1"
@@ -206,11 +210,10 @@ def test_an_end_while_training_images_are_encoded(masked: Path, pictures: Path, 
 def test_a_run_whose_data_are_gone(domains: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """The panels that need them are left out, and no answer names a path."""
     monkeypatch.setenv("ROBUSTFT_CACHE", str(tmp_path / "cache"))
-    import shutil
-
     root, content = tmp_path / "images", (pictures / "b.png").read_bytes()
     shutil.copytree(domains, root)
-    do_own(tmp_path / "own", root)
+    settings = "model=tiny model.pretrained=null trainer=cpu trainer.max_epochs=1 logger=none"
+    typed(tmp_path / "own", *f"{settings} trainer.enable_progress_bar=false {OWN.format(root=root)}".split())
     whole = Looker(find(tmp_path / "own"), CPU, 50)
     assert whole.look(content, 0, 0)["note"] is None and finished(whole, content)["ready"]
     shutil.rmtree(root)
@@ -224,24 +227,17 @@ def test_a_run_whose_data_are_gone(domains: Path, pictures: Path, tmp_path: Path
     assert found["note"] == GONE and [one["title"] for one in found["fills"]] == ["no fill"]
     assert "agreement" not in found["fills"][0] and len(found["maps"]) == 1
     assert looker.nearest(content) == {"ready": False, "note": GONE}
-    for told_ in (about, found, looker.answers(content), whole.look(content, 0, 0)):
-        assert str(tmp_path) not in json.dumps(told_)
+    for said in (about, found, looker.answers(content), whole.look(content, 0, 0)):
+        assert str(tmp_path) not in json.dumps(said)
     assert Looker(find(tmp_path / "own"), CPU, 0).nearest(content)["note"].endswith("(--nearest 0).")
 
 
-def do_own(folder: Path, root: Path) -> None:
-    """A run on images of one's own."""
-    from robustft.cli import compose
-    from robustft.cli.main import run_in
-
-    typed = f"model=tiny model.pretrained=null trainer=cpu trainer.max_epochs=1 logger=none {OWN.format(root=root)}"
-    typed_ = [*typed.split(), "trainer.enable_progress_bar=false"]
-    cfg = compose.compose_first(compose.parse(typed_))
-    from omegaconf import open_dict
-
+def typed(folder: Path, *settings: str) -> None:
+    """One run in this process, with these settings alone."""
+    cfg = compose.compose_first(compose.parse(list(settings)))
     with open_dict(cfg):
         cfg.pop("hydra")
-    run_in(cfg, folder, typed_)
+    run_in(cfg, folder, list(settings))
 
 
 def test_a_model_without_patches_and_one_alone(masked: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
@@ -266,24 +262,10 @@ def test_a_model_without_patches_and_one_alone(masked: Path, pictures: Path, tmp
 
 
 def test_a_run_that_trained_nothing(work: Path, pictures: Path) -> None:  # noqa: F811
-    from tests.small import small
-
-    do_untrained(work / "untrained", small("method=zeroshot", "model.pretrained=embedded"))
+    typed(work / "untrained", *small("method=zeroshot", "model.pretrained=embedded"))
     looker = Looker(find(work / "untrained"), CPU, 50)
     assert looker.about()["models"] == ["zero-shot"] and "trained nothing" in looker.about()["notes"][0]
     assert list(looker.answers((pictures / "b.png").read_bytes())["answers"]) == ["zero-shot"]
-
-
-def do_untrained(folder: Path, typed: list[str]) -> None:
-    from omegaconf import open_dict
-
-    from robustft.cli import compose
-    from robustft.cli.main import run_in
-
-    cfg = compose.compose_first(compose.parse(typed))
-    with open_dict(cfg):
-        cfg.pop("hydra")
-    run_in(cfg, folder, typed)
 
 
 # -- what it takes, and from whom
@@ -474,9 +456,9 @@ def texts(page: Page, selector: str) -> list[str]:
 
 @browser
 def test_images_are_dropped_chosen_and_pasted(page: Page, port: int, masked: Path, pictures: Path) -> None:
-    page.open(f"http://{HOST}:{port}")
     page.requests.clear()
     page.faults.clear()
+    page.open(f"http://{HOST}:{port}")
     model, dropped = robustft.load(masked), [pictures / "b.png", pictures / "turned.png"]
     page.drop(dropped)
     settled(page)
@@ -624,4 +606,3 @@ def test_the_page_of_a_model_that_has_less(page: Page, masked: Path, pictures: P
         assert "This run trains without: an illustration." in texts(page, "#samples .hint")[0]
         assert texts(page, "#nearest .hint") == [GONE] and not texts(page, "#nearest figure")
         assert page.does("document.getElementById('again').hidden")
-        assert page.faults == [] or all("422" in fault or "refused" in fault.lower() for fault in page.faults)
