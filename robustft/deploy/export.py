@@ -140,7 +140,7 @@ def some_images(source: Source, found: Sequence[str]) -> list[Any]:
 
     try:
         dataset = data_of(source).evaluation_sets()[0].dataset
-        return [picture(dataset, k) for k in evenly(len(dataset))]
+        return [images.as_picture(dataset, k) for k in evenly(len(dataset))]
     except UserError as error:
         why = str(error).splitlines()[0]
         raise UserError(f"no images of the run to compare on ({why}). Give some: --images PATH ...") from error
@@ -149,17 +149,6 @@ def some_images(source: Source, found: Sequence[str]) -> list[Any]:
 def evenly(count: int) -> list[int]:
     """Up to 16 positions, spread evenly."""
     return [k * count // min(count, COMPARED) for k in range(min(count, COMPARED))]
-
-
-def picture(dataset: Any, index: int) -> Any:
-    """An image of a set as Pillow's, as it was before the model's transform where the set keeps that."""
-    from torch import Tensor
-    from torchvision.transforms.v2.functional import to_pil_image
-
-    from robustft.data.sets import original
-
-    found = original(dataset, index) if hasattr(dataset, "original") else dataset[index][0]
-    return to_pil_image(found) if isinstance(found, Tensor) else found
 
 
 def logits_of(model: "Model", compared: Sequence[Any]) -> "Tensor":

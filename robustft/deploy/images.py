@@ -56,3 +56,14 @@ def images_of(paths: Sequence[str], preprocess: "Preprocess") -> "ImageFiles":
 
     labels = torch.zeros(len(paths), dtype=torch.int64)
     return Images(Path("."), paths, labels, preprocess, read=read_upright)
+
+
+def as_picture(dataset: Any, index: int) -> Any:
+    """An image of a set as Pillow's, as it was before the model's transform where the set keeps that."""
+    from torch import Tensor
+    from torchvision.transforms.v2.functional import to_pil_image
+
+    from robustft.data.sets import original
+
+    found = original(dataset, index) if hasattr(dataset, "original") else dataset[index][0]
+    return to_pil_image(found) if isinstance(found, Tensor) else found

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -61,10 +61,19 @@ class Model(Classifier):
 
     @torch.inference_mode()
     def answer(
-        self, pixels: UInt8[Tensor, "batch 3 height width"], calibrated: bool = True
+        self,
+        pixels: UInt8[Tensor, "batch 3 height width"],
+        calibrated: bool = True,
+        masked: Bool[Tensor, "batch patches"] | None = None,
     ) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch classes"]]:
-        """Features of unit length and probabilities of a batch, on the CPU, in float32."""
-        features = self.encode(self.normalise(pixels.to(self.head.weight.device, non_blocking=True)))
+        """Features of unit length and probabilities of a batch, on the CPU, in float32.
+
+        Args:
+            masked: patches that do not exist for the encoder, see ``Classifier.encode``.
+        """
+        device = self.head.weight.device
+        hidden = None if masked is None else masked.to(device)
+        features = self.encode(self.normalise(pixels.to(device, non_blocking=True)), hidden)
         logits = self.classify(features).float()
         temperature = self.temperature if calibrated and self.temperature is not None else 1.0
         return nn.functional.normalize(features.float(), dim=-1).cpu(), (logits / temperature).softmax(1).cpu()

@@ -72,10 +72,8 @@ def write_gallery(
         fill: none, single or multi; marked as that of the run.
         source: title of the model whose map makes the masks.
     """
-    cams = [_cam_of(model) for model in models.values()]
-    maps = None not in cams
-    recipe = RECIPE | {"cam": "gradcam" if "gradcam" in cams else "relevance"}
-    mask = {**mask, **{key: value for key, value in recipe.items() if mask[key] is None}}
+    maps = all(cam_of(model) is not None for model in models.values())
+    mask = shown_mask(mask, list(models.values()))
     models = {title: deepcopy(model).to(device).eval() for title, model in models.items()}
     pictures = []
     for evaluation_set in sets:
@@ -83,7 +81,7 @@ def write_gallery(
         if not chosen:
             continue
         shown = _images(evaluation_set, chosen)
-        views = {title: _look(model, shown, mask if maps else None) for title, model in models.items()}
+        views = {title: look(model, shown, mask if maps else None) for title, model in models.items()}
         columns = [_image_column(shown, class_names)]
         columns += [_model_column(title, view, shown, class_names) for title, view in views.items()]
         title = f"{evaluation_set.name}: predictions. {models[source].architecture.name} has no maps, masks and fills"
@@ -96,12 +94,22 @@ def write_gallery(
     return pictures
 
 
-def _cam_of(model: Classifier) -> str | None:
-    """The map that can be taken of a model; None: there is none."""
+def cam_of(model: Classifier) -> str | None:
+    """Name the map that can be taken of a model; None: there is none."""
     tower = model.tower
     if tower.grid is None:
         return None
     return "relevance" if tower.attentions() else "gradcam" if tower.cam_layer() is not None else None
+
+
+def shown_mask(mask: Mapping[str, Any], models: Sequence[Classifier]) -> dict[str, Any]:
+    """Complete the settings of a run's mask to those of maps and masks that are shown of all of the models.
+
+    Args:
+        mask: kind, threshold, rate, cam, layers; ``RECIPE`` stands in for what is None.
+    """
+    recipe = RECIPE | {"cam": "gradcam" if "gradcam" in map(cam_of, models) else "relevance"}
+    return {**mask, **{key: value for key, value in recipe.items() if mask[key] is None}}
 
 
 def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str, models: int) -> str:
@@ -118,8 +126,12 @@ def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
     return Shown(torch.stack(pixels), evaluation_set.correct[list(labels)], evaluation_set.allowed)
 
 
-def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any] | None) -> View:
-    """The map and the prediction of each image; without ``mask`` the prediction alone."""
+def look(model: Classifier, shown: Shown, mask: Mapping[str, Any] | None) -> View:
+    """Take the map and the prediction of each image.
+
+    Args:
+        mask: cam and layers of the map; None: the prediction alone.
+    """
     device = model.head.weight.device
     images = model.preprocess.normalise(shown.pixels.to(device))
     if mask is None:
@@ -155,17 +167,9 @@ def _mask_columns(
     seed: int,
 ) -> list[Labelled]:
     """The masks there are, and what each fill makes of that of the run."""
-    count, grid, random = len(cam), cam.shape[1:], generator(seed)
-    kind, threshold, rate = mask["kind"], mask["threshold"], mask["rate"]
-    cam = cam.flatten(1)
-    masks = {
-        "object": (object_mask(cam, threshold), f"map above {threshold}"),
-        "context": (context_mask(cam, threshold), "all the others"),
-    }
-    if kind == "random":
-        by_chance = random_mask(count, grid.numel(), rate, random, exact=fill == "none")
-        masks = {"random": (by_chance, f"rate {rate}"), **masks}
-    filled = "object" if kind == "none" else kind
+    grid, random = cam.shape[1:], generator(seed)
+    masks = masks_of(cam, mask, fill, random)
+    kind, filled = mask["kind"], filled_mask(mask)
     own, _ = masks[filled]
     used = None if kind == "none" else fill
     columns: list[Labelled] = []
@@ -175,10 +179,7 @@ def _mask_columns(
             for image, patches in zip(shown.pixels, chosen, strict=True)
         ]
         columns.append((Column(f"{name} mask", note, name == kind), tiles))
-    next_one = ((torch.arange(count) + 1) % count)[:, None].expand_as(own)
-    others = multi_source(count, own.shape[1], random) if count > 1 else next_one
-    images = shown.pixels.float()
-    single, multi = (replace_patches(images, own, origin, patch_size).byte() for origin in (next_one, others))
+    single, multi = fills_of(shown.pixels, own, patch_size, random)
     removed = [
         blanked(picture(image), patches.unflatten(0, grid)) for image, patches in zip(shown.pixels, own, strict=True)
     ]
@@ -188,3 +189,43 @@ def _mask_columns(
         (Column("single fill", "from the next image", used == "single"), [Tile(picture(x_cf)) for x_cf in single]),
         (Column("multi fill", "from all the others", used == "multi"), [Tile(picture(x_cf)) for x_cf in multi]),
     ]
+
+
+def filled_mask(mask: Mapping[str, Any]) -> str:
+    """Name the mask that fills are shown of: the run's, or the object mask where it has none."""
+    return "object" if mask["kind"] == "none" else mask["kind"]
+
+
+def masks_of(
+    cam: Float[Tensor, "images rows columns"], mask: Mapping[str, Any], fill: str, random: torch.Generator
+) -> dict[str, tuple[Bool[Tensor, "images patches"], str]]:
+    """Make the masks that are shown, each with what makes it: object and context, and random ones of a run with such.
+
+    Args:
+        mask: kind, threshold and rate.
+    """
+    count, kind, threshold, rate = len(cam), mask["kind"], mask["threshold"], mask["rate"]
+    cam = cam.flatten(1)
+    masks = {
+        "object": (object_mask(cam, threshold), f"map above {threshold}"),
+        "context": (context_mask(cam, threshold), "all the others"),
+    }
+    if kind == "random":
+        by_chance = random_mask(count, cam.shape[1], rate, random, exact=fill == "none")
+        masks = {"random": (by_chance, f"rate {rate}"), **masks}
+    return masks
+
+
+def fills_of(
+    pixels: UInt8[Tensor, "images 3 height width"],
+    chosen: Bool[Tensor, "images patches"],
+    patch_size: int,
+    random: torch.Generator,
+) -> tuple[UInt8[Tensor, "images 3 height width"], UInt8[Tensor, "images 3 height width"]]:
+    """Fill the chosen patches from the next image, and from all the others."""
+    count = len(pixels)
+    next_one = ((torch.arange(count) + 1) % count)[:, None].expand_as(chosen)
+    others = multi_source(count, chosen.shape[1], random) if count > 1 else next_one
+    images = pixels.float()
+    single, multi = (replace_patches(images, chosen, origin, patch_size).byte() for origin in (next_one, others))
+    return single, multi

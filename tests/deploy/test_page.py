@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from robustft.cli import main as cli
+from robustft.deploy import app
 from tests.small import ROOT, command
 
 PAGE = (ROOT / "docs" / "using-a-model.md").read_text("utf-8")
@@ -32,8 +33,10 @@ def place(run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
-    assert len(lines) == 8 and all(line[0] == "robustft" for line in lines)
-    for line in lines[:-1]:
+    assert len(lines) == 9 and all(line[0] == "robustft" for line in lines)
+    (page,) = [line for line in lines if line[1] == "app"]
+    assert app.check(app.parse(page[2:])).file.is_file()  # it answers until it is stopped: see test_app.py
+    for line in [line for line in lines[:-1] if line is not page]:
         monkeypatch.setattr(sys, "argv", line)
         assert cli.main() == 0, line
     for name in ("answers.csv", "answers.jsonl", "features.npy"):

@@ -11,6 +11,7 @@
 | larger than Pillow's limit for decompression bombs | refused |
 """
 
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +23,12 @@ from robustft.data.reading import EXTENSIONS, as_seen, reason
 
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
+NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 1"  # of the pixels' identity: another number, other pixels
 
+# What is read of files that are sent, whatever they are called: nothing that Pillow hands to another program (EPS).
+FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -43,9 +48,27 @@ def read_upright(path: str) -> Image.Image:
         ) from error
 
 
-def _open(file) -> Image.Image:
+class UnreadableImage(UserError):
+    """What was sent is no image; the message says why, and names no path."""
+
+
+def read_sent(content: bytes) -> Image.Image:
+    """The image in a file that somebody sent, read as ``read_upright`` does, of the kinds in ``FORMATS``.
+
+    Raises:
+        UnreadableImage: with the reason.
+    """
     _with_heif()
-    image = Image.open(file)
+    Image.init()
+    try:
+        return as_seen(_open(io.BytesIO(content), [name for name in FORMATS if name in Image.OPEN]))
+    except Exception as error:  # as above
+        raise UnreadableImage(_reason(error, content[:256])) from error
+
+
+def _open(file: io.BufferedIOBase, formats: list[str] | None = None) -> Image.Image:
+    _with_heif()
+    image = Image.open(file, formats=formats)
     image.load()
     return image
 
@@ -77,10 +100,19 @@ def why_unreadable(path: str) -> str | None:
 
 def _why(path: str, error: Exception) -> str:
     if Path(path).suffix.lower() in HEIF and not _with_heif():
-        return f"HEIC needs pillow-heif: {install('heif')}"
+        return NEEDS_HEIF
     if isinstance(error, Image.UnidentifiedImageError):
         with open(path, "rb") as file:
-            start = file.read(256).lstrip().lower()
+            return _reason(error, file.read(256))
+    return reason(error)
+
+
+def _reason(error: Exception, start: bytes) -> str:
+    """What is wrong with a file that begins like this."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        if start[4:8] == b"ftyp" and start[8:12] in HEIF_BRANDS and not _with_heif():
+            return NEEDS_HEIF
+        start = start.lstrip().lower()
         if not start:
             return "the file is empty"
         if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<svg")):
