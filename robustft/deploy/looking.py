@@ -28,7 +28,7 @@ from robustft.deploy.neighbours import Neighbours, some_of, training_images
 from robustft.deploy.source import Source
 from robustft.evaluation.gallery import Shown, cam_of, filled_mask, fills_of, look, masks_of, shown_mask
 from robustft.evaluation.pictures import blanked, hatched, heat, picture
-from robustft.evaluation.results import percent, set_label
+from robustft.evaluation.summary import percent, set_label
 
 TOP = 5  # classes that are named
 OTHERS = 4  # training images that patches are taken from
