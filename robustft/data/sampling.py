@@ -1,24 +1,28 @@
 """Which images come when: deterministic functions of seeds, the same whatever the number of devices."""
 
+import hashlib
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
 
-def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator that depends on all the keys, for example (seed, epoch)."""
-    (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state) >> 1)  # torch takes 63 bits
+def generator(purpose: str, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Make a random generator that depends on what it is for and on every key, for example ("order", seed, epoch).
+
+    Other purposes, other keys and other numbers of keys give streams that have nothing to do with each other: also
+    (seed) and (seed, 0), which are one stream of ``np.random.SeedSequence``.
+    """
+    digest = hashlib.blake2b(repr((purpose, *map(int, keys))).encode(), digest_size=8).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
 
 
 def draw(images: int, chosen: int, seed: int) -> Int64[Tensor, " chosen"]:
     """`chosen` of `images` positions at random, in ascending order."""
-    return torch.randperm(images, generator=generator(seed))[:chosen].sort().values
+    return torch.randperm(images, generator=generator("images shown", seed))[:chosen].sort().values
 
 
 def split_holdout(
@@ -30,7 +34,7 @@ def split_holdout(
     to the largest remainders, and at least one image of each class stays for training. A plain draw
     otherwise.
     """
-    order = torch.randperm(len(labels), generator=generator(seed))
+    order = torch.randperm(len(labels), generator=generator("hold-out", seed))
     classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) and counts.min() >= 2 and size <= len(labels) - len(classes):
         take = _shares(counts, size, seed)
@@ -50,7 +54,7 @@ def _shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Te
     exact = size * counts.double() / counts.sum()
     take = exact.floor().long().minimum(counts - 1)
     # Equal remainders (ImageNet: 10.24 images a class) are settled by lot.
-    lot = torch.rand(len(counts), generator=generator(seed, 1), dtype=torch.float64)
+    lot = torch.rand(len(counts), generator=generator("hold-out remainders", seed), dtype=torch.float64)
     by_remainder = ((exact - take).round(decimals=9) + lot * 1e-9).argsort(descending=True)
     while (missing := size - int(take.sum())) > 0:
         open_classes = by_remainder[(take < counts - 1)[by_remainder]]
@@ -97,7 +101,7 @@ class TrainSampler(Sampler[int]):
         return steps * accumulate * micro_batch
 
     def __iter__(self) -> Iterator[int]:
-        order = self.indices[torch.randperm(len(self.indices), generator=generator(self.seed, self.epoch))]
+        order = self.indices[torch.randperm(len(self.indices), generator=generator("order of images", self.seed, self.epoch))]
         steps = order[: math.prod(self.shape)].view(self.shape)
         mine = steps[:, :, self.rank].reshape(-1, self.micro_batch)
         skip = self.start_batch if self.epoch == self.start_epoch else 0
