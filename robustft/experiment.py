@@ -272,6 +272,7 @@ def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
         "models_at_inference": 1,
         "transductive": False,
         "test_set_used": False,
+        "benchmark": OmegaConf.select(cfg, "data.takes.benchmark"),
     }
 
 

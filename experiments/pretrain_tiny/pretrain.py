@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from robustft.common import entry, paths
 from robustft.common.errors import UserError
 from robustft.common.files import atomic
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator, seeded
 from robustft.data.scenes.cache import cached
 from robustft.data.scenes.captions import TASKS, TEMPLATES, captions
 from robustft.data.scenes.datamodule import EVALUATION_SETS
@@ -124,9 +124,9 @@ class Training:
 
     def __init__(self, arguments):
         self.arguments = arguments
-        torch.manual_seed(generator("weights of the tiny CLIP", arguments.seed).initial_seed())
         tiny.register()
-        self.model = open_clip.create_model(tiny.ARCHITECTURE, load_weights=False).train()
+        with seeded("weights of the tiny CLIP", arguments.seed):
+            self.model = open_clip.create_model(tiny.ARCHITECTURE, load_weights=False).train()
         self.tower, self.tokenizer = PlainTower(self.model.visual), tiny.tokenizer()
         self.optimisers = optimisers(self.model, arguments.lr_matrices, arguments.lr_rest)
         self.groups = [(group, group["lr"]) for optimiser in self.optimisers for group in optimiser.param_groups]

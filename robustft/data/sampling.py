@@ -1,6 +1,5 @@
 """Which images come when: deterministic functions of seeds, the same whatever the number of devices."""
 
-import hashlib
 import math
 from collections.abc import Iterator
 
@@ -9,15 +8,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
-
-def generator(purpose: str, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Make a random generator that depends on what it is for and on every key, for example ("order", seed, epoch).
-
-    Other purposes, other keys and other numbers of keys give streams that have nothing to do with each other: also
-    (seed) and (seed, 0), which are one stream of ``np.random.SeedSequence``.
-    """
-    digest = hashlib.blake2b(repr((purpose, *map(int, keys))).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)  # torch takes 63 bits
+from robustft.common.randomness import generator
 
 
 def draw(images: int, chosen: int, seed: int) -> Int64[Tensor, " chosen"]:
@@ -101,7 +92,9 @@ class TrainSampler(Sampler[int]):
         return steps * accumulate * micro_batch
 
     def __iter__(self) -> Iterator[int]:
-        order = self.indices[torch.randperm(len(self.indices), generator=generator("order of images", self.seed, self.epoch))]
+        order = self.indices[
+            torch.randperm(len(self.indices), generator=generator("order of images", self.seed, self.epoch))
+        ]
         steps = order[: math.prod(self.shape)].view(self.shape)
         mine = steps[:, :, self.rank].reshape(-1, self.micro_batch)
         skip = self.start_batch if self.epoch == self.start_epoch else 0

@@ -252,6 +252,12 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return _is_one_of(value, (int, float))
 
 
+def benchmark(record: Mapping[str, Any]) -> str | None:
+    """Tell the version of a benchmark's pictures that a record was measured on; None where there are no versions."""
+    first = {"scenes": "scenes-1"}  # before results said it
+    return (record.get("protocol") or {}).get("benchmark") or first.get(record.get("id", {}).get("name"))
+
+
 def percent(fraction: float, decimals: int = 1) -> str:
     """A fraction in percent with ties rounded up, as readers do: 0.0125 is 1.3 (Python's format says 1.2)."""
     step = Decimal(1).scaleb(-decimals)

@@ -1,4 +1,4 @@
-"""What is said about a scene: captions for pre-training, and prompts for zero-shot heads of its class, place and style."""
+"""What is said about a scene: captions for pre-training, prompts for zero-shot heads of its class, place and style."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,10 @@ TEMPLATES = (
     "a painting of a {}.", "a watercolour of a {}.", "a mosaic of a {}.", "a poster of a {}.",
 )  # fmt: skip
 TASKS = {  # what else a scene shows and no fine-tuning asks for: what is told apart, its names in prompts, prompts
-    "context": (tuple(PLACES.values()), ("a thing {}.", "the thing {}.", "a photo of a thing {}.", "a sketch of a thing {}.")),
+    "context": (
+        tuple(PLACES.values()),
+        ("a thing {}.", "the thing {}.", "a photo of a thing {}.", "a sketch of a thing {}."),
+    ),
     "style": (tuple(names[0] for names in MEDIA.values()), ("a {} of a thing.", "a {} of the thing.")),
 }  # fmt: skip
 

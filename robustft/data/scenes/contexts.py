@@ -124,7 +124,11 @@ def night(x: Tensor, y: Tensor, t: list[Tensor], smooth: Tensor, grain: Tensor) 
     block = blocks.floor()
     height = -0.62 + 0.55 * t[4] + 0.28 * torch.sin(block * 9.7 + 20 * t[5])
     wall = below(y, height)
-    lit = (blocks * 4 % 1 > 0.45) & (y * 9 % 1 > 0.5) & (torch.sin((blocks * 4).floor() * 3.3 + (y * 9).floor() * 5.9) > 0.3)
+    lit = (
+        (blocks * 4 % 1 > 0.45)
+        & (y * 9 % 1 > 0.5)
+        & (torch.sin((blocks * 4).floor() * 3.3 + (y * 9).floor() * 5.9) > 0.3)
+    )
     town = laid(torch.full_like(dark, 0.07), (1.0, 0.82, 0.40), lit.float())
     return torch.lerp(dark, town, wall[:, None])
 
