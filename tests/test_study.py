@@ -104,6 +104,19 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     assert [list(results) for results in seen] == [["first", "b"]]
 
 
+@pytest.mark.parametrize("said", [{"protocol": {"benchmark": "scenes-1"}}, {}])
+def test_results_on_older_pictures_are_refused(tmp_path, said):
+    entry = Entry("run", ("method=zeroshot",))
+    result = Study([entry], tmp_path, []).result(entry)
+    result.parent.mkdir()
+    record = {"config": {"method": {"name": "zeroshot"}}, "id": {"name": "scenes"}}
+    result.write_text(json.dumps({**record, "protocol": {"benchmark": "scenes-2"}}))
+    Study([entry], tmp_path, [])
+    result.write_text(json.dumps({**record, **said}))
+    with pytest.raises(UserError, match=r"run\.json was measured on scenes-1, and runs are now on scenes-2"):
+        Study([entry], tmp_path, [])
+
+
 def test_results_of_other_settings_are_refused(tmp_path):
     settings = (
         "mask=object",

@@ -37,6 +37,7 @@ from robustft.models.plain import PlainTower
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SIZE, SHIFT, EVERY = 64, 4, 50
+WARMUP = 450  # steps
 DEVELOPMENT_SEED = 1000  # a draw of the evaluation sets that is not reported
 MEAN = torch.tensor(open_clip.OPENAI_DATASET_MEAN)[:, None, None]
 STD = torch.tensor(open_clip.OPENAI_DATASET_STD)[:, None, None]
@@ -71,8 +72,8 @@ def optimisers(model, lr_matrices, lr_rest):
 
 
 def schedule(step, steps):
-    """Warm-up over 5% of the steps, then constant, then linearly to 0 over the last 60%."""
-    return min(1.0, (step + 1) / (0.05 * steps), (steps - step) / (0.6 * steps))
+    """Warm-up over WARMUP steps, then constant, then linearly to 0 over the last 60%."""
+    return min(1.0, (step + 1) / WARMUP, (steps - step) / (0.6 * steps))
 
 
 @torch.no_grad()
@@ -129,8 +130,12 @@ class Training:
             self.model = open_clip.create_model(tiny.ARCHITECTURE, load_weights=False).train()
         self.tower, self.tokenizer = PlainTower(self.model.visual), tiny.tokenizer()
         self.optimisers = optimisers(self.model, arguments.lr_matrices, arguments.lr_rest)
-        self.groups = [(group, group["lr"]) for optimiser in self.optimisers for group in optimiser.param_groups]
+        self.peaks = [group["lr"] for group in self.groups()]
         self.step, self.rows, self.recent = 0, [], []
+
+    def groups(self):
+        """The optimisers' groups of parameters, which have learning rates of their own."""
+        return [group for optimiser in self.optimisers for group in optimiser.param_groups]
 
     @property
     def settings(self):
@@ -154,10 +159,6 @@ class Training:
         self.model.load_state_dict(state["model"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
-        self.groups = [
-            (group, lr) for (_, lr), group in zip(self.groups, (g for o in self.optimisers for g in o.param_groups),
-                                                  strict=True)
-        ]  # fmt: skip
 
     def one_step(self, scenes):
         """An optimiser step; every EVERY steps a row of the curve, which is returned."""
@@ -165,7 +166,7 @@ class Training:
         epoch, place = divmod(step, arguments.images // arguments.batch_size)
         order = torch.randperm(arguments.images, generator=generator("pre-training order", arguments.seed, epoch))
         batch = order[place * arguments.batch_size :][: arguments.batch_size]
-        for group, lr in self.groups:
+        for group, lr in zip(self.groups(), self.peaks, strict=True):
             group["lr"] = lr * schedule(step, arguments.steps)
         random = generator("pre-training step", arguments.seed, step)
         losses = step_losses(self.model, self.tower, self.tokenizer, scenes, batch, random)
@@ -216,8 +217,8 @@ SETTINGS = ("steps", "images", "batch_size", "lr_matrices", "lr_rest", "seed", "
 
 def parsed(typed=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12_000)
-    parser.add_argument("--images", type=int, default=64_000)
+    parser.add_argument("--steps", type=int, default=5500)
+    parser.add_argument("--images", type=int, default=48_000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr-matrices", type=float, default=4e-3, help="Muon")
     parser.add_argument("--lr-rest", type=float, default=1.5e-3, help="AdamW")

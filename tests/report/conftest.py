@@ -34,6 +34,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             zeroshot=scores(*given.pop("zeroshot", (0.65, 0.66))),
             mask=mask,
             fill=fill,
+            protocol={"benchmark": given.pop("benchmark", "scenes-2")},
             config={**config, "mask": mask, "fill": fill, **dials, **given.pop("config", {})},
             **dials,
         )

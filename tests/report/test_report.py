@@ -137,6 +137,23 @@ def test_scatter_is_drawn(sweep: Path, tmp_path: Path):
         assert f">{text}<" in svg
 
 
+@pytest.mark.parametrize("old", ["scenes-1", None])  # results of the first pictures do not say it
+def test_versions_of_the_pictures_are_not_mixed(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], old):
+    new = make_run("finetune", 0)
+    assert main([str(new), "--out", str(tmp_path)]) == 0
+    older = make_run("finetune", 1, benchmark=old)
+    assert main([str(older), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    for arguments in ([str(new), str(older)], [str(new), "--baselines", str(older)]):
+        assert main([*arguments, "--out", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert "scenes-2" in said and "scenes-1" in said and "other pictures" in said
+    imagenet = json.loads((new / "results.json").read_text())
+    imagenet["id"]["name"], imagenet["protocol"]["benchmark"] = "imagenet", None
+    (tmp_path / "imagenet.json").write_text(json.dumps(imagenet))
+    assert main([str(new), str(tmp_path / "imagenet.json"), "--out", str(tmp_path)]) == 0  # a panel of its own
+
+
 def test_partial_runs_are_left_out_unless_asked(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     make_run("finetune", 0, partial=True)
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path)]) == 1

@@ -223,7 +223,8 @@ def stitch(c: Canvas) -> Image:
     width = 3
     place = torch.arange(c.image.shape[-1]) % width
     cross = (place[:, None] == place) | (place[:, None] + place == width - 1)
-    return drawn(cells(c, width, 0.05), paper((0.93, 0.90, 0.83)), torch.where(cross, 0.0, 0.33)[None]) * 1.02
+    cloth = torch.where(cross, 0.0, 0.33).expand_as(c.ink)
+    return drawn(cells(c, width, 0.05), paper((0.93, 0.90, 0.83)), cloth) * 1.02
 
 
 def neon(c: Canvas) -> Image:
