@@ -59,7 +59,7 @@ def test_against_a_plain_loop(work, method, accumulate):  # noqa: F811
     )
     run = prepared(work / f"plain-{method}-{accumulate}", *settings)
     size, patch = run.zeroshot.preprocess.size, run.zeroshot.patch_size
-    assert (size, patch) == (48, 8)
+    assert (size, patch) == (64, 8)
     beta = run.cfg.beta or 0
     threshold = run.cfg.mask.threshold or math.nan
     expected = train_plainly(run, beta=beta, threshold=threshold, accumulate=accumulate, steps=6)

@@ -61,7 +61,7 @@ def test_masks_and_fills(kind, fill):
     if kind != "random":
         assert torch.equal(mask, expected)
     assert 0.2 < mask.float().mean() < 0.8
-    kept = ~mask.view(-1, 1, 6, 6).repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(pixels)
+    kept = ~mask.view(-1, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(pixels)
     assert torch.equal(made[kept], pixels[kept])
     if fill == "multi":
         assert (made != pixels)[~kept].float().mean() > 0.99
