@@ -62,7 +62,7 @@ def hugging_face_state() -> dict[str, Tensor]:
         "vision_model.embeddings.patch_embedding.weight": values(WIDTH, 3, PATCH, PATCH),
         "vision_model.embeddings.position_embedding.weight": values(65, WIDTH),
         "vision_model.embeddings.position_ids": torch.arange(65).unsqueeze(0),
-        "text_model.embeddings.token_embedding.weight": values(54, TEXT_WIDTH),
+        "text_model.embeddings.token_embedding.weight": values(64, TEXT_WIDTH),
         "text_model.embeddings.position_embedding.weight": values(CONTEXT, TEXT_WIDTH),
         "text_model.embeddings.position_ids": torch.arange(CONTEXT).unsqueeze(0),
     }
