@@ -44,7 +44,7 @@ class Recipe:
     preferred: float = 0.0  # probability of the class's own colour, else any colour
     foreign: float = 0.0  # probability of another class's own colour
     styles: Mapping[str, float] | None = None  # weights; None: photos
-    scale: tuple[float, float] = (0.55, 1.0)
+    scale: tuple[float, float] = (0.6, 1.1)
     stray: float = 0.25  # how far the object's centre is from the image's at most, more where there is room
     turn: float = 25.0
     aspect: float = 0.10  # standard deviation of log(width / height)
@@ -55,7 +55,7 @@ class Recipe:
     dim: float = 0.25  # probability of low contrast
     blur: float = 0.25
     veil: float = 0.3  # probability of a bank of mist before the object
-    density: tuple[float, float] = (0.70, 0.97)  # of the mist
+    density: tuple[float, float] = (0.65, 0.95)  # of the mist
 
 
 def evenly(styles: Sequence[str], weight: float = 1.0) -> dict[str, float]:
@@ -69,16 +69,16 @@ PRETRAINING = Recipe(
 CORRELATION = 0.93  # of class and context in training and ID images
 ID = Recipe(home=CORRELATION, preferred=0.6)
 RENDITION = Recipe(
-    home=0.3, preferred=0.3, styles=evenly(RENDITIONS), scale=(0.45, 1.0), front=0.2, veil=0.0,
+    home=0.3, preferred=0.3, styles=evenly(RENDITIONS), scale=(0.5, 1.05), front=0.2, veil=0.0,
 )  # fmt: skip
 SETS: dict[str, Recipe] = {
     "train": ID,
     "scenes": ID,
-    "scenes_v2": replace(ID, home=0.73, preferred=0.3, scale=(0.5, 0.95), turn=30.0, noise=0.04, clutter=2.5),
+    "scenes_v2": replace(ID, home=0.73, preferred=0.3, scale=(0.55, 1.05), turn=30.0, noise=0.04, clutter=2.5),
     "scenes_r": RENDITION,
     "scenes_sketch": replace(RENDITION, styles=evenly(SKETCHES)),
     "scenes_objectnet": replace(
-        ID, home=0.0, preferred=0.0, scale=(0.5, 1.05), turn=60.0, aspect=0.25, front=0.2, veil=0.12,
+        ID, home=0.0, preferred=0.0, scale=(0.55, 1.15), turn=60.0, aspect=0.25, front=0.2, veil=0.12,
     ),
     "scenes_a": replace(
         ID, home=None, preferred=0.0, foreign=0.5, noise=0.05, clutter=3.0, dim=0.4, veil=0.15, density=(0.6, 0.85),

@@ -13,13 +13,14 @@ from robustft.data.scenes.styles import INK, PALETTE, STYLE, Canvas, blurred
 Plane = Float[Tensor, "batch height width"]
 Image = Float[Tensor, "batch 3 height width"]
 
+OUTLINE = 1.1  # pixels
 CONTRAST = 0.72  # of the contexts: at full contrast this small CLIP learns the objects late
 
 
 def render(
     scenes: Scenes, size: int
 ) -> tuple[UInt8[Tensor, "batch 3 height width"], Bool[Tensor, "batch height width"]]:
-    """Images, and where the object is seen in them."""
+    """Images, and where the object is seen in them, its outline included."""
     axis = (torch.arange(size) + 0.5) * (2 / size) - 1
     x, y = axis[None, None, :], -axis[None, :, None]  # y points up
     smooth = F.interpolate(scenes.fields, size=(size, size), mode="bicubic", align_corners=True).clamp(0, 1)
@@ -35,7 +36,8 @@ def render(
     body = coverage(silhouette) * (1 - veil) * (1 - front)
     image = restyle(image, ink, body, scenes, smooth)
     image = camera(image, scenes, x, y)
-    return (image * 255).round().to(torch.uint8), (silhouette < 0) & (front < 0.5)
+    outline = torch.where(scenes.contour, OUTLINE + 0.5, 0.0)  # it is drawn around the object and belongs to it
+    return (image * 255).round().to(torch.uint8), (silhouette < plane(outline)) & (front < 0.5)
 
 
 def over(image: Image, colour: Float[Tensor, "batch 3"], alpha: Plane) -> Image:
@@ -121,7 +123,7 @@ def one_class(
 
     fallen = torch.where(plane(light[:, 0]) < 0, silhouette.roll((3, 2), (1, 2)), silhouette.roll((3, -2), (1, 2)))
     image = over(image, black, 0.42 * (0.6 - fallen / 5).clamp(0, 1))
-    image = over(image, black, coverage(silhouette - 1.1) * contour)
+    image = over(image, black, coverage(silhouette - OUTLINE) * contour)
 
     paints = {MAIN: PALETTE[scenes.colour[rows]], ACCENT: PALETTE[scenes.accent[rows]]}
     paints[DARK] = torch.tensor([0.22, 0.19, 0.18]).expand(len(rows), 3)
