@@ -105,11 +105,9 @@ def draw(axes, groups) -> None:
         seeds = [point for of_one in points for point in of_one]
         means = sorted(tuple(sum(v) / len(v) for v in zip(*of_one, strict=True)) for of_one in points)
         axes.scatter(*zip(*seeds, strict=True), s=12, c=look.colour, alpha=0.35, linewidths=0)
-        look_of = {"s": 170 if look.marker == "*" else 60, "c": look.colour, "marker": look.marker}
+        shown = {"s": 170 if look.marker == "*" else 60, "c": look.colour, "marker": look.marker, "edgecolors": "white"}
         axes.plot(*zip(*means, strict=True), color=look.colour, linewidth=1)
-        axes.scatter(
-            *zip(*means, strict=True), s=size, c=look.colour, marker=look.marker, edgecolors="white", label=name
-        )
+        axes.scatter(*zip(*means, strict=True), **shown, label=name)
     axes.set(xlabel="ID accuracy, %", ylabel="accuracy under shift, %")
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)

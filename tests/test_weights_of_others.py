@@ -320,7 +320,7 @@ def test_what_is_no_whole_plain_clip_is_named(tmp_path: Path, clip: nn.Module) -
 def test_an_image_size_that_does_not_fit_is_named(tmp_path: Path, clip: nn.Module) -> None:
     larger = {**clip.state_dict(), "visual.positional_embedding": torch.zeros(50, WIDTH)}
     save_file(larger, tmp_path / "larger.safetensors")
-    refused(tmp_path / "larger.safetensors", "visual.positional_embedding is (50, 96)", "56 px in patches of 8")
+    refused(tmp_path / "larger.safetensors", "visual.positional_embedding is (50, 72)", "56 px in patches of 8")
     large = {f"visual.transformer.resblocks.{k}.ln_1.weight": torch.empty(0) for k in range(24)}
     large["visual.proj"] = torch.empty(1024, 768, device="meta")
     large["visual.conv1.weight"] = torch.empty(1024, 3, 14, 14, device="meta")

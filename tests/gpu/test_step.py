@@ -105,7 +105,13 @@ def test_out_of_memory_is_one_line_and_a_micro_batch_is_found(work):  # noqa: F8
     from robustft.common.errors import UserError
     from robustft.training.accumulation import micro_batches_that_fit
 
-    settings = ("data.train_images=1100", "data.holdout=64", "data.batch_size=1024", "trainer=gpu", "trainer.max_steps=1")
+    settings = (
+        "data.train_images=1100",
+        "data.holdout=64",
+        "data.batch_size=1024",
+        "trainer=gpu",
+        "trainer.max_steps=1",
+    )
     run = prepared(work / "memory", *settings)
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2**30 / total))  # 1 GiB
