@@ -1,7 +1,6 @@
 """One run from its config to its results: data, models, method, evaluation, what is left in the folder."""
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from robustft.cli import resuming
 from robustft.cli.checks import least_images
@@ -25,7 +24,9 @@ from robustft.common import configs
 from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
+from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
+from robustft.data.check import known_leaks
 from robustft.data.datamodule import Devices, RobustnessData
 from robustft.evaluation.disagreement import Disagreement
 from robustft.evaluation.evaluate import Evaluation, evaluate, zeroshot_scores
@@ -64,7 +65,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if cfg.check == "data":
         from robustft.data.check import check
 
-        check(data)
+        check(data, folder)
         return None
     if cfg.prepare:
         data.prepare(training=takes.trains)
@@ -90,6 +91,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
         )
     data.verify(training=takes.trains)
     if takes.trains:
+        settle(cfg, data)
         data.check_batch_size(least=least_images(Settings(cfg)))
     data.setup()
     check_limits(data, lightning, training=takes.trains)
@@ -110,6 +112,28 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     trains = isinstance(system, Method)
     trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
     return finish(trained, baseline, metrics, cfg, inputs, loggers, started)
+
+
+def settle(cfg: DictConfig, data: RobustnessData) -> None:
+    """Let the data choose what still follows the model's recipe: a small set has rules of its own.
+
+    They follow from the images and the recipe, so that a run that goes on finds the same.
+    """
+    written = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(written, dict)
+    by_recipe = {
+        "batch_size": (written["data"]["batch_size"], "${model.recipe.batch_size}", cfg.model.recipe.batch_size),
+        "max_epochs": (written["trainer"]["max_epochs"], "${model.recipe.epochs}", cfg.model.recipe.epochs),
+    }
+    recipe = {name: value for name, (raw, reference, value) in by_recipe.items() if raw == reference}
+    if cfg.trainer.max_steps != -1:
+        recipe.pop("max_epochs", None)
+    settled = data.settle(recipe)
+    with open_dict(cfg):
+        if "batch_size" in settled:
+            cfg.data.batch_size = data.batch_size = settled["batch_size"]
+        if "max_epochs" in settled:
+            cfg.trainer.max_epochs = settled["max_epochs"]
 
 
 def options(cfg: DictConfig) -> dict[str, Any]:
@@ -230,7 +254,7 @@ def finish(
         print_table(record)
         left = ["results.json", PREDICTIONS, *([LOGITS] if cfg.keep_logits else []), *([MODEL] if keep else [])]
         left += ["gallery/"] if pictures else []
-        log.info("in %s: %s", os.path.relpath(folder), ", ".join(left))
+        log.info("in %s: %s", readable(folder), ", ".join(left))
     return record
 
 
@@ -266,6 +290,7 @@ def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
     return {
         "selection": ("last" if data.holdout == 0 else "holdout") if trains else None,
         "head": takes.get("head", "random" if cfg.model.pretrained is None else "zeroshot"),
+        "augment": (cfg.augment.kind or "none") if trains else None,
         "schedule": cfg.schedule.name if trains else None,
         "train": "head" if takes.get("features") else "all" if trains else None,
         "recipe": ("typed" if typed else "model") if trains else None,
@@ -273,6 +298,8 @@ def protocol(cfg: DictConfig, data: RobustnessData) -> dict[str, Any]:
         "transductive": False,
         "test_set_used": False,
         "benchmark": OmegaConf.select(cfg, "data.takes.benchmark"),
+        "leaks": known_leaks(data),
+        **data.protocol(),
     }
 
 
@@ -305,6 +332,7 @@ def quieten() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*The `srun` command is available.*",
         ".*is smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",
         ".*Total length of .* across ranks is zero.*",
         ".*Experiment logs directory .* exists and is not empty.*",
         ".*You have overridden `on_after_batch_transfer` in `LightningModule`.*",

@@ -17,6 +17,7 @@ from robustft.common.asking import given, lacking, refuse_unknown
 from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.data.augment import Augment
 from robustft.data.datamodule import RobustnessData
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric
@@ -195,13 +196,40 @@ def make_data(cfg: DictConfig) -> RobustnessData:
     """
     model = cfg.model
     preprocess = preprocess_of(model.architecture, model.pretrained, make_backbone(model))
-    options = {key: value for key, value in cfg.data.items() if key != "takes"}
+    data = instantiated(configs.container(cfg.data, resolve=True), preprocess=preprocess, seed=cfg.seed)
+    if cfg.augment.kind is not None:
+        chosen = configs.container(cfg.augment, resolve=True)
+        data.augment = Augment(**{key: value for key, value in chosen.items() if key not in DESCRIBES})
+    return data
+
+
+def instantiated(options: Mapping[str, Any], **given: Any) -> RobustnessData:
+    """Make the data of a run from its config.
+
+    Args:
+        options: `_target_`, the class, and its arguments.
+        given: arguments that are no settings.
+
+    Raises:
+        UserError: there is no such class, it is no `RobustnessData`, or it does not take these arguments.
+    """
+    target, who = options["_target_"], f"data._target_={options['_target_']}"
     try:
-        make = instantiate(options, _partial_=True, _convert_="all")
-    except InstantiationException as error:
-        why = " ".join(str(error.__cause__ or error).split())
-        raise UserError(f"data._target_={cfg.data._target_}: cannot be imported ({why}). {HINT}") from error
-    return make(preprocess=preprocess, seed=cfg.seed)
+        made: Any = instantiate({"_target_": "hydra.utils.get_object", "path": target})
+    except Exception as error:  # whatever a module of a user's own raises when it is imported
+        cause = error.__cause__ or error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise UserError(f"{who}: cannot be imported ({' '.join(str(cause).split())}). {HINT}") from error
+    if not (isinstance(made, type) and issubclass(made, RobustnessData)):
+        raise UserError(f"{who}: expected a class that extends RobustnessData (robustft/data/datamodule.py)")
+    if missing := sorted(getattr(made, "__abstractmethods__", ())):
+        raise UserError(f"{who}: it lacks {', '.join(missing)}(); see robustft/data/datamodule.py")
+    try:
+        inspect.signature(made).bind(**{key: value for key, value in options.items() if key != "_target_"}, **given)
+    except TypeError as error:
+        raise UserError(f"{who}: {error}. Its __init__ takes every key of its config, and **options") from error
+    return instantiate(dict(options), _partial_=True, _convert_="all")(**given)
 
 
 def make_constraints(cfg: DictConfig, inputs: Inputs) -> list[Constraint]:

@@ -239,7 +239,9 @@ def test_any_text_is_quoted_for_hydra(text):
     assert override.value() == text
 
 
-@pytest.mark.parametrize("path", ["it's", "~/data", "/home/Müller/日本", "/data/a (1)", "/a[1]=b", "a&b;c"])
+@pytest.mark.parametrize(
+    "path", ["it's", "~/data", "/home/Müller/日本", "/data/a (1)", "/a[1]=b", "a&b;c", "Müller's (old)"]
+)
 def test_a_path_need_not_be_quoted(path):
     (override,) = compose.parse([f"data.root={path}"])
     assert override.value() == path
@@ -248,8 +250,49 @@ def test_a_path_need_not_be_quoted(path):
 
 
 @pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("checkpoint=ü,it's,/b", ["ü", "it's", "/b"]),
+        ("checkpoints=[it's, /ü,b]", ["it's", "/ü", "b"]),
+        ("mask.layers=[ü,1]", ["ü", 1]),
+    ],
+)
+def test_several_paths_need_no_quotes_either(argument, expected):
+    (override,) = compose.parse([argument])
+    (again,) = compose.parse([str(override.input_line)])
+    for read in (override, again):
+        value = read.value()
+        assert (
+            value if isinstance(value, list) else [getattr(one, "text", one) for one in read.sweep_iterator()]
+        ) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("+colour=blue", "unknown setting 'colour'. A group of your own comes with --config-dir DIR"),
+        ("logger=none logger.wandb.project=x", "It belongs to logger=wandb, which is not chosen"),
+        ("logger=csv logger.wandb.tags=x", "It belongs to logger=wandb, which is not chosen"),
+        ("model=vitb32 data.root=. data.correlation=1", "It belongs to data=scenes, which is not chosen"),
+        ("model.backbone=timm", "It belongs to model=timm, which is not chosen"),
+        ("metric=top1 metric.ece.bins=3", "It belongs to metric=ece, which is not chosen"),
+        ("mask.treshold=0.3", "Did you mean mask.threshold?"),
+        ("trainer.precision=7", "one of auto, 32-true, bf16-mixed, 16-mixed, 32, bf16, 16\n"),
+    ],
+)
+def test_hints(monkeypatch, capsys, line, expected):
+    status, _, said = call(monkeypatch, capsys, *line.split())
+    assert status == 1 and expected in said and said.count("\n") == 1, said
+
+
+def test_help_lists_settings_alone(command):
+    said = command("--help").stdout
+    assert "takes:" not in said and "threshold: 0.3" in said and "lr: ${model.recipe.lr}" in said, said
+
+
+@pytest.mark.parametrize(
     ("argument", "character"),
-    [("a=b=c", "="), ("beta=rang(1)", "("), ("data.root=/ü,/b", "ü"), ("checkpoints=[/ü]", "["), ("a='b", "'")],
+    [("a=b=c", "="), ("beta=rang(1)", "("), ("data.root='/ü,/b", "'"), ("a=[[ü]]", "["), ("a='b", "'"), ("a=1)", ")")],
 )
 def test_a_character_that_needs_quotes_is_named(argument, character):
     with pytest.raises(UserError, match=re.escape(f"it holds {character!r}. If that is text, put it in quotes")):

@@ -15,6 +15,7 @@ from robustft.report import dashboard
 from robustft.report.wandb_files import BLOCK, HEADER, LoggedRun, _records, read_logged
 
 SETS = ["scenes_v2", "scenes_r", "scenes_sketch", "scenes_objectnet", "scenes_a"]
+METRICS = ["per_class", "macro_f1", "worst_class", "ece", "ece_calibrated", "nll", "brier"]
 CURVES = {"loss", "ce", "distance", "disagreement_x", "disagreement_x_cf", "masked"}
 
 
@@ -48,6 +49,10 @@ def test_a_run_is_a_good_citizen(sweep: Path, logged: LoggedRun):
     expected = {"id/top1": record["id"]["top1"], "ood/avg": record["ood_avg"]}
     expected |= {"holdout/top1": record["holdout"]["top1"]}
     expected |= {f"ood/{name}": record["ood"][name]["top1"] for name in SETS}
+    for metric in METRICS:
+        expected |= {f"{metric}/id": record["id"][metric], f"{metric}/holdout": record["holdout"][metric]}
+        expected |= {f"{metric}/ood/{name}": record["ood"][name][metric] for name in SETS}
+        expected[f"{metric}/ood/avg"] = sum(record["ood"][name][metric] for name in SETS) / len(SETS)
     assert {key: logged.summary[key] for key in expected} == pytest.approx(expected)
     steps = [row for row in logged.history if "train/loss" in row]
     assert [row["trainer/global_step"] for row in steps] == [1, 2]
@@ -69,11 +74,13 @@ def test_gallery_table_and_model_are_there(sweep: Path, logged: LoggedRun):
         own = sweep / "run" / "gallery" / f"{key.removeprefix('gallery/')}.png"
         assert (files / image["path"]).read_bytes() == own.read_bytes()
     table = json.loads((files / logged.of_type("table-file")["results"]["path"]).read_text())
-    assert table["columns"] == ["model", "set", "top1", "images"]
-    rows = {(model, name): (top1, count) for model, name, top1, count in table["data"]}
+    assert table["columns"] == ["model", "set", "top1", "images", *METRICS]
+    rows = {(model, name): (top1, count) for model, name, top1, count, *_ in table["data"]}
     assert {name for model, name in rows if model == "zero-shot"} == {"scenes", *SETS, "holdout"}
     record = json.loads((sweep / "run" / "results.json").read_text())
     assert rows["counterfactual", "scenes_a"] == (record["ood"]["scenes_a"]["top1"], 12)
+    of_scenes = next(row for row in table["data"] if row[:2] == ["counterfactual", "scenes"])
+    assert of_scenes[4:] == [record["id"][metric] for metric in METRICS]
     assert f"model-{logged.id}" in logged.artifacts
 
 
@@ -90,7 +97,9 @@ def test_every_key_of_the_dashboard_is_logged(sweep: Path, logged: LoggedRun, tm
     (only,) = runs["filters"]["filters"]
     assert (only["key"]["name"], only["value"]) == ("group", "mine")
     sections = spec["spec"]["section"]["panelBankConfig"]["sections"]
-    assert [section["name"] for section in sections] == ["ID and OOD", "Shifts", "Training", "Gallery", "Per set"]
+    named = [section["name"] for section in sections]
+    assert named == ["ID and OOD", "Shifts", "Metrics", "Training", "Gallery", "Per set"]
+    assert used >= {f"{metric}/{place}" for metric in METRICS for place in ("id", "ood/avg")}
     (scatter, *_) = sections[0]["panels"]
     assert (scatter["config"]["xAxis"], scatter["config"]["yAxis"]) == ("summary:id/top1", "summary:ood/avg")
 

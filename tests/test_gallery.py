@@ -15,6 +15,7 @@ from robustft.cli.main import run_in
 from robustft.data.sets import EvaluationSet, TensorImages
 from robustft.evaluation.gallery import write_gallery
 from robustft.evaluation.pictures import GREY, Column, Tile, blanked, hatched, heat, outlined, picture, sheet
+from robustft.models.tower import Tower
 from tests.methods.micro import CLASSES, micro, same_bits
 
 BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
@@ -53,6 +54,18 @@ def test_one_picture_a_set_and_the_same_bytes_again(tmp_path, mask, fill):
     )
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert first[0].read_bytes() != first[1].read_bytes()
+
+
+def test_a_model_without_maps_shows_its_predictions(tmp_path):
+    sets = [evaluation_set("one")]
+    blind = micro(1)
+    vars(blind)["_tower"] = (Tower(blind.visual),)  # nothing is known of it but that it has features
+    models = {BEFORE: micro(0), AFTER: blind}
+    (found,) = write_gallery(tmp_path, sets, models, CLASSES, mask=NONE, fill="none", source=AFTER)
+    (whole,) = gallery(tmp_path / "whole", sets, NONE)
+    ours, theirs = pixels(found), pixels(whole)
+    side = 128
+    assert ours.shape[0] == theirs.shape[0] and ours.shape[1] < 4 * (side + 30) < theirs.shape[1]  # three columns
 
 
 def test_models_are_left_as_they_are(tmp_path):

@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from robustft.common.errors import UserError
 from robustft.models.files import BEST
 from robustft.training.callbacks import Speed
 from robustft.training.checkpoints import LAST, KeepState, read_position
-from tests.small import ROOT, command, do, work  # noqa: F401 (a fixture)
+from tests.small import ROOT, SMALL, command, do, work  # noqa: F401 (a fixture)
 
 Point = tuple[str, int, int]  # where a run may be asked to stop: hook, micro-batches so far, evaluation batch
 
@@ -182,7 +186,7 @@ def test_another_schedule_is_refused(work, stops):  # noqa: F811
 def test_the_command_refuses_another_schedule(work):  # noqa: F811
     folder = work / "refused"
     folder.mkdir()
-    (folder / LAST).touch()
+    zipfile.ZipFile(folder / LAST, "w").close()
     saved = (ROOT / "conf").name  # a config that cannot be the run's
     (folder / "config.yaml").write_text(f"trainer: {{max_epochs: 7}}\nname: {saved}\nschedule: {{name: one_cycle}}\n")
     answer = command(folder.parent, "resume=refused", "trainer.max_epochs=3")
@@ -234,3 +238,28 @@ def test_every_method_reports_the_time_of_all_its_sessions(work, stops, settings
     record = do(folder, *settings, resume=True)
     assert 5000 < record["wall_s"] < 5000 + 600
     assert 16 <= record["train_images_per_s"] < 64  # 100 steps of 16 images in 50 s, and a few more
+
+
+# The second process sees the folder when the first one is at work there.
+LATE = """
+import os, pathlib, time
+end = time.monotonic() + 100
+while os.environ.get("RANK") == "1" and not list(pathlib.Path().glob("*/.run.owner")) and time.monotonic() < end:
+    time.sleep(0.05)
+"""
+
+
+def test_processes_that_torchrun_starts_go_on_in_one_folder(work, stops):  # noqa: F811
+    folder = work / "together"
+    settings = ("method=finetune", "trainer.max_epochs=1", "seed=9")
+    stops[1].append(("step", 2, 0))
+    with pytest.raises(KeyboardInterrupt):
+        do(folder, *settings)
+    (work / "late").mkdir()
+    (work / "late" / "sitecustomize.py").write_text(LATE)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(work / "late"), str(ROOT)]), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(ROOT / "run.py")]
+    line += [*SMALL, *settings, "trainer.devices=2", "trainer.strategy=ddp", "resume=auto", "hydra.run.dir=together"]
+    done = subprocess.run(line, cwd=work, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "on 2 cpu devices" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("continuing together") == 1 and (folder / "results.json").is_file()

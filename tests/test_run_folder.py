@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import wandb
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from omegaconf import OmegaConf
 
@@ -19,6 +20,7 @@ import robustft
 from robustft.cli import main as cli
 from robustft.common import files
 from robustft.common.errors import FolderTaken, UserError
+from robustft.common.machine import missing_devices
 from robustft.models.files import BEST
 from robustft.training.checkpoints import LAST, KeepState, read_position
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
@@ -133,8 +135,8 @@ def test_an_interrupted_run_is_refused_and_a_failed_one_is_not(work, monkeypatch
     said = refused("hydra.run.dir=stopped")
     assert "stopped holds an interrupted run (finetune, " in said and "resume=stopped" in said
     assert "leave out overwrite" in refused("resume=stopped", "overwrite=true")
-    with pytest.raises(UserError, match="leaves no step|training images"):
-        do(Path("failed"), "data.batch_size=64")
+    with pytest.raises(UserError, match="limit_val_batches"):
+        do(Path("failed"), "trainer.limit_val_batches=0.01")
     (Path("failed") / "error.txt").write_text("a mistake\n")
     assert do(Path("failed"), "method=finetune", "trainer.max_steps=1")["method"] == "finetune"
     assert not (Path("failed") / "error.txt").exists()
@@ -162,7 +164,8 @@ def test_overwriting_begins_when_the_new_run_is_sure_to_start(tmp_path):
     before = snapshot(tmp_path / "mine")
     before.pop("run.log")
     assert_refused(
-        command(tmp_path, *line, "overwrite=true", "data.batch_size=64", **environment), "data.batch_size=64"
+        command(tmp_path, *line, "overwrite=true", "trainer.limit_val_batches=0.01", **environment),
+        "trainer.limit_val_batches=0.01",
     )
     after = snapshot(tmp_path / "mine")
     after.pop("run.log")
@@ -396,15 +399,30 @@ def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_
     assert (folder / "wandb_id.txt").is_file() and (folder / LAST).is_file()
 
 
-def test_a_replaced_runs_wandb_folder_goes_with_it(work):  # noqa: F811
-    folder = work / "logged"
-    do(folder, "method=finetune", "trainer.max_steps=1", "logger=wandb")
-    (first,) = (folder / "wandb").glob("offline-run-*")
-    do(folder, "method=finetune", "trainer.max_steps=2", "logger=wandb", "overwrite=true")
-    (second,) = (folder / "wandb").glob("offline-run-*")
-    assert second != first and second.name.endswith((folder / "wandb_id.txt").read_text().strip())
-    do(folder, "method=finetune", "trainer.max_steps=3", "overwrite=true")
-    assert not list((folder / "wandb").glob("offline-run-*"))
+@pytest.mark.parametrize("how", ["overwritten", "failed"])
+def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa: F811
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = work / f"wandb-{how}"
+    settings = ("method=finetune", "trainer.max_steps=1", "logger=wandb")
+    if how == "failed":
+        with pytest.raises(RuntimeError), monkeypatch.context() as patch:
+            patch.setattr("robustft.experiment.finish", lambda *_, **__: (_ for _ in ()).throw(RuntimeError()))
+            do(folder, *settings)
+        wandb.finish()
+        for state in (LAST, BEST):  # with which it could go on
+            (folder / state).unlink(missing_ok=True)
+    else:
+        do(folder, *settings)
+    others = folder / "wandb" / "offline-run-20200101_000000-another"  # not of a run of ours
+    others.mkdir()
+    before = (folder / "wandb_id.txt").read_text()
+    assert [path.stem for path in folder.glob(f"wandb/*/run-{before}.wandb")]
+    do(folder, *settings, "seed=3", *(["overwrite=true"] if how == "overwritten" else []))
+    now = (folder / "wandb_id.txt").read_text()
+    assert now != before and {path.stem for path in folder.glob("wandb/*/run-*.wandb")} == {f"run-{now}"}
+    assert others.is_dir() and all(path.exists() for path in folder.glob("wandb/*"))
+    do(folder, "method=finetune", "trainer.max_steps=1", "overwrite=true")
+    assert not (folder / "wandb_id.txt").exists() and list(folder.glob("wandb/*")) == [others]
 
 
 def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refused):  # noqa: F811
@@ -423,39 +441,48 @@ def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refus
         read_position(folder)
 
 
-@pytest.mark.slow
-def test_processes_that_are_started_together_go_on_together(tmp_path):
-    """torchrun starts each of them with resume=auto: the first has the folder by the time the others look."""
-    typed = small("method=finetune", "trainer.max_epochs=3", "trainer.devices=2", "trainer.strategy=ddp", "resume=auto")
-    typed += ["hydra.run.dir=together", "data.sets.scenes_a=false"]
-    torchrun = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node=2",
-        "--standalone",
-        str(ROOT / "run.py"),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    environment |= {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
-    line = [*torchrun, *typed]
-    for stopped in (True, False):
-        options = {
-            "cwd": tmp_path,
-            "env": environment,
-            "stdout": subprocess.PIPE,
-            "stderr": subprocess.STDOUT,
-            "text": True,
-        }
-        process = subprocess.Popen(line, **options)  # type: ignore[call-overload]
-        if stopped:
-            end = time.monotonic() + 200
-            while not (tmp_path / "together" / LAST).exists():
-                assert process.poll() is None and time.monotonic() < end, process.communicate()
-                time.sleep(0.05)
-            process.terminate()
-        said = process.communicate(timeout=300)[0]
-        if stopped and (tmp_path / "together" / "results.json").exists():
-            pytest.skip("it was faster than the signal")
-    assert process.returncode == 0 and (tmp_path / "together" / "results.json").exists(), said
-    assert "continuing together" in said, said
+# Mistakes that are found before anything is done
+
+
+def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path):
+    late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
+    environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
+    assert_refused(command(tmp_path, *late, **environment), "limit_val_batches=0.01")
+    (tmp_path / "kept").mkdir()
+    assert_refused(command(tmp_path, *late, "hydra.run.dir=kept/new/run", **environment), "limit_val_batches=0.01")
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "kept"} and not list((tmp_path / "kept").iterdir())
+    (tmp_path / "mine").mkdir()  # is the user's
+    assert_refused(command(tmp_path, *late, "hydra.run.dir=mine", **environment), "limit_val_batches=0.01")
+    assert "limit_val_batches" in (tmp_path / "mine" / "error.txt").read_text()
+
+
+def test_what_was_cut_off_or_is_not_there_is_said_at_once(work, monkeypatch, refused):  # noqa: F811
+    monkeypatch.chdir(work)
+    stopped(monkeypatch, Path("cut"))
+    (Path("cut") / LAST).write_bytes((Path("cut") / LAST).read_bytes()[:5000])
+    settings = ("method=finetune", "logger=none")
+    for line in (("resume=cut",), (*settings, "hydra.run.dir=cut", "resume=auto")):
+        said = refused(*line)
+        assert "cut/last.ckpt cannot be read: it is damaged or cut off" in said
+    Path("half.safetensors").write_bytes((Path("cut") / BEST).read_bytes()[:5000])
+    for line in (
+        ("init=half.safetensors",),
+        ("teacher=half.safetensors",),
+        ("method=evaluate", "checkpoint=half.safetensors"),
+        ("method=soup", "checkpoints=half.safetensors"),
+        ("model.pretrained=half.safetensors",),
+    ):
+        assert "half.safetensors: not a readable weights file" in refused(*line), line
+    assert "more than the 48 training images" in refused("data.batch_size=64")
+    assert "leaves nothing to train on" in refused("data.holdout=64")
+    for accelerator in {"cuda", "mps"} - {getattr(torch.accelerator.current_accelerator(), "type", None)}:
+        said = refused(f"trainer.accelerator={accelerator}")
+        assert f"trainer.accelerator={accelerator} trainer.devices=1: PyTorch" in said and "no such device here" in said
+    assert not Path("runs").exists()
+
+
+def test_devices_beyond_those_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert missing_devices("gpu", 2) is None and missing_devices("cuda") is None
+    assert missing_devices("cuda", 4) == "there are 2 of 4 such devices here"

@@ -40,11 +40,12 @@ MATTERS = {
     "checkpoints method.greedy": ["soup"],
     "method.probe.lr method.probe.epochs": ["lpft"],
     "disagreement model.grad_checkpointing": BY_GRADIENTS,
-    "save_minutes data.batch_size data.validate": TRAINED,
+    "save_minutes data.batch_size data.validate augment.kind": TRAINED,
     "optimizer.lr optimizer.weight_decay optimizer.warmup optimizer.beta2": TRAINED,
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
     "schedule.name schedule._target_": TRAINED,
+    "augment.kind": BY_GRADIENTS,
     "optimizer.beta1 constraint.anchor constraint.head": NEVER,  # of schedule=warmup_cosine, of constraints
     "model.recipe.weight_decay": BY_GRADIENTS,  # of probes it is 0
     "model.recipe.lr model.recipe.epochs model.recipe.warmup model.recipe.batch_size model.recipe.log_every": TRAINED,

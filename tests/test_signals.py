@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_signals_that_were_ignored_stay_ignored():
 def test_what_ends_a_run_says_how_to_go_on(tmp_path, monkeypatch, number):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "it's").mkdir()
-    (tmp_path / "it's" / "last.ckpt").touch()
+    zipfile.ZipFile(tmp_path / "it's" / "last.ckpt", "w").close()
     with (
         pytest.raises(KeyboardInterrupt, match='Resume with: .* "resume=\\\\"it\'s\\\\""'),
         cli._interruptions(tmp_path / "it's", sweep=False),

@@ -10,12 +10,14 @@ import torch
 from omegaconf import OmegaConf
 
 from robustft import experiment
-from robustft.cli import identity
+from robustft.cli import checks, identity
 from robustft.cli.main import _processes_here, run_in
-from robustft.common import threads
+from robustft.cli.plan import make_plan
+from robustft.common import configs, threads
 from robustft.common.errors import UserError
 from robustft.training.checkpoints import read_position
-from tests.small import ROOT, UNTRAINED, command, composed, do, work  # noqa: F401
+from tests.small import ROOT, composed, do, small, work  # noqa: F401
+from tests.test_launchers import STAND_IN
 
 
 @pytest.fixture
@@ -69,22 +71,31 @@ def test_another_number_does_not_go_on():
     assert cfg.threads == 3 and OmegaConf.select(composed(), "threads") is None
 
 
-def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path, monkeypatch):
-    """joblib tells its workers how many threads each may take: that is no wish of the user's."""
-    found = {}
-    for asked in ("", "1"):
-        for jobs in (1, 2):
-            options = (f"hydra.launcher.n_jobs={jobs}", f"sweep=jobs{jobs}{asked}")
-            line = [sys.executable, str(ROOT / "run.py"), "-m", "seed=0,1", *UNTRAINED, "method=zeroshot", *options]
-            environment = {**os.environ, "ROBUSTFT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": asked}
-            done = subprocess.run([*line, "hydra/launcher=local"], cwd=tmp_path, env=environment, capture_output=True)
-            assert done.returncode == 0, done.stderr
-            results = tmp_path.glob(f"runs/sweeps/jobs{jobs}{asked}/*/results.json")
-            found[asked, jobs] = [json.loads(path.read_text())["config"]["threads"] for path in results]
-    monkeypatch.setattr(threads, "ASKED", "")
-    recipe = composed().model.recipe.threads
-    assert found["", 1] == found["", 2] == [threads.choose(recipe)] * 2
-    assert found["1", 1] == found["1", 2] == [1, 1]
+@pytest.mark.parametrize(("asked", "expected"), [(None, 3), ("5", 5)])
+def test_workers_of_a_sweep_take_what_the_user_asked_for(tmp_path, asked, expected):
+    """joblib sets OMP_NUM_THREADS in its processes by how many there are: that is nobody's wish."""
+    (tmp_path / "stand_in").mkdir()
+    more_cores = "import loky; loky.cpu_count = lambda only_physical_cores=False: 3\n"
+    (tmp_path / "stand_in" / "sitecustomize.py").write_text(more_cores + STAND_IN)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OMP")}
+    environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path / "stand_in"), str(ROOT)])
+    if asked:
+        environment["OMP_NUM_THREADS"] = asked
+    sweep = ["-m", "seed=1,2", "hydra/launcher=local", "model.recipe.threads=8", "sweep=mine"]
+    line = [sys.executable, str(ROOT / "run.py"), *small(*sweep)]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/mine/*/results.json")]
+    assert [record["config"]["threads"] for record in records] == [expected, expected]
+    assert os.getpid() not in {record["process"] for record in records}
+
+
+@pytest.mark.parametrize(("launcher", "carried"), [("basic", True), ("local", True), ("slurm", False)])
+def test_a_job_of_a_cluster_takes_what_its_script_says(monkeypatch, tmp_path, launcher, carried):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda _: "/usr/bin/srun")
+    plan = make_plan(["-m", "seed=1,2", f"hydra/launcher={launcher}"])
+    assert any(threads.CARRIED in argument for argument in plan.arguments) == carried
 
 
 @pytest.mark.parametrize(
@@ -92,8 +103,10 @@ def test_a_launchers_processes_choose_as_the_run_alone_does(tmp_path, monkeypatc
     [
         (("trainer.devices=2",), False, 2),
         (("trainer.devices='2'",), False, 2),
-        (("trainer.devices=2",), True, 1),
+        (("trainer.devices=2",), True, 1),  # they compute elsewhere
         (("trainer.accelerator=cpu", "trainer.devices=2"), True, 2),
+        (("trainer.accelerator=cpu", "trainer.devices='2'"), True, 2),
+        (("trainer.accelerator=gpu", "trainer.devices=[0,1]"), True, 1),
         (("trainer.devices=auto",), False, 1),
     ],
 )
@@ -101,3 +114,11 @@ def test_processes_that_share_a_cpu(monkeypatch, typed, gpu, expected):
     """Also where nobody typed that they do: on a machine without a GPU."""
     monkeypatch.setattr("robustft.common.machine.has_accelerator", lambda: gpu)
     assert _processes_here(composed("trainer.accelerator=auto", *typed)) == expected
+
+
+def test_devices_as_they_are_typed():
+    typed = {"2": 2, "'2'": 2, "'0,'": 1, "'0,1'": 2, "[0,3]": 2, "auto": None, "-1": None, "'-1'": None}
+    found = {text: configs.device_count(composed(f"trainer.devices={text}").trainer.devices) for text in typed}
+    assert found == typed
+    with pytest.raises(UserError, match="cannot be split over 2 device"):
+        checks.check(composed("trainer.devices='2'", "data.batch_size=1"))

@@ -21,7 +21,7 @@ def train_plainly(run, *, beta: float, threshold: float, accumulate: int, steps:
     cfg, data = run.cfg, run.data
     data.setup()
     student, teacher = run.student().train(), run["teacher"]
-    indices, images = data._split[0], data.training_set()
+    indices, images = data.split[0], data.training_set()
     optimizer = torch.optim.AdamW(student.parameters(), lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=cfg.optimizer.lr, total_steps=steps, pct_start=cfg.optimizer.warmup
@@ -118,9 +118,10 @@ def test_two_devices_give_the_numbers_of_one(tmp_path, settings):
         results.append(json.loads((tmp_path / f"d{devices}" / "results.json").read_text()))
         weights.append(load_file(tmp_path / f"d{devices}" / "model.safetensors"))
     one, two = results
-    # No image is counted twice or left out, whatever the devices. What is no count is a sum in another order.
-    for key in ("id", "ood", "holdout"):
-        assert counts(one["zeroshot"][key]) == counts(two["zeroshot"][key]) and counts(one[key]) == counts(two[key])
+    # No image is counted twice or left out, and no sum has an order: the zero-shot model's scores are the same bits.
+    assert one["zeroshot"] == two["zeroshot"]
+    for key in ("id", "ood", "holdout"):  # weights differ in their last digits
+        assert counts(one[key]) == counts(two[key])
     for name in one["metrics"]:
         assert one["id"][name] == pytest.approx(two["id"][name], rel=1e-4), name
     assert {name: score["n"] for name, score in two["ood"].items()} == dict.fromkeys(two["ood"], 15)

@@ -1,4 +1,4 @@
-"""Times the training step: ``python -m robustft.bench --model vitb32 --batch 16 --json FILE``.
+"""``python -m robustft.bench --model vitb32 --batch 16 --json FILE``: time the training step on this machine.
 
 In one run, on random weights and images: vanilla fine-tuning, the method written directly (robustft/bench/direct.py,
 checked to give the same loss and gradients), ours, and ours with known maps, each in the precision that training
@@ -7,9 +7,13 @@ picks on this machine and in float32.
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +22,16 @@ from rich.progress import Progress
 from rich.table import Table
 
 from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
-from robustft.bench.steps import MODELS, MORE, VARIANTS, Bench
-from robustft.common import entry, files, paths
+from robustft.bench.steps import MODELS, MORE, TITLES, VARIANTS, Bench
+from robustft.common import entry, files, paths, terminal
 from robustft.common.machine import cpu_name
 from robustft.training.trainer import resolve_precision
+
+CAPTION = (
+    "× direct fp32: speed against the direct step in float32. Cost in vanilla steps: at the same precision."
+    " Share of floor: what the passes that a step cannot do without would cost at the vanilla step's speed,"
+    " as a share of what it costs."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -41,24 +51,22 @@ def main(arguments: list[str]) -> None:
         print(peak_bytes(bench.step(options.peak_of), options.device))
         return
 
-    console = Console()
-    difference = bench.check()
     kinds = [*VARIANTS, *options.more]
     names = [name + suffix for suffix in ("", "_fp32") for name in kinds]
     measured = [name for name in names if name.endswith("_fp32") or precision != "32-true"]
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("", total=(options.rounds + 1) * len(measured))
+    with _progress(1 + (options.rounds + 2) * len(measured)) as begin:
+        begin("models, and a check that the step here gives what the direct one gives")
+        difference = bench.check()
         seconds = median_seconds(
             {name: bench.step(name) for name in measured},
             options.rounds,
             options.device,
-            lambda name: bar.update(task, advance=1, description=name),
+            lambda name: begin(f"time: {title(name, precision)}"),
         )
-        bar.update(task, description="memory", total=len(measured), completed=0)
         peaks: dict[str, int | None] = {}
         for name in measured:
+            begin(f"memory: {title(name, precision)}")
             peaks[name] = peak_of(name, options, bench)
-            bar.advance(task)
     if precision == "32-true":  # the default precision and float32 are one
         seconds |= {name: seconds[f"{name}_fp32"] for name in kinds}
         peaks |= {name: peaks[f"{name}_fp32"] for name in kinds}
@@ -71,13 +79,13 @@ def main(arguments: list[str]) -> None:
         "gradient_difference": difference,
         "variants": {name: variant(name, seconds, bench) | {"peak_bytes": peaks[name]} for name in names},
     }
-    console.print(table(record))
+    terminal.print_table(terminal.console(), table(record))
     if options.json:
         files.write(options.json, json.dumps(record, indent=2) + "\n")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=entry.program("bench"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=entry.program("bench"), description=entry.description(__doc__))
     parser.add_argument("--model", choices=MODELS, default="vitb32")
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--precision", choices=("auto", "bf16-mixed", "32-true"), default="auto")
@@ -94,6 +102,31 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peak-of", metavar="VARIANT", help="print the peak memory of one step, in bytes; no more")
     return parser.parse_args(arguments)
+
+
+@contextmanager
+def _progress(parts: int) -> Iterator[Callable[[str], None]]:
+    """A bar on standard error, or, where that is no terminal, a line a minute; told when each of ``parts`` begins."""
+    console = Console(stderr=True)
+    begun, said = 0, -math.inf
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=parts)
+
+        def begin(what: str) -> None:
+            nonlocal begun, said
+            bar.update(task, completed=begun, description=what)
+            if not console.is_terminal and time.monotonic() - said > 60:
+                print(f"{begun} of {parts} done, now {what}", file=sys.stderr, flush=True)
+                said = time.monotonic()
+            begun += 1
+
+        yield begin
+
+
+def title(name: str, precision: str) -> str:
+    """A variant in words, with the precision that it computes in."""
+    kind = name.removesuffix("_fp32")
+    return f"{TITLES[kind]}, {'32-true' if kind != name else precision}"
 
 
 def peak_of(name: str, options: argparse.Namespace, bench: Bench) -> int | None:
@@ -126,15 +159,17 @@ def machine(device: str) -> dict[str, Any]:
 
 def table(record: dict[str, Any]) -> Table:
     machine = record["machine"]
-    title = f"{record['model']}, batch {record['batch']}, {machine.get('gpu') or machine['cpu']}, {record['precision']}"
-    shown = Table(title=f"{title}, medians of {record['rounds']} rounds")
+    what = f"{record['model']}, batch {record['batch']}, {machine.get('gpu') or machine['cpu']}"
+    shown = Table(title=f"{what}, medians of {record['rounds']} rounds", caption=CAPTION, caption_justify="left")
     shown.add_column("step")
     for heading in ("images/s", "× direct fp32", "cost in vanilla steps", "share of floor", "peak memory"):
         shown.add_column(heading, justify="right")
     for name, values in record["variants"].items():
+        if record["precision"] == "32-true" and not name.endswith("_fp32"):  # the same once more
+            continue
         peak = values["peak_bytes"]
         shown.add_row(
-            name.replace("_", " "),
+            title(name, record["precision"]),
             f"{values['images_per_s']:.2f}",
             f"{values['vs_direct']:.2f}",
             f"{values['vs_vanilla']:.2f}",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustft.counterfactual.fill import Counterfactual, Fill
 from robustft.counterfactual.mask import Mask
 from robustft.models.classifier import Classifier
+from robustft.models.open_clip_private import embed
 from robustft.models.weights import create_clip
 
 Attentions = list[Float[Tensor, "batch heads tokens tokens"]]
@@ -47,7 +48,7 @@ class DirectClassifier(nn.Module):
         attentions: Attentions | None = None,
     ) -> Float[Tensor, "batch features"]:
         """f(x); the attention matrices are appended to ``attentions``."""
-        tokens = self.visual._embeds(images)
+        tokens = embed(self.visual, images)
         if kept is not None:
             rows = torch.arange(len(kept), device=kept.device)[:, None]
             tokens = torch.cat([tokens[:, :1], tokens[rows, kept + 1]], 1)

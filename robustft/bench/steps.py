@@ -30,6 +30,15 @@ MODELS = {
 }
 VARIANTS = ("vanilla", "direct", "exact", "cached")
 MORE = ("one_backward", "last_layer", "no_fill")  # measured on request
+TITLES = {
+    "vanilla": "vanilla fine-tuning",
+    "direct": "the method, written directly",
+    "exact": "the method, here",
+    "cached": "the method, maps of the teacher known",
+    "one_backward": "the method, one backward pass of both terms",
+    "last_layer": "the method, relevance of the last layer",
+    "no_fill": "the method, random masks without a fill",
+}
 BETA, FILL, THRESHOLD, RATE = 30.0, "single", 0.3, 0.5
 MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "layers": None, "source": "student"}
 CHANGES: dict[str, dict[str, Any]] = {"last_layer": {"layers": 1}, "no_fill": {"kind": "random", "rate": RATE}}

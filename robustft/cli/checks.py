@@ -12,12 +12,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustft.cli import places
 from robustft.cli.identity import WHERE, seen
 from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
 from robustft.common import processes
-from robustft.common.configs import ACCUMULATE, container, flatten
+from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
+from robustft.common.files import refuse_damaged
 from robustft.models.files import model_file, model_files, weights_file
 
 
@@ -115,11 +116,14 @@ def _part(reason: str) -> str:
 
 def _means_something(settings: Settings, name: str, value: str) -> bool:
     """Whether a typed setting matters, or says no more than what is so."""
-    if name in ("mask", "fill") and value == "none" or value == "null" and not settings.is_taken(name):
-        return True
     node = settings.values.get(name) == {} or any(leaf.startswith(f"{name}.") for leaf in settings.values)
+    if node and "." not in name and value == "none" or value == "null" and not settings.is_taken(name):
+        return True
     if node and "." not in name and name not in ("mask", "fill"):
-        return settings.closed(name) is None  # a whole component is chosen: others ask what it means
+        if settings.closed(name) is not None:
+            return False
+        if name == "method" or not settings.takes.get(name, {}).get("settings"):
+            return True  # a whole component is chosen: others ask what it means
     return settings.matters(name)
 
 
@@ -143,7 +147,7 @@ def check_started(cfg: DictConfig) -> None:
     nodes = cfg.trainer.num_nodes
     by_hand = {"MASTER_ADDR", "NODE_RANK"} <= os.environ.keys()
     if nodes > 1 and not by_hand and processes.launched_together() is None:
-        devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else "DEVICES"
+        devices = device_count(cfg.trainer.devices) or "DEVICES"
         raise UserError(
             f"trainer.num_nodes={nodes}: nobody has started this run on {nodes} machines. Start it by SLURM (srun"
             f" --nodes={nodes} --ntasks-per-node={devices} python run.py ...), or on each machine by torchrun"
@@ -169,11 +173,23 @@ def least_images(settings: Settings) -> int:
 
 
 def _check_batch(cfg: DictConfig, least: int) -> None:
-    devices = cfg.trainer.devices if isinstance(cfg.trainer.devices, int) else 1
+    counted = OmegaConf.select(cfg, "data.takes.training_images")
+    if counted is not None and cfg.data.holdout is not None:
+        images = OmegaConf.select(cfg, counted) - cfg.data.holdout
+        if images < 1:
+            raise UserError(
+                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {counted}={images + cfg.data.holdout}"
+            )
+        if cfg.data.batch_size > images:
+            raise UserError(
+                f"data.batch_size={cfg.data.batch_size} is more than the {images} training images: there would be no"
+                " step. Give a smaller data.batch_size"
+            )
+    devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
     if accumulate == "auto" and devices > 1:
         raise UserError(f"{ACCUMULATE}=auto tries one device, not {devices}: give a number, or trainer.devices=1")
-    local = cfg.data.batch_size // max(devices, 1) // (1 if accumulate == "auto" else accumulate)
+    local = cfg.data.batch_size // devices // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
             f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
@@ -200,36 +216,17 @@ def _check_inputs(cfg: DictConfig) -> None:
                 kept = Path(cfg[name]).is_dir() and "that folder holds no model (runs of sweeps keep theirs only with"
                 what = f"{kept} trainer.enable_checkpointing=true)" if kept else "no such file"
                 raise UserError(f"{name}={cfg[name]}: {what}. Expected the model.safetensors of a run")
+            refuse_damaged(Path(cfg[name]), name)
     if cfg.checkpoints is not None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         if not listed or not all(isinstance(item, str) for item in listed):
             raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
-        model_files(listed)
+        for path in model_files(listed):
+            refuse_damaged(path, "checkpoints")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")
     if named and not weights_file(pretrained).is_file():
         raise UserError(f"model.pretrained={pretrained}: no such file. Expected one, or a tag of open_clip")
-    root, on_disk = cfg.data.get("root"), OmegaConf.select(cfg, "data.takes.files")
-    if root is not None and on_disk is False and not expand(root).absolute().parent.is_dir():
-        raise UserError(f"data.root={root}: there is no folder {expand(root).absolute().parent} to make it in")
-    if root is not None and on_disk is False and expand(root).is_dir():
-        inside = [path.name for path in expand(root).iterdir()]
-        if inside and not any(name.startswith("scenes") for name in inside):
-            raise UserError(
-                f"data.root={root}: it holds other things than rendered scenes. For ImageNet choose model=vitb32 (or"
-                " another CLIP); for the scenes an empty folder, or none"
-            )
-    if root is None and on_disk and any(place is None for place in cfg.data.sets.values()):
-        raise UserError(
-            "data.root is not set: give the folder that holds the data sets (data.root=DIR), or a folder for every set"
-            " (data.sets.imagenet=DIR ...; false leaves a shift set out)"
-        )
-    if root is not None and on_disk and not expand(root).is_dir():
-        raise UserError(
-            f"data.root={root}: no such folder. Expected the one that holds ILSVRC2012/{{train,val}} and the shift sets"
-            " under their usual names (imagenetv2-matched-frequency-format-val, imagenet-r, imagenet-sketch,"
-            " objectnet-1.0, imagenet-a; docs/data.md lists all)"
-        )
-    prepared = cfg.data.get("prepared")
-    if prepared and not cfg.prepare and not expand(prepared).is_dir():
-        raise UserError(f"data.prepared={prepared}: no such folder. Add prepare=true to make prepared copies there")
+    if named:
+        refuse_damaged(weights_file(pretrained), "model.pretrained")
+    places.check(cfg)

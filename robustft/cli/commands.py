@@ -29,6 +29,7 @@ COMMANDS = {
     "report": Command("compare runs in tables, a scatter plot and a page", "robustft.report.__main__"),
     "dashboard": Command("a W&B workspace that compares the runs of a project", "robustft.report.dashboard"),
     "bench": Command("time the training step on this machine", "robustft.bench.__main__"),
+    "example": Command("a folder of images to try everything with", "robustft.data.scenes.example"),
     "check": Command("is the data complete? trains nothing (check=data)", settings=("check=data",)),
 }
 

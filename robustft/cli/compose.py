@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustft.cli import sources
+from robustft.cli import described, sources
 from robustft.cli.settings import REFUSED
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
@@ -53,33 +53,49 @@ def parse(typed: Iterable[str]) -> list[Override]:
             key, equals, value = argument.partition("=")
             if not equals:
                 raise UserError(f"{argument!r} is no setting: write name=value, see --help") from error
-            if not _is_plain_text(value):
+            quoted = _quoted(value)
+            if quoted is None:
                 raise UserError(_needs_quotes(key, value)) from error
-            override = parser.parse_override(f"{key}={paths.quote(value)}")
+            override = parser.parse_override(f"{key}={quoted}")
         if override.is_delete():
             raise UserError(f"{argument}: settings cannot be removed, set them to null")
         adds = override.is_add() or override.is_force_add()
         # Loggers take more than is listed; groups of the user's own are in no list yet.
         if adds and not override.key_or_group.startswith("logger.") and not sources.is_new_group(override.key_or_group):
             override = parser.parse_override(str(override.input_line).lstrip("+"))
+        if described.opens(override.key_or_group):  # a name of the user's own
+            override = parser.parse_override(f"++{str(override.input_line).lstrip('+')}")
         if override.key_or_group == "hydra.searchpath":
             raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)
     return parsed
 
 
-def _is_plain_text(value: str) -> bool:
-    """Whether a value that Hydra's grammar cannot read can only be meant as it stands, as ~/Müller's (old) can.
+def _quoted(value: str) -> str | None:
+    """A value that Hydra's grammar cannot read, in quotes; each of several, and of a list, by itself.
 
-    A comma may separate values, and brackets and '=' may be a mistyped list or function: these are text in paths only.
+    None where it may be a mistyped list, function or setting rather than text, as ~/Müller's (old) can be.
     """
-    if "," in value or value.startswith(tuple("[{(\"'")):
+    whole = re.fullmatch(r"\[([^\[\]]*)\]", value)
+    parts = (whole[1] if whole else value).split(",")
+    if not all(map(_is_plain_text, map(str.strip, parts))):
+        return None
+    # What Hydra reads as it is stays what it is, a number or null.
+    quoted = ",".join(
+        part if re.fullmatch(r"[\w./-]+", part, re.ASCII) else paths.quote(part.strip()) for part in parts
+    )
+    return f"[{quoted}]" if whole else quoted
+
+
+def _is_plain_text(value: str) -> bool:
+    """Whether a value can only be meant as it stands: brackets and '=' are text in paths, as "(old)" is."""
+    if not value or value.startswith(tuple("[{(\"'")):
         return False
-    return "/" in value or not re.search(r"[=()\[\]{}]", value)
+    return "/" in value or not re.search(r"[=\[\]{}]|\w\(|\)\w|^[^(]*\)", value)
 
 
 def _needs_quotes(key: str, value: str) -> str:
-    found = re.search(r"[^\w/\-\\+.$%*@?|: ,]|[^\x00-\x7f]", value) or re.search(",", value)
+    found = re.search(r"[,=()\[\]{}'\"]", value) or re.search(r"[^\w/\-\\+.$%*@?|: ]|[^\x00-\x7f]", value)
     what = f"it holds {found[0]!r}. " if found else ""
     return f"cannot read {key + '=' + value!r}: {what}If that is text, put it in quotes: {paths.typed(key, value)}"
 
@@ -99,6 +115,11 @@ def options(override: Override) -> list[str]:
     return [name.strip() for value in values(override) for name in value.strip("[]").split(",") if name.strip()]
 
 
+def complete(overrides: Sequence[Override]) -> list[Override]:
+    """What was typed, with what it brings along: data=folders brings a model for photographs."""
+    return [*parse(described.brought(overrides)), *overrides]
+
+
 def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """The config with the first value of everything that is swept, `hydra` node included.
 
@@ -107,9 +128,9 @@ def compose_first(overrides: Sequence[Override]) -> DictConfig:
     """
     _check_options(overrides)
     lines = []
-    for override in overrides:
+    for override in complete(overrides):
         first = values(override)[:1]
-        prefix = "+" if override.is_add() else ""
+        prefix = "++" if override.is_force_add() else "+" if override.is_add() else ""
         lines += [f"{prefix}{override.get_key_element().lstrip('+')}={first[0]}"] if first else []
     places = [f"hydra.searchpath=[{paths.quote(f'file://{sources.added()}')}]"] if sources.added() else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -194,6 +215,12 @@ def _ends(override: Override) -> list[str]:
     return [str(value.start), str(value.end)] if isinstance(value, IntervalSweep) else values(override)
 
 
+def listed(*, _root_: DictConfig) -> str:
+    """All settings as --help lists them: without what components say of themselves."""
+    plain = {key: value for key, value in container(_root_, resolve=False).items() if key != "hydra"}
+    return OmegaConf.to_yaml(OmegaConf.create(plain)).replace("$", "$$")  # it becomes part of a template
+
+
 def texts(overrides: Iterable[Override]) -> dict[str, str]:
     """What was typed, by name, as it was typed."""
     return {override.key_or_group: str(override.input_line).partition("=")[2] for override in overrides}
@@ -266,17 +293,34 @@ def _check_names(overrides: Sequence[Override], known: DictConfig) -> None:
     names = list(groups()) + [name for name, _ in flatten(container(known, resolve=False))]
     for override in overrides:
         key = override.key_or_group
-        if key.startswith(("hydra.", "hydra/")) or override.is_add() or is_group(key):
+        adds = override.is_add() or override.is_force_add()
+        if key.startswith(("hydra.", "hydra/")) or adds or is_group(key):
             continue
         if not _exists(known, key):
             if key in REFUSED:
                 raise UserError(f"{key}: {REFUSED[key]}")
-            if key.startswith("logger."):
-                there = ", ".join(map(str, known.logger)) or "none"
-                raise UserError(f"{key}: the loggers here are {there}. Choose others with logger=NAME")
-            near = nearest(key, names)
-            hint = f" Did you mean {' or '.join(near)}?" if near else ""
-            raise UserError(f"unknown setting {key!r}.{hint} See {entry.program()} --help")
+            raise UserError(f"unknown setting {key!r}.{_hint(key, names)} See {entry.program()} --help")
+
+
+def _hint(key: str, names: Sequence[str]) -> str:
+    """What may have been meant by a setting that is not there."""
+    group, _, rest = key.partition(".")
+    if rest and group in groups():  # another option of the group may have it
+        having = [option for option in groups()[group] if _has(group, option, rest)]
+        if having:
+            return f" It belongs to {' and '.join(f'{group}={option}' for option in having)}, which is not chosen."
+    if near := nearest(key, names):
+        return f" Did you mean {' or '.join(near)}?"
+    return "" if rest else f" A group of your own comes with --config-dir DIR, as DIR/{key}/NAME.yaml."
+
+
+def _has(group: str, option: str, setting: str) -> bool:
+    """Whether an option's own file has a setting."""
+    places = [place / group / f"{option}.yaml" for place in (CONF, sources.added()) if place is not None]
+    node = next((OmegaConf.load(path) for path in places if path.is_file()), None)
+    if not isinstance(node, DictConfig) or setting.startswith("takes"):
+        return False
+    return _exists(node, setting) or _exists(node, f"{group}.{setting}")  # as in conf/model, which bring other groups
 
 
 def nearest(key: str, names: Sequence[str]) -> list[str]:
@@ -287,7 +331,7 @@ def nearest(key: str, names: Sequence[str]) -> list[str]:
     tails: dict[str, list[str]] = {}
     for name in names:
         tails.setdefault(name.rsplit(".", 1)[-1], []).append(name)
-    alike = [name for tail in difflib.get_close_matches(last, tails, n=2, cutoff=0.6) for name in tails[tail]]
+    alike = [name for tail in difflib.get_close_matches(last, tails, n=2, cutoff=0.7) for name in tails[tail]]
     return list(dict.fromkeys(exact or whole or alike))[:3]
 
 

@@ -115,6 +115,7 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
     if "schedule" not in config:
         config["schedule"] = {"name": "one_cycle"}
         config["constraint"] = {"anchor": "zeroshot", "head": True}
+        config["augment"] = {"kind": None}
         if isinstance(config.get("optimizer"), dict):
             config["optimizer"] = {"beta1": 0.9, **config["optimizer"]}
     if isinstance(config.get("method"), dict):

@@ -28,7 +28,7 @@ import robustft
 from robustft.cli import checks, commands, compose, identity, naming, resuming, run_folder
 from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF
-from robustft.common import entry, homes, machine, paths, processes, signals, streams, terminal, threads
+from robustft.common import configs, entry, homes, machine, paths, processes, signals, streams, terminal, threads
 from robustft.common.errors import FolderTaken, UserError, system_error, user_error
 from robustft.common.terminal import signed
 
@@ -39,6 +39,7 @@ OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
 OmegaConf.register_new_resolver("members", naming.members, replace=True)
 OmegaConf.register_new_resolver("program", entry.program, replace=True)
 OmegaConf.register_new_resolver("commands", commands.summaries, replace=True)
+OmegaConf.register_new_resolver("settings", compose.listed, replace=True)
 
 _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra has finished
 
@@ -68,7 +69,7 @@ def main() -> int:
             raise _failures.pop()
         return _report_failed(plan.sweep, started) if plan.sweep else 0
     except KeyboardInterrupt as stop:
-        if processes.is_first():
+        if processes.is_first_process():
             print(str(stop) or "interrupted", file=sys.stderr)
         return 130
     except Exception as error:
@@ -103,9 +104,12 @@ def task(cfg: DictConfig) -> dict[str, Any] | None:
         # A run that has begun has written its settings. One that has not leaves another's folder as it was.
         others = stamp is not None and stamp == run_folder.settings_stamp(folder)
         untouched = others or isinstance(mistake, FolderTaken)
-        if processes.is_first():
-            text = str(mistake) if mistake else traceback.format_exc()
-            run_folder.leave_error(folder, text, untouched=untouched)
+        if processes.is_first_process():
+            if mistake is not None and not sweep and run_folder.leave_nothing(folder):
+                untouched = True
+            else:
+                text = str(mistake) if mistake else traceback.format_exc()
+                run_folder.leave_error(folder, text, untouched=untouched)
         with run_folder.log_to_screen_alone() if untouched else nullcontext():
             if not sweep:
                 _failures.append(error)
@@ -129,7 +133,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
     identity.resolve(cfg, sweep=sweep)
     if sweep and resuming.is_finished(folder):
         return _finished_before(cfg, folder, name)
-    first = processes.is_first()
+    first = processes.is_first_process()
     with run_folder.held(folder) if first else nullcontext():
         if sweep and resuming.is_finished(folder):  # by another process, just now
             return _finished_before(cfg, folder, name)
@@ -139,6 +143,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             cfg.resume = str(folder) if cfg.resume else None  # what is continued is always this folder
             cfg.run_dir, cfg.run_name = str(folder), name
             if cfg.resume:
+                resuming.refuse_damaged(folder)
                 identity.take_recorded(cfg, resuming.saved_config(folder) or {})
             if cfg.threads is None:
                 cfg.threads = threads.choose(cfg.model.recipe.get("threads"), _processes_here(cfg))
@@ -155,7 +160,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
                 if cfg.overwrite:  # here the folder is known, whatever was typed for it
                     run_folder.refuse_own_models(cfg, folder)
             run_folder.begin(folder, cfg, typed)
-        log.info("%s%s", "continuing " if cfg.resume else "", run_folder.readable(folder))
+        log.info("%s%s", "continuing " if cfg.resume else "", paths.readable(folder))
 
         homes.stand_in()
         from robustft import experiment  # torch, lightning and open_clip take seconds to import
@@ -166,10 +171,9 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
 
 def _processes_here(cfg: DictConfig) -> int:
     """How many processes of the run compute on this machine's CPU."""
-    devices, accelerator = cfg.trainer.devices, cfg.trainer.accelerator
-    if accelerator != "cpu" and not (accelerator == "auto" and not machine.has_accelerator()):
-        return 1
-    return int(devices) if str(devices).isdigit() and int(devices) > 0 else 1
+    several = configs.device_count(cfg.trainer.devices) or 1  # auto and all are one on a CPU
+    accelerator = cfg.trainer.accelerator
+    return several if accelerator == "cpu" or (accelerator == "auto" and not machine.has_accelerator()) else 1
 
 
 def _finished_before(cfg: DictConfig, folder: Path, name: str) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _interruptions(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Go on with the sweep by the same command"
         elif run_folder.can_go_on(folder):
-            how = f"Resume with: {entry.program()} {paths.typed('resume', run_folder.readable(folder))}"
+            how = f"Resume with: {entry.program()} {paths.typed('resume', paths.readable(folder))}"
         else:
             how = "Nothing was kept yet to resume from"
         raise KeyboardInterrupt(f"{what}. {how}") from None

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import sys
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
 from robustft.cli.sources import groups
-from robustft.common import paths, processes, threads
+from robustft.common import configs, machine, paths, processes, threads
 from robustft.common.errors import UserError
 
 
@@ -53,6 +52,7 @@ def make_plan(arguments: list[str]) -> Plan:
         keys = {override.key_or_group for override in parsed}
         before = compose.parse(resuming.saved_overrides(folder))
         parsed = [override for override in before if override.key_or_group not in keys] + parsed
+    parsed = compose.complete(parsed)
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]
     if args.cfg and args.multirun:
@@ -90,28 +90,49 @@ def _plan_single(cfg: DictConfig, parsed: list[Override], resume: str | None) ->
         raise UserError("overwrite=true replaces the run in a folder: say in which one, hydra.run.dir=DIR")
     if cfg.overwrite and (cfg.check is not None or cfg.prepare):
         raise UserError("overwrite=true replaces a run: leave it out where nothing is run (check=, prepare=)")
-    if resume in (None, "null"):
-        _check_folder(cfg, given)
-        return [_placed("hydra.run.dir", given or naming.new_folder(cfg))]
+    found = None  # the run that goes on
     if resume == "auto":
         candidates = [Path(given)] if given else list((naming.RUNS / naming.name(cfg)).glob("*"))
-        folders = [path for path in candidates if path.is_dir()]
-        # The others of a run on several devices follow the first, which has made the folder its own already.
-        newest = run_folder.newest_resumable if processes.is_first() else resuming.newest_interrupted
-        found = newest(cfg, folders)
-        if found is None:
-            _check_folder(cfg, given)
-            print("resume=auto: found no interrupted run with this config, starting a new one")
-            return ["resume=null", _placed("hydra.run.dir", given or naming.new_folder(cfg))]
+        # Where processes are started together, the first one may be at work in the folder already.
+        find = run_folder.newest_resumable if processes.is_first_process() else resuming.newest_interrupted
+        found = find(cfg, [path for path in candidates if path.is_dir()])
+        if found is not None:
+            resuming.refuse_damaged(found)
+    elif resume not in (None, "null"):
+        found = paths.expand(str(resume))
+        if given is not None and Path(given).resolve() != found.resolve():
+            raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
+        advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
+        resuming.refuse_other_config(cfg, found, f"the run in {found}", advice)
+        if processes.is_first_process():
+            run_folder.refuse_in_use(found)
+    if found is None:
+        _check_folder(cfg, given)
+    _check_accelerator(cfg)
+    if found is not None:
         return [f"resume={paths.quote(found)}", _placed("hydra.run.dir", found)]
-    folder = paths.expand(str(resume))
-    if given is not None and Path(given).resolve() != folder.resolve():
-        raise UserError(f"resume={resume} goes on in that folder: leave out hydra.run.dir")
-    advice = "Go on with its own settings (resume=FOLDER alone takes them), or start a new run"
-    resuming.refuse_other_config(cfg, folder, f"the run in {folder}", advice)
-    if processes.is_first():
-        run_folder.refuse_in_use(folder)
-    return [_placed("hydra.run.dir", folder)]
+    if resume == "auto" and processes.is_first_process():
+        print("resume=auto: found no interrupted run with this config, starting a new one")
+    place = (naming.RUNS / naming.name(cfg) if given is None else Path(given)).absolute()
+    run_folder.MADE.update(path for path in (place, *place.parents) if not path.exists())
+    folder = naming.new_folder(cfg) if given is None else Path(given)
+    if given is None:
+        run_folder.MADE.add(folder.absolute())
+    placed = _placed("hydra.run.dir", folder)
+    return ["resume=null", placed] if resume == "auto" else [placed]
+
+
+def _check_accelerator(cfg: DictConfig) -> None:
+    """Refuses devices that this machine has not, before it takes seconds to import all that would use them."""
+    if cfg.check is not None or cfg.prepare:
+        return
+    accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
+    threads.sleep_early()  # before torch is imported to be asked
+    if lacks := machine.missing_devices(accelerator, configs.device_count(devices)):
+        raise UserError(
+            f"trainer.accelerator={accelerator} trainer.devices={devices}: {lacks}. Use what there is with"
+            " trainer.accelerator=auto trainer.devices=auto, or trainer.accelerator=cpu"
+        )
 
 
 def _placed(key: str, folder: Path | str) -> str:
@@ -138,7 +159,7 @@ def _with_configs(arguments: list[str], typed: str) -> list[str]:
 
 def _check_folder(cfg: DictConfig, given: str | None) -> None:
     """Refuses a typed folder that is another run's, before Hydra opens a log there."""
-    if given is None or not processes.is_first():  # the first process has made it its own already
+    if given is None or not processes.is_first_process():  # the first process has made it its own already
         return
     run_folder.refuse_in_use(Path(given))
     run_folder.refuse_taken(Path(given), overwrite=cfg.overwrite)
@@ -155,6 +176,8 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     if slurm and shutil.which("srun") is None:
         raise UserError("hydra/launcher=slurm: found no srun here. Start it on a login node of the cluster")
     _check_devices(cfg, own_process=slurm)
+    if hydra_config.runtime.choices.get("hydra/launcher") == "basic":  # others may run elsewhere
+        _check_accelerator(cfg)
     if cfg.overwrite:
         raise UserError("overwrite=true is for single runs: name another sweep with sweep=..., or delete its folder")
     _check_jobs(hydra_config)
@@ -175,26 +198,28 @@ def _plan_sweep(cfg: DictConfig, hydra_config: DictConfig, parsed: list[Override
     ]
     name = _value(parsed, "sweep")
     if name in (None, "null"):
-        choice = hydra_config.runtime.choices.get("experiment")
+        choice = choices.get("experiment")
         name = naming.sweep_name(choice if preset else None, swept, constants)
     elif naming.slug(name) != name:
         raise UserError(f"sweep={name}: a name is made of letters, digits, dots, dashes and underscores")
     folder = paths.expand(_value(parsed, "hydra.sweep.dir") or naming.SWEEPS / name)
+    own_names = "hydra.sweep.subdir" not in typed
+    if own_names:
+        _refuse_other_sweep(cfg, folder / naming.readable_name(_first_values(swept, cfg, choices), swept))
+    # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
+    may_skip = choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed
+    skip = _check_all(parsed, preset, swept, may_skip=may_skip)
     added = [f"sweep={paths.quote(name)}", _placed("hydra.sweep.dir", folder)]
     os.environ[run_folder.NOTES] = notes = str(run_folder.notes_folder(folder.absolute()))
     added.append(f"+hydra.job.env_set.{run_folder.NOTES}={paths.quote(notes)}")  # reaches runs in other processes
-    added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED or 'none')}")
-    if "hydra.sweep.subdir" not in typed:
-        _refuse_other_sweep(cfg, folder / naming.readable_name(_first_values(swept, cfg, choices), swept))
+    if not slurm:  # whose own script may say how many threads a node takes
+        added.append(f"+hydra.job.env_set.{threads.CARRIED}={paths.quote(threads.ASKED or 'none')}")
+    if own_names:
         added.append(f"hydra.sweep.subdir={paths.quote(naming.job_name(swept, list(groups()), sources.several()))}")
+    if skip:
+        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={skip}"]
     if not swept:
-        print(f"nothing is swept: one run, in {run_folder.readable(folder)}")
-    repeated = _repeated(parsed, preset, swept)
-    # Hydra's own sweeper leaves nothing out; one of another kind (a preset's, a typed one) chooses its runs itself.
-    if repeated and choices.get("hydra/sweeper") == "basic" and "hydra/sweeper" not in typed:
-        added += ["hydra/sweeper=combinations", f"hydra.sweeper.skip={list(repeated)}"]
-        for line in repeated.values():
-            print(line)
+        print(f"nothing is swept: one run, in {paths.readable(folder)}")
     return added, folder
 
 
@@ -211,32 +236,37 @@ def _first_values(swept: list[str], cfg: DictConfig, choices: DictConfig) -> dic
     }
 
 
-def _repeated(parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str]) -> dict[int, str]:
-    """Checks what all jobs of a sweep make of its settings; of those that repeat another the position, and a line."""
+def _check_all(
+    parsed: list[Override], preset: DictConfig | dict[str, Any], swept: list[str], *, may_skip: bool
+) -> list[int]:
+    """Checks all jobs of a sweep before the first is started; the positions of those to skip: they repeat another.
+
+    Raises:
+        UserError: a setting means nothing in any of them, or one of them cannot work.
+    """
     of_preset = compose.parse([f"{key}={value}" for key, value in preset.items() if key in swept])
     asked = [override for override in (*of_preset, *parsed) if not override.key_or_group.startswith("hydra")]
     jobs = compose.jobs(asked)
     cfgs = [job.cfg for job in jobs]
     checks.refuse_idle(cfgs, compose.texts(asked), sweep=True)
     if any(not compose.values(override) or override.is_interval_sweep() for override in asked):
-        return {}  # values are drawn as the sweep goes on
-    first = identity.distinct(cfgs)
+        return []  # values are drawn as the sweep goes on
     names = [naming.readable_name(job.choices, swept) for job in jobs]
-    _announce(dict(zip(names, cfgs, strict=True)))
-    return {
-        number: f"{names[number]}: the same run as {names[same]}, which is made once"
-        for number, same in enumerate(first)
-        if same != number
-    }
-
-
-def _announce(jobs: Mapping[str, DictConfig]) -> None:
-    """Says before the first run starts which ones will not: the others go on without them."""
-    for name, cfg in jobs.items():
+    for name, job in zip(names, jobs, strict=True):
         try:
-            checks.check(deepcopy(cfg))
+            checks.check(deepcopy(job.cfg))
+        except OmegaConfBaseException:  # refers to what is known in the run alone
+            continue
         except UserError as error:
-            print(f"{name} will not run: {error}", file=sys.stderr)
+            one = f" (of the run {name}; none was started)" if len(jobs) > 1 else ""
+            raise UserError(f"{error}{one}") from error
+    if not may_skip:
+        return []
+    first = identity.distinct(cfgs)
+    skip = [number for number, same in enumerate(first) if same != number]
+    for number in skip:
+        print(f"{names[number]}: the same run as {names[first[number]]}, which is made once")
+    return skip
 
 
 def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
@@ -245,7 +275,7 @@ def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
     try:
         checks.check(cfg)
         identity.resolve(cfg, sweep=True)
-    except UserError:  # a run that cannot work is refused when its turn comes: others may
+    except UserError:  # what cannot work is said below, with the run's name
         return
     run_folder.refuse_other_run(cfg, first)
 
@@ -253,7 +283,7 @@ def _refuse_other_sweep(cfg: DictConfig, first: Path) -> None:
 def _check_devices(cfg: DictConfig, *, own_process: bool) -> None:
     """Refuses several devices where the other processes of a run would start the whole sweep again."""
     devices = cfg.trainer.devices
-    several = devices not in ("auto", 1, "1") and not (OmegaConf.is_list(devices) and len(devices) == 1)
+    several = devices != "auto" and configs.device_count(devices) != 1
     if (several or cfg.trainer.num_nodes > 1) and not own_process:
         raise UserError(
             f"trainer.devices={devices}: a run of a sweep takes one device here."

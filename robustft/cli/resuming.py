@@ -1,6 +1,7 @@
 """What a run's folder tells of its run: its settings, whether it is finished, and whether one can go on from there."""
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,21 @@ def check_resumable(folder: Path) -> None:
         raise UserError(
             f"resume={folder}: that run was started by an earlier version of robustft, whose runs this one cannot go on"
             " with. Start it again, or finish it with that version"
+        )
+    refuse_damaged(folder)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Refuses a last.ckpt that was cut off, as a copy leaves it: the list of its parts stands at its end.
+
+    Raises:
+        UserError: says what to do.
+    """
+    path = folder / "last.ckpt"
+    if not zipfile.is_zipfile(path):
+        raise UserError(
+            f"{path} cannot be read: it is damaged or cut off. Copy it again, or start the run again without resume="
+            " (in a sweep: delete that file)"
         )
 
 

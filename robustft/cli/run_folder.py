@@ -8,10 +8,12 @@ A run holds its folder while it works there (`held`). What lies in a folder is r
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -28,6 +30,7 @@ SETTINGS = ("config.yaml", "overrides.yaml", sources.RECORD)
 WANDB_ID = "wandb_id.txt"
 LOGS = ("metrics.csv", "disagreement.csv", WANDB_ID, "error.txt", "run.log", *SETTINGS)
 NOTES = "ROBUSTFT_NOTES"  # names a folder for what runs of a sweep have to say that may not write into their own
+MADE: set[Path] = set()  # folders that this process makes for a run, until the run has done something
 
 
 @contextmanager
@@ -54,7 +57,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def in_use(folder: Path, owner: str) -> str:
-    return f"{readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
+    return f"{paths.readable(folder)} is being worked on by {owner}. Wait for it or stop it, or choose another folder"
 
 
 def refuse_in_use(folder: Path) -> None:
@@ -144,6 +147,8 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
         resuming.save(folder / ASIDE, cfg, typed)
         sources.record(folder / ASIDE)
         return
+    if not cfg.resume and cfg.sweep is None:  # a run of a sweep that is started again keeps its W&B run
+        _forget_wandb(folder)
     resuming.save(folder, cfg, typed)
     sources.record(folder)
     for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt"):
@@ -161,9 +166,11 @@ def start_over(folder: Path) -> None:
 
     Without settings that were put aside there is nothing to do.
     """
+    MADE.clear()
     aside = folder / ASIDE
     if not aside.is_dir():
         return
+    _forget_wandb(folder)
     for name in (*RESULTS, *STATE, *LOGS):
         path = folder / name
         if name == "run.log":  # is open: this run's lines follow
@@ -176,11 +183,40 @@ def start_over(folder: Path) -> None:
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
     aside.rmdir()
-    own = folder / WANDB_ID
-    mine = f"-{own.read_text().strip()}" if own.is_file() else " of none"
-    for path in (folder / "wandb").glob("*run-*-*"):
-        if not path.name.endswith(mine):
-            shutil.rmtree(path, ignore_errors=True)
+
+
+def leave_nothing(folder: Path) -> bool:
+    """Takes a run's folder away again, with those above it that this process has made, if the run has done nothing.
+
+    Returns:
+        Whether it is gone.
+    """
+    early = {*SETTINGS, "run.log", "error.txt", WANDB_ID}
+    others = [path for path in folder.glob("*") if path.name not in early and not path.name.startswith(".run.")]
+    if folder.absolute() not in MADE or others:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other runs have come in there
+        for parent in takewhile(MADE.__contains__, folder.absolute().parents):
+            parent.rmdir()
+    return True
+
+
+def _forget_wandb(folder: Path) -> None:
+    """Takes away what W&B keeps of the run that lay in ``folder``; of the new one, which has another id, nothing."""
+    try:
+        number = (folder / WANDB_ID).read_text("utf-8").strip()
+    except (OSError, ValueError):
+        return
+    if re.fullmatch(r"\w+", number):
+        for kept in (folder / "wandb").glob(f"*run-*-{number}"):
+            shutil.rmtree(kept, ignore_errors=True)
+    for link in (folder / "wandb").glob("*"):  # latest-run, debug.log
+        if link.is_symlink() and not link.exists():
+            link.unlink(missing_ok=True)
+    with suppress(OSError):  # others are in there
+        (folder / "wandb").rmdir()
+    (folder / WANDB_ID).unlink(missing_ok=True)
 
 
 def settings_stamp(folder: Path) -> int | None:
@@ -224,10 +260,6 @@ def read_notes(sweep: Path) -> dict[Path, str]:
     }
 
 
-def readable(folder: Path) -> str:
-    return os.path.relpath(folder) if folder.is_absolute() and folder.is_relative_to(Path.cwd()) else str(folder)
-
-
 @contextmanager
 def log_to_screen_alone() -> Iterator[None]:
     """The log in a folder that is to stay as it is does not grow."""
@@ -262,7 +294,7 @@ def disk_errors(folder: Path, *, sweep: bool) -> Iterator[None]:
         if sweep:
             how = "Make room, then go on with the sweep by the same command"
         elif can_go_on(folder):
-            resume = f"{entry.program()} {paths.typed('resume', readable(folder))}"
+            resume = f"{entry.program()} {paths.typed('resume', paths.readable(folder))}"
             how = f"What was kept before is whole: make room, then go on with {resume}"
         else:
             how = "Make room, then start the run again: nothing was kept yet to go on from"

@@ -4,6 +4,7 @@ Settings of the core are described here (`CORE`). Components describe theirs in 
 a method or a mask of a user's own is held to the same rules without a line of ours:
 
     takes:
+      training_images: data.N     # data: the setting that says how many there are, if one does; the hold-out included
       trains: true                # a method: it trains with gradients
       masks: {beta: {above: 0}}   # a method: it uses mask and fill: true, false, or under which settings
       needs: [checkpoint]         # a method: settings it cannot do without
@@ -15,11 +16,17 @@ a method or a mask of a user's own is held to the same rules without a line of o
       dial: beta                  # a method: the setting that makes a curve of it
       settings:                   # full names; `*` at the end stands for any last part
         mask.layers: {kind: whole, from: 1, or_null: true, when: [{mask.cam: {of: [relevance]}}]}
+      name: folders               # how it is chosen, data=folders, where nothing else in it says so
+      brings: {model: vitb32}     # options of other groups that come with it unless they are typed
+      open: [data.shifts]         # places for names of the user's own
+      files: true                 # data: its images are files, of which `prepare=true` can make copies
+      needs: {data.train: …}      # data: settings it cannot do without; see robustft/cli/places.py
+      places: {data.root: …}      # data: settings that name folders and files; see there
 
-A description has a `kind` (number, the default; whole, flag, text, texts: a list of it), or `of` (a list to choose
-from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to` belong to
-the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several cases, each
-of which asks of some settings that they are as described. Without it a setting matters always.
+A description has a `kind` (number, the default; whole, flag, text; numbers, texts: a list of it), or `of` (a list to
+choose from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds (`from`, `to`
+belong to the range, `above`, `below` do not); and `or_null`. `when` says where a setting matters: in one of several
+cases, each of which asks of some settings that they are as described. Without it a setting matters always.
 
 Of the core's, `by` names the group whose component may take the setting: without one that does it means nothing.
 
@@ -148,6 +155,7 @@ CHOSEN = {
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
+    "augment.kind": "choose the augmentation by its group: augment=NAME",
 }
 # What could be expected to be a setting, and why it is none.
 REFUSED = {
@@ -194,6 +202,9 @@ def accepts(described: Description, value: Any) -> bool:
         return isinstance(value, list) and all(isinstance(one, str) and one for one in value)
     if kind == "devices":
         return _is_devices(value)
+    if kind == "numbers":
+        one = {**described, "kind": "number", "or_null": False}
+        return isinstance(value, list) and bool(value) and all(accepts(one, item) for item in value)
     number = isinstance(value, int if kind == "whole" else int | float) and not isinstance(value, bool)
     return number and math.isfinite(value) and _within(described, value)
 
@@ -225,7 +236,7 @@ def _words(described: Description) -> str:
     if "match" in described:
         return described["words"]
     if "of" in described:
-        options = [shown(one) for one in described["of"]]
+        options = list(dict.fromkeys(shown(one) for one in described["of"]))  # 32 and "32" are typed alike
         return "one of " + ", ".join(options) if len(options) > 1 else options[0]
     fixed = {
         "flag": "true or false",
@@ -235,6 +246,8 @@ def _words(described: Description) -> str:
     }
     if kind in fixed:
         return fixed[kind]
+    if kind == "numbers":
+        return f"a list, each of it {_words({**described, 'kind': 'number'})}"
     number = "a whole number" if kind == "whole" else "a number"
     bounds = {side: described[side] for side in ("from", "to", "above", "below") if side in described}
     match bounds:
@@ -325,12 +338,15 @@ class Settings:
                 return None
             reasons.append(reason)
         inside = [leaf for leaf in self.values if leaf.startswith(f"{name}.")]
-        if any(self.matters(leaf) for leaf in inside):
+        idle = [self.why_idle(leaf) for leaf in inside]
+        if None in idle:
             return None
         reference = re.compile(r"\$\{" + re.escape(name) + r"\}")
         if any(self.matters(user) for user, raw in self._raw.items() if reference.search(raw)):
             return None
         group = name.partition(".")[0]
+        if name == group and group not in ("mask", "fill"):
+            reasons += [reason for reason in idle if reason is not None]
         if group in ("mask", "fill") or (group in self.takes and group != "method"):
             reasons.append(self.closed(group) or self.chosen(group))
         return next((reason for reason in reasons if reason), self.chosen("method"))
@@ -346,6 +362,8 @@ class Settings:
         """Why a whole component has no effect."""
         if group.partition(".")[0] in OF_TRAINING and not self.takes.get("method", {}).get("trains", True):
             return self.chosen("method")
+        if group == "augment" and self.takes.get("method", {}).get("features"):
+            return self.chosen("method")  # features are of images that stay
         if group not in ("mask", "fill"):
             return None
         if reason := self.masks():
@@ -380,5 +398,8 @@ class Settings:
         """A component as it is chosen: mask=object."""
         if "." in group:  # one of several: constraint=l2sp
             return "=".join(group.split(".", 1))
-        names = (self.values.get(f"{group}.{key}") for key in ("kind", "name"))
+        names = [
+            *(self.values.get(f"{group}.{key}") for key in ("kind", "name")),
+            self.takes.get(group, {}).get("name"),
+        ]
         return f"{group}={next((name for name in names if name is not None), 'none')}"

@@ -1,6 +1,6 @@
 """A composed config as plain Python values, without what its components say of themselves."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,6 +8,20 @@ from omegaconf import DictConfig, OmegaConf
 # Set for each run, see `run_in` in robustft/cli/main.py.
 RUN_KEYS = ("run_dir", "run_name")
 ACCUMULATE = "trainer.accumulate_grad_batches"
+
+
+def device_count(devices: Any) -> int | None:
+    """How many devices ``trainer.devices`` asks for: 2, "2" or [0, 1]; None: as many as there are (auto, -1).
+
+    Example:
+        >>> device_count("2"), device_count("0,"), device_count("auto")
+        (2, 1, None)
+    """
+    if isinstance(devices, str) and "," in devices:
+        return len([index for index in devices.split(",") if index.strip()])
+    if isinstance(devices, str) and devices.isdigit() or isinstance(devices, int):
+        return int(devices) if int(devices) > 0 else None
+    return len(devices) if isinstance(devices, Sequence) and not isinstance(devices, str) else None
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

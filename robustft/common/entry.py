@@ -1,5 +1,6 @@
 """What all commands have in common: how they were called, and how they answer."""
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,17 @@ def answer(main: Callable[[], int | None]) -> int:
             raise
         print(f"error: {mistake}", file=sys.stderr)
         return 1
+
+
+def description(docstring: str | None) -> str:
+    """Make of a module's docstring what --help shows: without the command that it may begin with, and without marks.
+
+    Example:
+        >>> description("`python -m robustft.report RUNS`: compare `RUNS`.")
+        'Compare RUNS.'
+    """
+    text = re.sub(r"^`+[^`]+`+: ", "", docstring or "").replace("`", "")
+    return text[:1].upper() + text[1:]
 
 
 def program(command: str | None = None) -> str:

@@ -104,6 +104,29 @@ def remove_partial(folder: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def refuse_damaged(path: Path, what: str) -> None:
+    """Refuse a file of tensors that was cut off, as a copy or a download leaves it; others than safetensors pass.
+
+    Args:
+        what: the setting that named it, for the message.
+
+    Raises:
+        UserError: its header does not fit what is there.
+    """
+    if path.suffix != ".safetensors":
+        return
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy"):  # reads the header alone, and imports nothing
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise UserError(
+            f"{what}={path}: not a readable weights file ({reason}): damaged or cut off. Copy it again"
+        ) from error
+
+
 def disk_error(error: BaseException) -> int | None:
     """The error number where an exception is the disk's; libraries wrap it, or only cite it; else None."""
     if isinstance(error, WriteError) and error.__cause__ is not None:

@@ -30,3 +30,26 @@ def device_name(accelerator: str = "auto") -> str:
     if accelerator != "cpu" and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"{os.cpu_count()} cores of {cpu_name()}"
+
+
+def missing_devices(accelerator: str, count: int | None = None) -> str | None:
+    """What this machine lacks of the devices that are asked for, in words; None: they are there.
+
+    Args:
+        accelerator: ``trainer.accelerator``; for auto and cpu nothing is asked, and torch is not imported.
+        count: how many; None: at least one.
+
+    Example:
+        >>> missing_devices("cpu") is None
+        True
+    """
+    if accelerator in ("auto", "cpu"):
+        return None
+    import torch
+
+    cuda = torch.cuda.device_count() if accelerator != "mps" and torch.cuda.is_available() else 0
+    found = cuda or int(accelerator != "cuda" and torch.backends.mps.is_available())
+    if not found:
+        built = "" if accelerator == "mps" or torch.backends.cuda.is_built() else ", which was built without CUDA"
+        return f"PyTorch {torch.__version__}{built} finds no such device here"
+    return f"there are {found} of {count} such devices here" if count is not None and count > found else None

@@ -1,5 +1,6 @@
 """Paths as users type them: expanded, checked before time is spent, and put into Hydra's grammar."""
 
+import os
 import re
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +20,12 @@ def expand(typed: "str | Path") -> Path:
         return Path(typed).expanduser()
     except RuntimeError as error:
         raise UserError(f"{typed}: no home folder is known for that name. Give the whole path") from error
+
+
+def located(typed: str, root: str | None) -> Path:
+    """Make a path of what a user typed, below a folder where that is given and the path is not absolute."""
+    path = expand(typed)
+    return path if root is None or path.is_absolute() else expand(root) / path
 
 
 def refuse_line_ends(arguments: Iterable[str]) -> None:
@@ -53,6 +60,16 @@ def typed(key: str, value: "str | Path") -> str:
         return f"{key}={text}"
     whole = re.sub(r'([\\"$`])', r"\\\1", f"{key}={quote(text)}")
     return f'"{whole}"'
+
+
+def readable(path: Path) -> str:
+    """Shorten a path for messages and for typing it again: relative where it lies in the current folder.
+
+    Example:
+        >>> readable(Path.cwd() / "runs" / "mine") == str(Path("runs") / "mine")
+        True
+    """
+    return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
 def make_folder(path: Path, what: str) -> Path:

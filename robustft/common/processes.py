@@ -6,7 +6,7 @@ import os
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK")
 
 
-def is_first() -> bool:
+def is_first_process() -> bool:
     """False in the further processes of a run on several devices: the first one writes and speaks for all."""
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
@@ -18,10 +18,3 @@ def launched_together() -> str | None:
         if own and os.environ.get(count, "1").isdigit() and int(os.environ.get(count, "1")) > 1:
             return launcher
     return None
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one of a run that writes files, as Lightning knows it once devices are set up."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only  # takes seconds to import
-
-    return not getattr(rank_zero_only, "rank", 0)

@@ -40,6 +40,11 @@ def choose(most: int | None, processes: int = 1) -> int:
     return cores if most is None else min(most, cores)
 
 
+def sleep_early() -> None:
+    """Let threads that wait leave the cores to others; has an effect before torch is imported only."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+
+
 def use(count: int) -> None:
     """Compute with ``count`` threads from now on, in this process and those it starts.
 
@@ -48,7 +53,7 @@ def use(count: int) -> None:
     """
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)
-    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
+    sleep_early()
     if "torch" in sys.modules:
         import torch
 

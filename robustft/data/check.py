@@ -1,5 +1,6 @@
 """`check=data`: look at every set and every image without training."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,60 +8,75 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustft.common import terminal
+from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError
+from robustft.common.files import write
+from robustft.data.check_page import write_page
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFolders, damaged_files
-from robustft.data.prepared import PreparedImages
-from robustft.data.sets import OFFICIAL_IMAGES
+from robustft.data.inspection import Looked, inspect, remarks
 
 
-def check(datamodule: RobustnessData) -> dict[str, Any]:
-    """Inspect, print a table, and return the record of `inspect`.
+def check(datamodule: RobustnessData, folder: Path | None = None) -> dict[str, Any]:
+    """Inspect, print a table, write a page with what is odd, and return the sets of `inspect`.
+
+    Args:
+        folder: where `check.html` goes; None: nowhere.
 
     Raises:
         UserError: after the table, if a set is missing or wrong, or an image cannot be read.
     """
-    record = inspect(datamodule)
+    looked = inspect(datamodule)
     console = terminal.console()
-    terminal.print_table(console, _table(record, getattr(datamodule, "root", None)))
+    terminal.print_table(console, _table(looked.sets, getattr(datamodule, "root", None)))
+    for line in remarks(looked):
+        console.print(escape(line), soft_wrap=True)
+    if folder is not None:
+        console.print(escape(f"With pictures: {write_page(folder / 'check.html', looked)}"), soft_wrap=True)
     wrong = []
-    for name, found in record.items():
+    for name, found in looked.sets.items():
         if found["error"]:
             wrong.append(found["error"])
         wrong += [f"{name}: cannot read {path}: {reason}" for path, reason in found["damaged"].items()]
+    try:
+        _ = datamodule.class_names  # two classes of one name
+    except UserError as error:
+        wrong.append(str(error))
     if wrong:
         raise UserError("\n".join([*dict.fromkeys(wrong), f"{len(set(wrong))} problem(s) found."]))
+    _remember(datamodule, looked)
     console.print("Everything is there and readable.")
-    return record
+    return looked.sets
 
 
-def inspect(datamodule: RobustnessData) -> dict[str, Any]:
-    """Per set of the data module, in its order: `path`, `classes`, `images`, `official` (images of the
-    published set, None if unknown), `damaged` (path -> reason; every image is decoded, or read in the prepared copy
-    that a run would use) and `error` (None if the set is as it should be, its damaged images aside).
+def known_leaks(datamodule: RobustnessData) -> dict[str, int] | None:
+    """Of data that were checked as they are now: images of each evaluation set that are in the training images too.
+
+    Returns:
+        None where they were not checked, or have changed since.
     """
-    record: dict[str, Any] = {}
-    for name, find in datamodule.parts().items():
-        found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
-        found |= {"official": OFFICIAL_IMAGES.get(name), "damaged": {}, "error": None}
-        record[name] = found
-        try:
-            images = find()
-        except UserError as error:
-            found["error"] = str(error)
-            continue
-        found |= {"classes": len(images.labels.unique()), "images": len(images)}
-        if isinstance(images, ImageFolders):
-            paths = [images.path(i) for i in range(len(images))]
-            found["path"] = str(images.root)
-            found["damaged"] = damaged_files(paths, thorough=True, title=f"Decoding {name}")
-        elif isinstance(images, PreparedImages):
-            found["path"] = str(images.folder)
-            found["damaged"] = images.damaged(f"Reading {name}")
-    return record
+    if not (cache_folder() / "checks").is_dir():
+        return None  # nothing was ever checked here: no need to look at a million files
+    try:
+        return json.loads(_record(datamodule).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
-def _table(record: dict[str, Any], root: str | None) -> Table:
+def _remember(datamodule: RobustnessData, looked: Looked) -> None:
+    trained = next(iter(datamodule.parts()))
+    counts = {name: looked.leaked(name, trained) for name in looked.paths if name != trained}
+    if counts and datamodule.eval_images is None:
+        with optional(cache_folder() / "checks"):
+            write(_record(datamodule), json.dumps(counts) + "\n")
+
+
+def _record(datamodule: RobustnessData) -> Path:
+    datamodule.setup()
+    sets = [evaluation_set.fingerprint for evaluation_set in datamodule.sets]
+    return cache_folder() / "checks" / f"{digest(datamodule.training_set().identity(), sets)}.json"
+
+
+def _table(record: dict[str, dict[str, Any]], root: str | None) -> Table:
     """Set and place share a cell, on two lines: the usual names of folders are long."""
     table = Table(title=escape(f"Data in {root}") if root else "Data", show_lines=True)
     table.add_column("set, found in", overflow="fold")
@@ -74,7 +90,7 @@ def _table(record: dict[str, Any], root: str | None) -> Table:
         place = path.relative_to(root) if root and path.is_relative_to(root) else path
         official = found["official"]
         table.add_row(
-            f"{name}\n[dim]{escape(str(place))}[/dim]",
+            f"{escape(name)}\n[dim]{escape(str(place))}[/dim]",
             f"{found['classes']:,}",
             f"{found['images']:,}" + (f"\nof {official:,}" if official else ""),
             f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",

@@ -1,21 +1,23 @@
 """What every family of data has in common: the hold-out, the loaders, their order."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Int64
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustft.common.errors import UserError
+from robustft.data.augment import Augment, AugmentedImages
+from robustft.data.contract import check_data
 from robustft.data.loading import make_loader
-from robustft.data.sampling import EvalSampler, TrainSampler, split_holdout
+from robustft.data.sampling import EvalSampler, TrainSampler, shuffled, split_holdout
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 
 DEFAULT_HOLDOUT = 10_240
@@ -37,18 +39,56 @@ class Devices:
     cuda: bool = False
 
     @classmethod
-    def of(cls, trainer: Trainer) -> "Devices":
+    def of(cls, trainer: Any) -> "Devices":
         """Those of a trainer."""
         cuda = trainer.strategy.root_device.type == "cuda"
         return cls(trainer.global_rank, trainer.world_size, trainer.accumulate_grad_batches, cuda)
 
 
 class RobustnessData(LightningDataModule, ABC):
-    """Training images, a hold-out taken from them, the in-distribution (ID) set and the shift sets.
+    """Hold the data of a run: training images, a hold-out taken from them, the in-distribution (ID) set, the shifts.
 
-    Subclasses set `name`, `class_names` and `templates`, and give `training_set` and `evaluation_sets`.
+    A class of one's own is one file and one config. It sets `name`, `class_names` and `templates`, and gives
+    `training_set` and `evaluation_sets`; everything else is there. `setup` checks what it gives (`contract.py`).
+
+    >>> import torch
+    >>> from robustft.data.datamodule import RobustnessData
+    >>> from robustft.data.sets import EvaluationSet, Preprocess, TensorImages
+    >>> class Grey(RobustnessData):
+    ...     # Dark and light images; in the shift all are darker.
+    ...     name, class_names, templates = "grey", ["dark", "light"], ["a {} picture."]
+    ...     def __init__(self, *, images: int = 40, **options):
+    ...         super().__init__(**options)
+    ...         self.labels = torch.arange(images) % 2
+    ...     def shades(self, dark: int) -> TensorImages:
+    ...         side = self.preprocess.size
+    ...         levels = (dark + 100 * self.labels).byte().view(-1, 1, 1, 1)
+    ...         return TensorImages(levels.expand(-1, 3, side, side), self.labels)
+    ...     def training_set(self):
+    ...         return self.shades(100)
+    ...     def evaluation_sets(self):
+    ...         correct = torch.eye(2, dtype=torch.bool)
+    ...         keys = [str(i) for i in range(len(self.labels))]
+    ...         return [EvaluationSet(n, self.shades(dark), correct, keys) for n, dark in (("id", 100), ("dim", 20))]
+    >>> half = (0.5, 0.5, 0.5)
+    >>> data = Grey(preprocess=Preprocess(32, half, half), seed=0, batch_size=8, eval_batch_size=8, holdout=4)
+    >>> data.setup()
+    >>> [(s.name, len(s.dataset)) for s in data.sets], data.train_images
+    ([('holdout', 4), ('id', 40), ('dim', 40)], 36)
+
+    With this class in `mine.py` and, beside it, `configs/data/grey.yaml`:
+
+        _target_: mine.Grey
+        images: 40                      # every further key is an argument
+        batch_size: 8
+        eval_batch_size: 8
+        holdout: 4
+
+    `python run.py --config-dir configs data=grey` runs it. Without more the command line takes what the class takes;
+    a `takes:` block (see conf/data/*.yaml) says which settings mean what, so that mistakes are told at once.
+
     After `setup`, `sets` holds the evaluation sets in the order of `val_dataloader()`: the hold-out (unless
-    `holdout=0`), the ID set, the shifts.
+    `holdout=0`), the ID set, the shifts, each under the name it was given.
 
     Args:
         preprocess: the model's transform.
@@ -59,6 +99,9 @@ class RobustnessData(LightningDataModule, ABC):
         eval_images: at most so many images per evaluation set (a fixed random draw); None: all.
         num_workers: loader processes per device; None: `default_workers()`.
         validate: "holdout" or "all": the sets evaluated while training.
+
+    Raises:
+        UserError: a number out of range; in `setup`: what the class gives is not what it should be.
     """
 
     # A device may get none of a small evaluation set's images: none is repeated to fill up.
@@ -67,6 +110,7 @@ class RobustnessData(LightningDataModule, ABC):
     name: str
     class_names: Sequence[str]
     templates: Sequence[Callable[[str], str] | str]
+    official_images: Mapping[str, int] = {}  # of published sets, for check=data
 
     def __init__(
         self,
@@ -88,6 +132,7 @@ class RobustnessData(LightningDataModule, ABC):
         self.holdout_seed = seed if holdout_seed is None else holdout_seed
         self.sets: list[EvaluationSet] = []
         self._devices: Devices | None = None
+        self.augment: Augment | None = None
         self._resume_at = 0
         self._check_arguments()
 
@@ -110,6 +155,8 @@ class RobustnessData(LightningDataModule, ABC):
         Raises:
             UserError: what is missing or wrong, and what to do.
         """
+        if not self.evaluation_sets():
+            raise UserError(f"{type(self).__name__}.evaluation_sets() gives none: the first is the ID set")
         self.setup()
         if training:
             self.check_batch_size()
@@ -135,6 +182,26 @@ class RobustnessData(LightningDataModule, ABC):
         """Loader processes when `num_workers` is not given: none, right for images in memory."""
         return 0
 
+    def training_order(self, positions: Int64[Tensor, " images"], random: torch.Generator) -> Int64[Tensor, " images"]:
+        """The order of an epoch: a random one of the images trained on; subclasses may draw others."""
+        return shuffled(positions, random)
+
+    def settle(self, recipe: Mapping[str, int]) -> dict[str, int]:
+        """What suits these images better than the model's recipe, of what is not typed; nothing, unless a subclass
+        has a rule. Said in the log.
+
+        Args:
+            recipe: what follows the recipe so far, of "batch_size" and "max_epochs".
+
+        Returns:
+            values to take instead.
+        """
+        return {}
+
+    def protocol(self) -> dict[str, Any]:
+        """What results have to say of the data, of "templates", "candidates" and "split"; nothing, by default."""
+        return {}
+
     # What all have in common
 
     @property
@@ -149,6 +216,11 @@ class RobustnessData(LightningDataModule, ABC):
         self._devices = devices
 
     @property
+    def augments(self) -> bool:
+        """Whether a training image is another one every time: nothing that is known of it can be kept."""
+        return self.augment is not None
+
+    @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
@@ -160,12 +232,13 @@ class RobustnessData(LightningDataModule, ABC):
     @property
     def train_images(self) -> int:
         """Training images without the hold-out."""
-        return len(self._split[0])
+        return len(self.split[0])
 
     def setup(self, stage: str | None = None) -> None:
         """Collect the evaluation sets; once, whatever the stages."""
         if self.sets:
             return
+        check_data(self)
         sets = self.evaluation_sets()
         if self.holdout != 0:
             sets = [self._holdout_set(), *sets]
@@ -174,8 +247,11 @@ class RobustnessData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """Micro-batches of this device; see `TrainSampler`."""
         self.check_batch_size()
+        images: Any = self.training_set()
+        if self.augment is not None:
+            images = AugmentedImages(images, self.augment, self.preprocess.size, self.seed)
         sampler = TrainSampler(
-            self._split[0],
+            self.split[0],
             self.batch_size,
             seed=self.seed,
             rank=self.devices.rank,
@@ -183,10 +259,12 @@ class RobustnessData(LightningDataModule, ABC):
             accumulate=self.devices.accumulate,
             start_epoch=self.trainer.current_epoch if self.trainer else 0,
             start_batch=self._resume_at,
+            order=self.training_order,
+            epoch_step=len(images) if self.augments else 0,
         )
         self._resume_at = 0
         return make_loader(
-            self.training_set(),
+            images,
             sampler,
             sampler.micro_batch,
             num_workers=self._workers(),
@@ -207,7 +285,8 @@ class RobustnessData(LightningDataModule, ABC):
 
     def eval_loader(self, evaluation_set: EvaluationSet, persistent: bool = False) -> DataLoader:
         """This device's share of an evaluation set, each image once over all devices."""
-        sampler = EvalSampler(len(evaluation_set.dataset), self.devices.rank, self.devices.count)
+        images = len(evaluation_set.dataset)
+        sampler = EvalSampler(images, self.eval_batch_size, self.devices.rank, self.devices.count)
         return make_loader(
             evaluation_set.dataset,
             sampler,
@@ -221,7 +300,7 @@ class RobustnessData(LightningDataModule, ABC):
         return self.default_workers() if self.num_workers is None else self.num_workers
 
     @cached_property
-    def _split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
+    def split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:
         """Positions in the training set: those trained on, and those held out."""
         labels = self.training_set().labels
         size = self.holdout
@@ -235,7 +314,7 @@ class RobustnessData(LightningDataModule, ABC):
 
     def _holdout_set(self) -> EvaluationSet:
         """A plain set over all classes: the training set has them all."""
-        images, held = self.training_set(), self._split[1]
+        images, held = self.training_set(), self.split[1]
         return EvaluationSet(
             "holdout",
             Selection(images, held),

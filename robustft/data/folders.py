@@ -1,12 +1,11 @@
-"""Images on disk, a folder per class: scanning, reading, and telling damaged files.
+"""Sets of image files: a list of them, or a folder per class.
 
 What a set of images means is one mapping: folder name -> the classes that are right for its images.
 """
 
 import hashlib
 import os
-import warnings
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,138 @@ import torch
 import torchvision
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from rich import get_console
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError
-from robustft.data.sets import EvaluationSet, ImageSet, Preprocess
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+from robustft.data.reading import EXTENSIONS, read_image
+from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 
 UNKNOWN = -2  # of a file that has not been looked at
 
-# Some of ImageNet's photographs carry broken camera data; their pixels are fine.
-warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)
+
+class ImageFiles(Dataset):
+    """The images of these files, in this order.
+
+    Args:
+        root: the folder that `names` are relative to.
+        names: a path for every image, below `root` or absolute.
+        labels: a label for every image.
+        preprocess: the model's transform.
+        border: pixels cut off each side before the transform (ObjectNet's red frame).
+        read: gives the image of a path, as RGB.
+        how: what is particular about `read`, for the identity of the pixels.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: Int64[Tensor, " images"],
+        preprocess: Preprocess,
+        *,
+        border: int = 0,
+        read: Callable[[str], Image.Image] = read_image,
+        how: str = "",
+    ) -> None:
+        self.root, self.labels, self.preprocess, self.border = root, labels, preprocess, border
+        self.read, self.how = read, how
+        self.folders: list[str] = []  # by label, where names are inside of them
+        # One array rather than a million strings: worker processes share it without copying.
+        self.names = np.array([os.fsencode(name) for name in names])
+        self._stamps: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
+        return self.preprocess.pixels(self.original(index)), int(self.labels[index]), index
+
+    def original(self, index: int) -> Image.Image:
+        """The image before the transform, as RGB.
+
+        Raises:
+            UserError: with the path, where the file cannot be read.
+        """
+        image = self.read(self.path(index))
+        if self.border:
+            b = self.border
+            image = image.crop((b, b, image.width - b, image.height - b))
+        return image
+
+    def relative(self, positions: Int64[np.ndarray, " images"]) -> list[bytes]:
+        """The paths of images below the root, as the file system has them."""
+        return self.names[positions].tolist()
+
+    def key(self, index: int) -> str:
+        return os.fsdecode(self.relative(np.array([index]))[0])
+
+    def identity(self, chosen: Int64[Tensor, " images"] | None = None) -> str:
+        """A digest of the place, of name, size and time of change of every image file, and of what makes the pixels.
+
+        Args:
+            chosen: positions of the images; None: all. Other files are not looked at.
+        """
+        positions = np.arange(len(self)) if chosen is None else chosen.numpy()
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.preprocess}\0{self.pixels()}\0{self.folders}\0".encode())
+        for values in (self.labels.numpy()[positions], self.names[positions], self.stamps(positions)):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+    def files(self, positions: Int64[np.ndarray, " images"]) -> str:
+        """A digest of the place, and of name, size and time of change of these image files; not of their pixels."""
+        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.folders}\0".encode())
+        of_folders = [self.labels.numpy()[positions]] if self.folders else []  # names are inside of folders, by label
+        for values in (*of_folders, self.names[positions], self.stamps(positions)):
+            digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
+
+    def pixels(self) -> dict[str, str]:
+        """What the pixels depend on besides the image files: the transform, and the versions that carry it out."""
+        made = {
+            "size": str(self.preprocess.size),
+            "interpolation": self.preprocess.interpolation,
+            **{name: str(value) for name, value in self.preprocess.unusual().items()},
+            "border": str(self.border),
+            "Pillow": PIL.__version__,
+            "libjpeg": str(PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")),
+            "torchvision": torchvision.__version__.partition("+")[0],
+        }
+        return made | ({"read": self.how} if self.how else {})
+
+    def stamps(self, positions: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, "images 2"]:
+        """Size and time of the last change (ns) of these image files; -1 where a file cannot be looked at.
+
+        Each file is looked at once by this object: what is known of a set holds for the images it was asked about.
+        """
+        if self._stamps is None:
+            self._stamps = np.full((len(self), 2), UNKNOWN)
+        stamps = self._stamps
+        missing = positions[stamps[positions, 0] == UNKNOWN]
+        root = os.fsencode(self.root)
+
+        def look(part: np.ndarray) -> None:
+            found = []
+            for name in self.relative(part):
+                try:
+                    status = os.stat(os.path.join(root, name))
+                    found.append((status.st_size, status.st_mtime_ns))
+                except OSError:
+                    found.append((-1, -1))
+            stamps[part] = np.array(found, np.int64).reshape(-1, 2)
+
+        with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
+            list(pool.map(look, np.array_split(missing, max(1, len(missing) // 512))))
+        return stamps[positions]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_stamps": None}  # loader processes have no use for them
+
+    def path(self, index: int) -> str:
+        return os.path.join(str(self.root), self.key(index))
 
 
-class ImageFolders(Dataset):
+class ImageFolders(ImageFiles):
     """The images of `root/<folder>/`, label k being the k-th folder; pixels in the order of the file names.
 
     Args:
@@ -57,86 +171,43 @@ class ImageFolders(Dataset):
         ignored: Collection[str] = (),
     ) -> None:
         match_folders(root, folders, ignored)
-        self.root, self.folders, self.preprocess, self.border = root, list(folders), preprocess, border
         with ThreadPoolExecutor(16) as pool:  # the scan waits for the file system, not for Python
             names = list(pool.map(_image_names, (root / folder for folder in folders)))
         counts = torch.tensor([len(of_class) for of_class in names])
         if not counts.sum():
             raise UserError(f"{root}: no images in its {len(folders)} class folders ({', '.join(EXTENSIONS)}).")
-        self.labels = torch.arange(len(folders)).repeat_interleave(counts)
-        # One array rather than a million strings: worker processes share it without copying.
-        self.names = np.array([os.fsencode(name) for of_class in names for name in of_class])
-        self._stamps: np.ndarray | None = None
+        labels = torch.arange(len(folders)).repeat_interleave(counts)
+        super().__init__(root, [name for of_class in names for name in of_class], labels, preprocess, border=border)
+        self.folders = list(folders)
+        self._encoded = [os.fsencode(folder) for folder in folders]
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    def relative(self, positions: Int64[np.ndarray, " images"]) -> list[bytes]:
+        pairs = zip(self.labels.numpy()[positions].tolist(), self.names[positions].tolist(), strict=True)
+        return [b"%s/%s" % (self._encoded[label], name) for label, name in pairs]
 
-    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
-        image = read_image(self.path(index))
-        if self.border:
-            b = self.border
-            image = image.crop((b, b, image.width - b, image.height - b))
-        return self.preprocess.pixels(image), int(self.labels[index]), index
 
-    def key(self, index: int) -> str:
-        return f"{self.folders[int(self.labels[index])]}/{os.fsdecode(self.names[index])}"
+def whole_of(images: ImageSet) -> ImageSet:
+    """The set that a selection is made from."""
+    return whole_of(images.dataset) if isinstance(images, Selection) else images
 
-    def identity(self, chosen: Int64[Tensor, " images"] | None = None) -> str:
-        """A digest of the place, of name, size and time of change of every image file, and of what makes the pixels.
 
-        Args:
-            chosen: positions of the images; None: all. Other files are not looked at.
-        """
-        positions = np.arange(len(self)) if chosen is None else chosen.numpy()
-        stamps = self.stamps(positions)
-        digest = hashlib.sha256(f"{self.root.resolve()}\0{self.preprocess}\0{self.pixels()}\0{self.folders}\0".encode())
-        for values in (self.labels.numpy()[positions], self.names[positions], stamps):
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
+def files_of(images: ImageSet) -> tuple[ImageFiles, Int64[Tensor, " images"]] | None:
+    """The files that a set's images are read from, and which of them, in the set's order; None where they come from
+    elsewhere, a prepared copy or memory.
+    """
+    whole, positions = whole_of(images), torch.arange(len(images))
+    part: Any = images
+    if not isinstance(whole, ImageFiles):
+        return None
+    while isinstance(part, Selection):
+        part, positions = part.dataset, part.chosen[positions]
+    return whole, positions
 
-    def pixels(self) -> dict[str, str]:
-        """What the pixels depend on besides the image files: the transform, and the versions that carry it out."""
-        return {
-            "size": str(self.preprocess.size),
-            "interpolation": self.preprocess.interpolation,
-            "border": str(self.border),
-            "Pillow": PIL.__version__,
-            "libjpeg": str(PIL.features.version("libjpeg_turbo") or PIL.features.version("jpg")),
-            "torchvision": torchvision.__version__.partition("+")[0],
-        }
 
-    def stamps(self, positions: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, "images 2"]:
-        """Size and time of the last change (ns) of these image files; -1 where a file cannot be looked at.
-
-        Each file is looked at once by this object: what is known of a set holds for the images it was asked about.
-        """
-        if self._stamps is None:
-            self._stamps = np.full((len(self), 2), UNKNOWN)
-        stamps = self._stamps
-        missing = positions[stamps[positions, 0] == UNKNOWN]
-        root = os.fsencode(self.root)
-        folders = [os.fsencode(folder) for folder in self.folders]
-        labels = self.labels.numpy()
-
-        def look(part: np.ndarray) -> None:
-            found = []
-            for label, name in zip(labels[part].tolist(), self.names[part].tolist(), strict=True):
-                try:
-                    status = os.stat(b"%s/%s/%s" % (root, folders[label], name))
-                    found.append((status.st_size, status.st_mtime_ns))
-                except OSError:
-                    found.append((-1, -1))
-            stamps[part] = np.array(found, np.int64).reshape(-1, 2)
-
-        with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
-            list(pool.map(look, np.array_split(missing, max(1, len(missing) // 512))))
-        return stamps[positions]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"_stamps": None}  # loader processes have no use for them
-
-    def path(self, index: int) -> str:
-        return f"{self.root}/{self.key(index)}"
+def image_paths(images: ImageSet) -> list[str]:
+    """The files that a set's images are read from; none where they come from elsewhere."""
+    found = files_of(images)
+    return [] if found is None else [found[0].path(i) for i in found[1].tolist()]
 
 
 def folder_set(name: str, images: ImageSet, right: Sequence[Sequence[int]], classes: int) -> EvaluationSet:
@@ -160,74 +231,14 @@ def match_folders(root: Path, expected: Sequence[str], ignored: Collection[str] 
     if unknown or missing:
         differences = []
         if unknown:
-            differences.append(f"{len(unknown)} belong to no class ({_some(unknown)})")
+            differences.append(f"{len(unknown)} belong to no class ({some(unknown)})")
         if missing:
-            differences.append(f"{len(missing)} are missing ({_some(missing)})")
+            differences.append(f"{len(missing)} are missing ({some(missing)})")
         raise UserError(
             f"{root}: its folders do not match the classes. Expected {len(expected)} folders "
-            f"({_some(expected)}); found {len(found)}: {' and '.join(differences)}."
+            f"({some(expected)}); found {len(found)}: {' and '.join(differences)}."
             + ("" if found else " Sort the images into one folder per class.")
         )
-
-
-def read_image(path: str) -> Image.Image:
-    """The image as RGB.
-
-    Raises:
-        UserError: with the path, where the file is missing, truncated or no image.
-    """
-    try:
-        with open(path, "rb") as file:
-            return Image.open(file).convert("RGB")
-    except Exception as error:  # PIL raises a dozen kinds for damaged files, SyntaxError among them
-        raise UserError(
-            f"Cannot read the image {path}: {_reason(error)}. "
-            "Fetch it again or remove it; check=data lists all such files."
-        ) from error
-
-
-def damaged_files(paths: Sequence[str], *, thorough: bool, title: str) -> dict[str, str]:
-    """Paths of unreadable and truncated images, with the reason.
-
-    Thorough means decoding every image. Otherwise only the ends of the files are read (20 µs each), and
-    only a file that does not end as its format should is decoded: that finds truncated files and files that
-    are no images at a hundredth of the cost, and never blames a good one.
-    """
-    examine = _decoding_error if thorough else _ending_error
-    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]  # a task for each of a million files is dear
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        reasons = pool.map(lambda chunk: [examine(path) for path in chunk], chunks)
-        done: Iterable[tuple[Sequence[str], list[str | None]]] = zip(chunks, reasons, strict=True)
-        if get_console().is_terminal and (thorough or len(paths) > 20_000):
-            done = track(done, title, len(chunks), transient=True)
-        return {path: reason for pair in done for path, reason in zip(*pair, strict=True) if reason}
-
-
-def _decoding_error(path: str) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            Image.open(file).load()
-    except Exception as error:
-        return _reason(error)
-    return None
-
-
-def _ending_error(path: str) -> str | None:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 64))
-            tail = file.read()
-    except OSError as error:
-        return _reason(error)
-    complete = b"\xff\xd9" in tail or b"IEND\xaeB`\x82" in tail  # the ends of JPEG and PNG
-    return None if complete else _decoding_error(path)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or repr(error)
 
 
 def _image_names(folder: Path) -> list[str]:
@@ -237,5 +248,6 @@ def _image_names(folder: Path) -> list[str]:
         return sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of some names, for a message."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

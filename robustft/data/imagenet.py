@@ -17,27 +17,18 @@ evaluates like the whole), except that training needs at least one image of ever
 """
 
 import difflib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from robustft.common import processes
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFolders, damaged_files, folder_set
-from robustft.data.loading import usable_cpus
+from robustft.data.filedata import FileData
+from robustft.data.folders import ImageFiles, ImageFolders, folder_set
 from robustft.data.objectnet import BORDER, read_label_sets
-from robustft.data.prepared import PreparedImages, open_copy
 from robustft.data.sets import EvaluationSet, ImageSet
-
-log = logging.getLogger(__name__)
 
 # In the order of the reports: the ID set, then the shifts.
 USUAL_NAMES = {
@@ -47,6 +38,17 @@ USUAL_NAMES = {
     "imagenet_sketch": ("imagenet-sketch/sketch", "imagenet-sketch", "sketch"),
     "objectnet": ("objectnet-1.0", "objectnet"),
     "imagenet_a": ("imagenet-a",),
+}
+
+# Images in the sets as published (ObjectNet: those of its 113 classes that ImageNet has; ILSVRC2012's train).
+OFFICIAL_IMAGES = {
+    "imagenet_train": 1_281_167,
+    "imagenet": 50_000,
+    "imagenet_v2": 10_000,
+    "imagenet_r": 30_000,
+    "imagenet_sketch": 50_889,
+    "objectnet": 18_574,
+    "imagenet_a": 7_500,
 }
 
 
@@ -76,34 +78,29 @@ def official_classes() -> ImageNetClasses:
     )
 
 
-class ImageNetData(RobustnessData):
+class ImageNetData(FileData):
     """ImageNet for training, ImageNet and five shifts for evaluation.
 
     Args:
-        root: the folder under which the sets are looked for.
         sets: per set its own path, or False to leave it out; None (or absent): look under `root`.
-        prepared: the folder of prepared copies (`prepared.py`); None: `prepared/` under `root`; False: use none.
-        lossy: train on the smaller, lossy prepared copy, which must be there.
         classes: other classes than the 1000 (tests).
-        options: of every data module, see `RobustnessData`.
+        options: of all data of files, see `FileData`: `root`, the folder under which the sets are looked for, …
     """
 
     name = "imagenet"
+    training_name = "imagenet_train"
+    official_images = OFFICIAL_IMAGES
 
     def __init__(
         self,
         *,
-        root: str | None = None,
         sets: Mapping[str, str | bool | None] | None = None,
-        prepared: str | bool | None = None,
-        lossy: bool = False,
         classes: ImageNetClasses | None = None,
         **options,
     ) -> None:
         from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
 
         super().__init__(**options)
-        self.root, self.prepared, self.lossy = root, prepared, lossy
         self.classes = classes or official_classes()
         self.class_names = self.classes.names
         self.templates = OPENAI_IMAGENET_TEMPLATES  # the 80 prompts of OpenAI's ensemble
@@ -116,14 +113,8 @@ class ImageNetData(RobustnessData):
         self.set_names = [name for name in USUAL_NAMES if self.paths.get(name) is not False]
         self._kept: dict[str, EvaluationSet] = {}
 
-    def default_workers(self) -> int:
-        """One per CPU, up to 16, to feed a GPU. Where the CPUs train, reading is 1 to 4% of their work, and
-        processes of its own gain nothing measurable on 2 of them: a quarter of the CPUs, rounded down.
-        """
-        return min(usable_cpus() if torch.accelerator.is_available() else usable_cpus() // 4, 16)
-
     def training_set(self) -> ImageSet:
-        return self._training_set
+        return self.images(self.training_name)
 
     def evaluation_sets(self) -> list[EvaluationSet]:
         return [self.evaluation_set(name) for name in self.set_names]
@@ -138,34 +129,9 @@ class ImageNetData(RobustnessData):
             self._kept[name] = self._scan(name)
         return self._kept[name]
 
-    def parts(self) -> dict[str, Callable[[], ImageSet]]:
-        """What to look at, one by one, when a data root is checked."""
-        return {"imagenet_train": self.training_set} | {
-            name: partial(lambda n: self.evaluation_set(n).dataset, name) for name in self.set_names
-        }
-
-    def verify(self, training: bool = True) -> None:
-        """Everything found, all classes there, no file truncated; names all that is wrong at once."""
-        found = self._find_all(training, self.parts())
-        super().verify(training)
-        if prepared := [name for name, images in found.items() if isinstance(images, PreparedImages)]:
-            log.info("prepared copies of %s in %s", ", ".join(prepared), self._place)
-        if processes.is_first():
-            self._refuse_damaged_files(training)
-
-    def prepare(self, training: bool = True) -> None:
-        """Make prepared copies of the sets, or bring them up to date.
-
-        Raises:
-            UserError: a set is missing or wrong, an image cannot be read, or there is no place for the copies.
-        """
-        from robustft.data.prepare import prepare
-
-        files = {name: partial(lambda n: self._files(n)[0], name) for name in self.set_names}
-        found = self._find_all(training, {"imagenet_train": self._training_files} | files)
-        if self._place is None:
-            raise UserError("prepare=true: no folder for the copies. Give data.prepared=DIR, or data.root=DIR.")
-        prepare(found, self._place, self.lossy)
+    def files(self) -> dict[str, Callable[[], ImageFiles]]:
+        evaluation = {name: partial(lambda n: self._files(n)[0], name) for name in self.set_names}
+        return {self.training_name: self._training_files, **evaluation}
 
     def find(self, name: str) -> Path:
         """Where a set is.
@@ -193,10 +159,6 @@ class ImageNetData(RobustnessData):
             f"{name}: not found. Looked for:\n  {looked_for}\nGive its folder with data.sets.{name}=DIR{leave_out}."
         )
 
-    @cached_property
-    def _training_set(self) -> ImageFolders | PreparedImages:
-        return self._open("imagenet_train", self._training_files(), self.lossy)
-
     def _training_files(self) -> ImageFolders:
         folder = self._split_folder("train")
         images = ImageFolders(folder, self.classes.wnids, self.preprocess)
@@ -217,39 +179,8 @@ class ImageNetData(RobustnessData):
 
     def _scan(self, name: str) -> EvaluationSet:
         files, right = self._files(name)
-        return folder_set(name, self._open(name, files), right, self.num_classes)
-
-    def _open(self, name: str, files: ImageFolders, lossy: bool = False) -> ImageFolders | PreparedImages:
-        if self._place is not None:
-            return open_copy(name, files, self._place, lossy)
-        if lossy:
-            raise UserError("data.lossy=true reads a prepared copy: it does not go with data.prepared=false.")
-        return files
-
-    @property
-    def _place(self) -> Path | None:
-        """The folder of the prepared copies."""
-        if self.prepared is False or (self.prepared is None and self.root is None):
-            return None
-        return expand(str(self.prepared or f"{self.root}/prepared"))
-
-    def _find_all(self, training: bool, parts: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-        """What these parts give, less the training images where nothing needs them.
-
-        Raises:
-            UserError: naming all that is missing or wrong.
-        """
-        found, problems = {}, []
-        for name, find in parts.items():
-            if name == "imagenet_train" and not training and self.holdout == 0:
-                continue
-            try:
-                found[name] = find()
-            except UserError as error:
-                problems.append(str(error))
-        if problems:
-            raise UserError("\n".join(dict.fromkeys(problems)))
-        return found
+        self._opened[name] = self._open(name, files)
+        return folder_set(name, self._opened[name], right, self.num_classes)
 
     def _files(self, name: str) -> tuple[ImageFolders, list[list[int]]]:
         """The files of an evaluation set, and per folder the classes that are right for its images."""
@@ -267,23 +198,3 @@ class ImageNetData(RobustnessData):
             right = {wnid: [k] for k, wnid in enumerate(wnids)}
         images = ImageFolders(folder, list(right), self.preprocess, border=border, ignored=ignored)
         return images, list(right.values())
-
-    def _refuse_damaged_files(self, training: bool) -> None:
-        """Evaluation comes after training: better to know now that an image of it will not open. A prepared copy was
-        made of the same files, and its images carry checksums.
-        """
-        paths = []
-        if training and isinstance(self._training_set, ImageFolders):
-            paths += [self._training_set.path(i) for i in range(len(self._training_set))]
-        for s in self.sets:
-            images = self._training_set if s.name == "holdout" else self._kept[s.name].dataset
-            if isinstance(images, ImageFolders):
-                paths += [f"{images.root}/{key}" for key in s.keys]
-        damaged = damaged_files(paths, thorough=False, title="Looking at the image files")
-        if damaged:
-            path, reason = next(iter(damaged.items()))
-            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-            raise UserError(
-                f"Cannot read the image {path}: {reason}{more}. Fetch damaged files again or remove them; "
-                "check=data lists them all."
-            )

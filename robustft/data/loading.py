@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from robustft.common.errors import UserError
 from robustft.common.signals import start_loader_worker
-from robustft.data.sets import Batch, ImageSet
+from robustft.data.sets import Batch, ImageSet, take
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,7 @@ class Fetch(Dataset):
 
     def __getitems__(self, indices: list[int]) -> Batch | UserError:
         try:
-            if hasattr(self.dataset, "__getitems__"):
-                batch = self.dataset.__getitems__(indices)
-            else:
-                images, labels, positions = zip(*(self.dataset[i] for i in indices), strict=True)
-                batch = Batch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
+            batch = take(self.dataset, indices)
         except UserError as error:
             return error
         return batch if get_worker_info() is None else handed_over(batch)

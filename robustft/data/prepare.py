@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from robustft.common.errors import UserError
 from robustft.common.files import atomic, describe, disk_error
 from robustft.common.locks import locked
-from robustft.data.folders import ImageFolders
+from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import (
     JPEG,
@@ -43,13 +43,13 @@ from robustft.data.prepared import (
 log = logging.getLogger(__name__)
 
 
-def prepare(sets: Mapping[str, ImageFolders], place: Path, lossy: bool) -> None:
+def prepare(sets: Mapping[str, ImageFiles], place: Path, lossy: Collection[str] = ()) -> None:
     """Make the copies of these sets that are missing, and what is missing, damaged or out of date of the others.
 
     Args:
         sets: by their names.
         place: the folder for the copies.
-        lossy: JPEG for the training images. Evaluation sets are always exact.
+        lossy: names of sets that are kept in JPEG. Evaluation sets are always exact.
 
     Raises:
         UserError: an image cannot be read, the disk is too small or fails, or another process is at work there.
@@ -58,7 +58,7 @@ def prepare(sets: Mapping[str, ImageFolders], place: Path, lossy: bool) -> None:
         place.mkdir(parents=True, exist_ok=True)
         with locked(place / "prepare", wait=False):
             opened.cache_clear()
-            _make_all({name: (files, lossy and name.endswith("_train")) for name, files in sets.items()}, place)
+            _make_all({name: (files, name in lossy) for name, files in sets.items()}, place)
     except BlockingIOError as error:
         raise UserError(f"{place}: another process is preparing data there. Wait for it, or stop it.") from error
     except OSError as error:
@@ -70,7 +70,7 @@ def prepare(sets: Mapping[str, ImageFolders], place: Path, lossy: bool) -> None:
         ) from error
 
 
-def _make_all(sets: Mapping[str, tuple[ImageFolders, bool]], place: Path) -> None:
+def _make_all(sets: Mapping[str, tuple[ImageFiles, bool]], place: Path) -> None:
     folders = {name: copy_folder(name, files, place, jpeg) for name, (files, jpeg) in sets.items()}
     _check_space(sets, folders, place)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -84,7 +84,7 @@ def _make_all(sets: Mapping[str, tuple[ImageFolders, bool]], place: Path) -> Non
     log.info("%s images in %s sets are prepared: %.1f GB in %s", f"{images:,}", len(sets), size / 1e9, place)
 
 
-def _make(files: ImageFolders, folder: Path, jpeg: bool, pool: ThreadPoolExecutor, advance: Callable) -> None:
+def _make(files: ImageFiles, folder: Path, jpeg: bool, pool: ThreadPoolExecutor, advance: Callable) -> None:
     folder.mkdir(exist_ok=True)
     how, sources = recipe(files, jpeg), source_digests(files)
     made_from = [{"files": digest, **how} for digest in sources]
@@ -115,11 +115,11 @@ def _make(files: ImageFolders, folder: Path, jpeg: bool, pool: ThreadPoolExecuto
     _publish(index_path(folder), _joined(tables), fingerprint(sources, how))
 
 
-def _raw(files: ImageFolders, index: int) -> np.ndarray:
+def _raw(files: ImageFiles, index: int) -> np.ndarray:
     return files[index][0].numpy().ravel()
 
 
-def _jpeg(files: ImageFolders, index: int) -> np.ndarray:
+def _jpeg(files: ImageFiles, index: int) -> np.ndarray:
     stream = io.BytesIO()
     Image.fromarray(files[index][0].permute(1, 2, 0).numpy()).save(stream, "JPEG", **JPEG)
     return np.frombuffer(stream.getvalue(), np.uint8)
@@ -159,7 +159,7 @@ def _is_index(folder: Path, made_from: dict[str, str], table: Table) -> bool:
     return all(np.array_equal(known[1][name], values) for name, values in table.items())
 
 
-def _check_space(sets: Mapping[str, tuple[ImageFolders, bool]], folders: Mapping[str, Path], place: Path) -> None:
+def _check_space(sets: Mapping[str, tuple[ImageFiles, bool]], folders: Mapping[str, Path], place: Path) -> None:
     """Before hours of work. In JPEG, photographs take a fifth to a third of their pixels."""
     needed = 0
     for name, (files, jpeg) in sets.items():

@@ -4,7 +4,7 @@ The transform is deterministic, so it needs to happen once (`prepare.py`). A cop
 files would give, by their position: whatever decides on the order (the sampler, the hold-out, a resumed epoch,
 several devices) works unchanged.
 
-    FOLDER/<set>-<size>px-<interpolation>[-jpeg]/
+    FOLDER/<set>-<size>px-<interpolation>[-squash][-<crop>][-jpeg]/
         shard-00000.safetensors     data: the pixels [3, size, size] of 512 images, or their JPEG streams;
                                     length, crc32: of each; metadata: what they were made from
         index.safetensors           start, length, crc32 of all images; metadata: what the copy was made from
@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from PIL import Image
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -35,7 +36,7 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from robustft.common.errors import UserError
-from robustft.data.folders import ImageFolders
+from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.sets import Batch
 
@@ -54,7 +55,7 @@ class PreparedImages(Dataset):
         UserError: a shard is missing or cut short; when images are read: one is not as it was written.
     """
 
-    def __init__(self, files: ImageFolders, folder: Path, lossy: bool, table: Table) -> None:
+    def __init__(self, files: ImageFiles, folder: Path, lossy: bool, table: Table) -> None:
         self.files, self.folder, self.lossy = files, folder, lossy
         self.labels = files.labels
         self.start, self.length, self.crc32 = table["start"], table["length"], table["crc32"]
@@ -86,6 +87,15 @@ class PreparedImages(Dataset):
         chosen = torch.tensor(indices)
         return Batch(images, self.labels[chosen], chosen)
 
+    def original(self, index: int) -> Image.Image:
+        """The image before the transform, from its file: a crop of a copy would be a crop of a crop."""
+        if self.lossy:
+            raise UserError(
+                "data.lossy=true trains on a copy as the transform leaves images, and augment crops the images"
+                " themselves: leave out one of the two"
+            )
+        return self.files.original(index)
+
     def key(self, index: int) -> str:
         return self.files.key(index)
 
@@ -114,7 +124,7 @@ class PreparedImages(Dataset):
         return data, None if zlib.crc32(data) == self.crc32[index] else f"wrong checksum of {self.key(index)}"
 
 
-def open_copy(name: str, files: ImageFolders, place: Path, lossy: bool = False) -> PreparedImages | ImageFolders:
+def open_copy(name: str, files: ImageFiles, place: Path, lossy: bool = False) -> PreparedImages | ImageFiles:
     """The copy of `files` in the folder `place`; `files` itself where there is none, or where it was made from other
     files, by another transform or other versions of the libraries (a line in the log says so).
 
@@ -143,10 +153,11 @@ def open_copy(name: str, files: ImageFolders, place: Path, lossy: bool = False) 
     return files
 
 
-def copy_folder(name: str, files: ImageFolders, place: Path, lossy: bool) -> Path:
-    """Where the copy of a set belongs: models of one resolution share it."""
+def copy_folder(name: str, files: ImageFiles, place: Path, lossy: bool) -> Path:
+    """Where the copy of a set belongs: models of one transform share it, whatever their mean and deviation."""
     preprocess = files.preprocess
-    return place / f"{name}-{preprocess.size}px-{preprocess.interpolation}{'-jpeg' if lossy else ''}"
+    kind = [f"{preprocess.size}px", preprocess.interpolation, *map(str, preprocess.unusual().values())]
+    return place / "-".join([name, *kind, *(["jpeg"] if lossy else [])])
 
 
 def index_path(folder: Path) -> Path:
@@ -162,7 +173,7 @@ def shards(images: int) -> list[range]:
     return [range(first, min(first + SHARD, images)) for first in range(0, images, SHARD)]
 
 
-def recipe(files: ImageFolders, lossy: bool) -> dict[str, str]:
+def recipe(files: ImageFiles, lossy: bool) -> dict[str, str]:
     """What the bytes of a copy depend on besides the image files."""
     return {
         "format": "1",
@@ -171,18 +182,16 @@ def recipe(files: ImageFolders, lossy: bool) -> dict[str, str]:
     }
 
 
-def source_digests(files: ImageFolders) -> list[str]:
+def source_digests(files: ImageFiles) -> list[str]:
     """Of each shard: a digest of the names, sizes and times of its image files (seconds: archives keep no less)."""
-    folders = [os.fsencode(folder) for folder in files.folders]
     stamps = files.stamps(np.arange(len(files)))
 
     def digest(images: range) -> str:
-        part = slice(images.start, images.stop)
         parts = hashlib.sha256()
-        values = (files.labels[part].tolist(), files.names[part].tolist(), stamps[part].tolist())
-        for label, name, (size, time) in zip(*values, strict=True):
+        values = (files.relative(np.arange(images.start, images.stop)), stamps[images.start : images.stop].tolist())
+        for name, (size, time) in zip(*values, strict=True):
             stamp = f"{size} {time // 10**9}" if size >= 0 else "unreadable"
-            parts.update(b"%s/%s\0%s\0" % (folders[label], name, stamp.encode()))
+            parts.update(b"%s\0%s\0" % (name, stamp.encode()))
         return parts.hexdigest()
 
     return [digest(images) for images in shards(len(files))]

@@ -6,10 +6,11 @@ happens on the device (`Preprocess.normalise`): bytes are a quarter of the traff
 """
 
 import hashlib
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
@@ -19,6 +20,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from robustft.common.errors import UserError
 from robustft.data.sampling import draw
 
 
@@ -53,19 +55,50 @@ class ImageSet(Protocol):
         ...
 
 
+def take(dataset: ImageSet, indices: Sequence[int]) -> Batch:
+    """Some images of a set as a batch, in one go where the set can do that."""
+    together = getattr(dataset, "__getitems__", None)
+    if together is not None:
+        return together(list(indices))
+    images, labels, positions = zip(*(dataset[i] for i in indices), strict=True)
+    return Batch(torch.stack(images), torch.tensor(labels), torch.tensor(positions))
+
+
 @dataclass(frozen=True)
 class Preprocess:
-    """The model's deterministic evaluation transform; the same pixels as open_clip's `image_transform`."""
+    """The model's deterministic evaluation transform; the same pixels as open_clip's `image_transform` and timm's.
+
+    Attributes:
+        size: side of the square that the model sees, in pixels.
+        mean: of each channel, for pixels in 0...1.
+        std: likewise.
+        resize: shortest (the shorter side is resized, the longer one cropped) or squash (both sides, whatever the
+            shape of the image: SigLIP).
+        crop: share of the resized image's side that the centre crop keeps, in (0, 1] (timm's `crop_pct`).
+    """
 
     size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     interpolation: str = "bicubic"
+    resize: str = field(default="shortest", repr=False)  # in `repr`, images kept so far would be other ones
+    crop: float = field(default=1.0, repr=False)
 
     def pixels(self, image: Image.Image) -> UInt8[Tensor, "3 size size"]:
-        """RGB, shorter side resized to `size` (with PIL's antialiasing), centre crop; values 0...255."""
-        image = F.resize(image, [self.size], interpolation=InterpolationMode(self.interpolation))
+        """RGB, resized (with PIL's antialiasing), centre crop; values 0...255."""
+        side = math.floor(self.size / self.crop)
+        sides = [side, side] if self.resize == "squash" else [side]
+        image = F.resize(image, sides, interpolation=InterpolationMode(self.interpolation))
         return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
+
+    def unusual(self) -> dict[str, str | float]:
+        """What makes other pixels than size and interpolation alone do: `resize` and `crop`, mostly neither."""
+        usual = {"resize": "shortest", "crop": 1.0}
+        return {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+
+    def describe(self) -> dict[str, Any]:
+        """What makes this transform again; what is usual is left out."""
+        return {**{name: getattr(self, name) for name in ("size", "mean", "std", "interpolation")}, **self.unusual()}
 
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Scale to 0...1, subtract the mean and divide by the standard deviation of each channel."""
@@ -97,6 +130,9 @@ class TensorImages(Dataset):
     def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
         return self.images[index], int(self.labels[index]), index
 
+    def original(self, index: int) -> UInt8[Tensor, "3 height width"]:
+        return self.images[index]
+
     def key(self, index: int) -> str:
         return str(index)
 
@@ -123,12 +159,33 @@ class Selection(Dataset):
         image, label, _ = self.dataset[int(self.chosen[index])]
         return image, label, index
 
+    def __getitems__(self, indices: list[int]) -> Batch:
+        batch = take(self.dataset, self.chosen[torch.tensor(indices)].tolist())
+        return batch._replace(indices=torch.tensor(indices))
+
+    def original(self, index: int) -> Any:
+        return original(self.dataset, int(self.chosen[index]))
+
     def key(self, index: int) -> str:
         return self.dataset.key(int(self.chosen[index]))
 
     def identity(self, chosen: Int64[Tensor, " chosen"] | None = None) -> str:
         """That of the chosen images alone: of a million training images the hold-out asks for a few."""
         return self.dataset.identity(self.chosen if chosen is None else self.chosen[chosen])
+
+
+def original(dataset: ImageSet, index: int) -> Image.Image | UInt8[Tensor, "3 height width"]:
+    """The image of a set before the transform: what an augmentation crops from.
+
+    Raises:
+        UserError: the set keeps none.
+    """
+    if not hasattr(dataset, "original"):
+        raise UserError(
+            f"augment: {type(dataset).__name__} keeps no images from before the transform, which crops are taken from."
+            " Give it a method `original(index)`, or leave augment out"
+        )
+    return dataset.original(index)
 
 
 @dataclass(frozen=True)
@@ -175,15 +232,3 @@ class EvaluationSet:
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
         )
-
-
-# Images in the sets as published (ObjectNet: those of its 113 classes that ImageNet has; ILSVRC2012's train).
-OFFICIAL_IMAGES = {
-    "imagenet_train": 1_281_167,
-    "imagenet": 50_000,
-    "imagenet_v2": 10_000,
-    "imagenet_r": 30_000,
-    "imagenet_sketch": 50_889,
-    "objectnet": 18_574,
-    "imagenet_a": 7_500,
-}

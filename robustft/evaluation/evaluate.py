@@ -1,24 +1,22 @@
 """An evaluation: one model, any of the sets, any metrics, on the run's devices."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from robustft.common.cache import cache_folder, fingerprint, one_at_a_time
+from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory
-from robustft.common.processes import is_first_process
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.evaluator import Evaluator, MakeMetrics, as_scores
 from robustft.evaluation.metrics import best_temperature, needs_temperature
 from robustft.evaluation.results import Score, Scores
-from robustft.evaluation.score_cache import ScoreCache
+from robustft.evaluation.scoring import allowed_only, score
 from robustft.models.classifier import Classifier
 from robustft.training.trainer import make_trainer, resolve_precision
 
@@ -92,20 +90,14 @@ def evaluate(
 
 def _calibrate(evaluator: Evaluator, holdout: EvaluationSet, metrics: MakeMetrics) -> float:
     """The temperature of the hold-out that was evaluated; its calibrated metrics are added to its scores."""
-    logits = evaluator.logits["holdout"].cpu()
+    logits, correct = allowed_only(holdout, evaluator.logits["holdout"].cpu())
     seen = logits.isfinite().all(1)  # of an evaluation that is cut short
-    correct = holdout.correct[holdout.dataset.labels[seen]][:, holdout.allowed]
-    logits = logits[seen][:, holdout.allowed]
+    logits, correct = logits[seen], correct[seen]
     temperature = best_temperature(logits, correct)
-    score = evaluator.scores["holdout"]
-    more = dict(score.more)
-    for name, metric in metrics().items():
-        if metric.calibrated:
-            metric.start(correct.shape[1])
-            metric.update((logits / temperature).softmax(1), correct)
-            metric.sync_on_compute = False  # every process has all of it
-            more[name] = float(metric.compute())
-    evaluator.scores["holdout"] = replace(score, more=more)
+    known = evaluator.scores["holdout"]
+    calibrated = {name: metric for name, metric in metrics().items() if metric.calibrated}
+    more = {**known.more, **score(logits, correct, calibrated, temperature).more}
+    evaluator.scores["holdout"] = replace(known, more=more)
     return temperature
 
 
@@ -124,37 +116,40 @@ def zeroshot_scores(
     folder: Path,
     metrics: MakeMetrics | None = None,
 ) -> tuple[Scores, float | None]:
-    """Scores of the zero-shot model and its temperature; each set is evaluated once and remembered.
+    """Scores of the zero-shot model and its temperature.
 
-    What is remembered goes by model, images and metrics; of calibrated ones by the hold-out too.
+    Its logits on each set are computed once and kept, 4 bytes each: all scores are made of them, so that neither other
+    metrics nor the hold-out of another seed, which gives another temperature, need an evaluation.
     """
     data.setup("validate")
+    make_metrics: MakeMetrics = metrics or dict
+    if trainer["limit_val_batches"] is not None or trainer["fast_dev_run"]:  # cut short: nothing to keep
+        found = evaluate(zeroshot, data, trainer, folder, metrics=metrics)
+        return as_scores(found.scores), found.temperature
+    known = _known_logits(zeroshot, data, trainer, folder)
+    holdout = next((s for s in data.sets if s.name == "holdout"), None)
+    temperature = None
+    if holdout is not None and needs_temperature(make_metrics().values()):
+        temperature = best_temperature(*known(holdout))
+    return as_scores({s.name: score(*known(s), make_metrics(), temperature) for s in data.sets}), temperature
+
+
+def _known_logits(
+    model: Classifier, data: RobustnessData, trainer: Mapping[str, Any], folder: Path
+) -> Callable[[EvaluationSet], tuple[Float[Tensor, "images allowed"], Bool[Tensor, "images allowed"]]]:
+    """What gives a model's logits on a set, and which classes are right; evaluated once and remembered."""
     lightning = make_trainer(trainer, folder)
     precision = resolve_precision(trainer["precision"], trainer["accelerator"])
-    settings = {"precision": precision, "device": lightning.strategy.root_device.type}  # what else a score depends on
-    made = {} if metrics is None else dict(metrics())
-    if made:
-        settings["metrics"] = {name: repr(vars(metric).get("bins", "")) for name, metric in sorted(made.items())}
-    holdout = next((s for s in data.sets if s.name == "holdout"), None)
-    if holdout is not None and needs_temperature(made.values()):
-        settings["calibrated by"] = holdout.fingerprint
-    model = fingerprint(zeroshot)
-    cache = ScoreCache(cache_folder() / "scores", model, settings)
-    whole = trainer["limit_val_batches"] is None and not trainer["fast_dev_run"]
-    alone = lightning.world_size == 1 and whole
-    temperature = cache.get_temperature() if whole else None
-    with one_at_a_time(cache.folder / model) if alone else nullcontext():
-        known = {s.name: cache.get(s) if whole else None for s in data.sets}
-        missing = [s for s in data.sets if known[s.name] is None]
-        if missing:
-            log.info("evaluating the zero-shot model")
-            found = evaluate(zeroshot, data, trainer, folder, missing, metrics=metrics)
-            temperature = found.temperature or temperature
-            for evaluation_set in missing:
-                if (score := found.scores.get(evaluation_set.name)) is not None:
-                    known[evaluation_set.name] = score
-                    if whole and is_first_process():
-                        cache.put(evaluation_set, score)
-            if whole and temperature is not None and is_first_process():
-                cache.put_temperature(temperature)
-    return as_scores({name: score for name, score in known.items() if score is not None}), temperature
+    settings = (fingerprint(model), precision, lightning.strategy.root_device.type)  # what logits depend on
+
+    def known(evaluation_set: EvaluationSet) -> tuple[Tensor, Tensor]:
+        def make() -> dict[str, Tensor]:
+            log.info("evaluating the zero-shot model on %s", evaluation_set.name)
+            found = evaluate(model, data, trainer, folder, [evaluation_set], keep_logits=True)
+            return {"logits": allowed_only(evaluation_set, found.logits[evaluation_set.name])[0].contiguous()}
+
+        path = cache_folder() / "scores" / f"{digest(*settings, evaluation_set.fingerprint)}.safetensors"
+        logits = remembered(path, make, together=lightning.world_size > 1)["logits"]
+        return logits, evaluation_set.correct[evaluation_set.dataset.labels][:, evaluation_set.allowed]
+
+    return known

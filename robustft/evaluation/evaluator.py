@@ -1,6 +1,5 @@
 """A classifier on every evaluation set of a data module: its scores, and what it says of each image."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,6 +11,7 @@ from robustft.common.errors import UserError
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.metrics import SetMetric
 from robustft.evaluation.results import Score, Scores
+from robustft.evaluation.scoring import update, values
 from robustft.evaluation.top1 import Top1, predict
 from robustft.models.classifier import Classifier
 from robustft.training.lightning_private import leave_to_each_device
@@ -101,17 +101,10 @@ class Evaluator(LightningModule):
             allowed = self.get_buffer(f"allowed{dataloader_idx}")
             logits, correct = logits.float()[:, allowed], top1.correct[batch.labels][:, allowed]
             log_p = logits.log_softmax(1)
-            self._update(metrics, logits, log_p.exp(), correct)
+            update(metrics, logits, log_p, correct, self.temperature)
             if self.keep_predictions:
                 details = self.details.setdefault(name, self._filled(-torch.inf, images, len(PER_IMAGE)))
                 details[batch.indices] = describe(log_p, correct)
-
-    def _update(self, metrics: Mapping[str, SetMetric], logits: Tensor, probabilities: Tensor, correct: Tensor) -> None:
-        for metric in metrics.values():
-            if not metric.calibrated:
-                metric.update(probabilities, correct)
-            elif self.temperature is not None:
-                metric.update((logits / self.temperature).softmax(1), correct)
 
     def on_validation_epoch_end(self) -> None:
         together = self.trainer.world_size > 1
@@ -119,15 +112,10 @@ class Evaluator(LightningModule):
             raise UserError("the model's logits are not finite: its weights overflow. Lower optimizer.lr or beta.")
         for evaluation_set, top1, metrics in zip(self.sets, self.tops, self.more, strict=True):
             if top1.update_called or together:
-                more = {name: self._value(metric) for name, metric in metrics.items()}
-                self.scores[evaluation_set.name] = top1.score(more)
+                self.scores[evaluation_set.name] = top1.score(values(metrics, self.temperature))
         if together:
             self._gather()
         self.log_dict(summary(self.scores), rank_zero_only=False)
-
-    def _value(self, metric: SetMetric) -> float | None:
-        value = math.nan if metric.calibrated and self.temperature is None else float(metric.compute())
-        return value if math.isfinite(value) else None
 
     def _gather(self) -> None:
         """Each process saw its own share; the rest is as small as can be."""
@@ -161,7 +149,11 @@ def describe(log_p: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch
 
 
 def summary(scores: dict[str, Score]) -> dict[str, float]:
-    """Accuracies under the names that loggers and model selection use."""
+    """Scores under the names that loggers and model selection use.
+
+    Accuracies are ``id/top1``, ``ood/<set>``, ``ood/avg`` and ``holdout/top1``; other metrics ``<metric>/id``,
+    ``<metric>/ood/<set>``, ``<metric>/ood/avg`` and ``<metric>/holdout``.
+    """
     named = {"holdout/top1": scores["holdout"].top1} if "holdout" in scores else {}
     rest = [name for name in scores if name != "holdout"]
     if rest:
@@ -169,6 +161,13 @@ def summary(scores: dict[str, Score]) -> dict[str, float]:
         named |= {f"ood/{name}": scores[name].top1 for name in rest[1:]}
     if len(rest) > 1:
         named["ood/avg"] = sum(scores[name].top1 for name in rest[1:]) / (len(rest) - 1)
+    places = {name: f"ood/{name}" for name in rest} | ({rest[0]: "id"} if rest else {}) | {"holdout": "holdout"}
+    for metric in dict.fromkeys(metric for score in scores.values() for metric in score.more):
+        values = {name: score.more.get(metric) for name, score in scores.items()}
+        named |= {f"{metric}/{places[name]}": value for name, value in values.items() if value is not None}
+        shifts = [value for name in rest[1:] if (value := values[name]) is not None]
+        if shifts and len(shifts) == len(rest) - 1:
+            named[f"{metric}/ood/avg"] = sum(shifts) / len(shifts)
     return named
 
 

@@ -37,9 +37,9 @@ class Shown(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a model makes of the images."""
+    """What a model makes of the images; no map where it has none."""
 
-    cam: Float[Tensor, "images rows columns"]
+    cam: Float[Tensor, "images rows columns"] | None
     predicted: Int64[Tensor, " images"]
 
 
@@ -64,7 +64,7 @@ def write_gallery(
     Columns: the image, the map of every model with its prediction, the masks, and the three fills of the run's mask,
     or of the object mask where the run has none: the title then says that it is an illustration. What is filled in
     comes from the other images of the picture. The images depend on the set and on ``seed`` alone, so that pictures of
-    different runs can be compared.
+    different runs can be compared. Where a model has no map, predictions alone are shown.
 
     Args:
         models: by the title of their column, in its order. They are left as they are.
@@ -74,8 +74,7 @@ def write_gallery(
         source: title of the model whose map makes the masks.
     """
     cams = [_cam_of(model) for model in models.values()]
-    if None in cams:  # there is no grid that anything could be shown of
-        return []
+    maps = None not in cams
     recipe = RECIPE | {"cam": "gradcam" if "gradcam" in cams else "relevance"}
     mask = {**mask, **{key: value for key, value in recipe.items() if mask[key] is None}}
     models = {title: deepcopy(model).to(device).eval() for title, model in models.items()}
@@ -85,12 +84,15 @@ def write_gallery(
         if not chosen:
             continue
         shown = _images(evaluation_set, chosen)
-        views = {title: _look(model, shown, mask) for title, model in models.items()}
+        views = {title: _look(model, shown, mask if maps else None) for title, model in models.items()}
         columns = [_image_column(shown, class_names)]
-        columns += [_map_column(title, view, shown, class_names) for title, view in views.items()]
-        columns += _mask_columns(shown, views[source].cam, mask, fill, models[source].patch_size, seed)
+        columns += [_model_column(title, view, shown, class_names) for title, view in views.items()]
+        title = f"{evaluation_set.name}: predictions. {models[source].architecture.name} has no maps, masks and fills"
+        if (cam := views[source].cam) is not None:
+            columns += _mask_columns(shown, cam, mask, fill, models[source].patch_size, seed)
+            title = _title(evaluation_set, mask, source, len(models))
         titles, tiles = zip(*columns, strict=True)
-        image = sheet(_title(evaluation_set, mask, source, len(models)), titles, list(zip(*tiles, strict=True)))
+        image = sheet(title, titles, list(zip(*tiles, strict=True)))
         pictures.append(save(folder / f"{evaluation_set.name}.png", image))
     return pictures
 
@@ -117,10 +119,15 @@ def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:
     return Shown(torch.stack(pixels), evaluation_set.correct[list(labels)], evaluation_set.allowed)
 
 
-def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any]) -> View:
+def _look(model: Classifier, shown: Shown, mask: Mapping[str, Any] | None) -> View:
+    """The map and the prediction of each image; without ``mask`` the prediction alone."""
     device = model.head.weight.device
+    images = model.preprocess.normalise(shown.pixels.to(device))
+    if mask is None:
+        with torch.no_grad():
+            return View(None, predict(model(images).cpu(), shown.allowed))
     explain = make_cam(mask["cam"], mask["layers"])
-    _, logits, cam = explain(model, model.preprocess.normalise(shown.pixels.to(device)), shown.target.to(device))
+    _, logits, cam = explain(model, images, shown.target.to(device))
     return View(cam.cpu().unflatten(1, model.grid), predict(logits.detach().cpu(), shown.allowed))
 
 
@@ -129,12 +136,15 @@ def _image_column(shown: Shown, class_names: Sequence[str]) -> Labelled:
     return Column("image", "true class"), [Tile(picture(image), class_names[k], INK) for image, k in named]
 
 
-def _map_column(title: str, view: View, shown: Shown, class_names: Sequence[str]) -> Labelled:
+def _model_column(title: str, view: View, shown: Shown, class_names: Sequence[str]) -> Labelled:
+    """The images under a model's map, where it has one, with what it takes them for."""
     tiles = []
-    for image, right, cam, guess in zip(shown.pixels, shown.right, view.cam, view.predicted.tolist(), strict=True):
+    maps = [None] * len(shown.pixels) if view.cam is None else list(view.cam)
+    for image, right, cam, guess in zip(shown.pixels, shown.right, maps, view.predicted.tolist(), strict=True):
         verdict, colour = ("right", BLUE) if right[guess] else ("wrong", ORANGE)
-        tiles.append(Tile(heat(picture(image), cam), f"{verdict}: {class_names[guess]}", colour))
-    return Column("map", title), tiles
+        drawn = picture(image) if cam is None else heat(picture(image), cam)
+        tiles.append(Tile(drawn, f"{verdict}: {class_names[guess]}", colour))
+    return Column("prediction" if view.cam is None else "map", title), tiles
 
 
 def _mask_columns(

@@ -2,6 +2,9 @@
 
 A metric is told of every batch of a set, as probabilities of the classes that the set allows and which of them are
 right. Where several classes are right (ObjectNet), p(right) is their sum, and an image belongs to the first of them.
+
+What is summed are whole numbers: counts, and real numbers in units of 2⁻³² (``exact``). Their sum is the same in any
+order, so a metric is the same, to the last bit, however the images come in batches and are shared out over devices.
 """
 
 import math
@@ -16,29 +19,31 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torchmetrics import Metric
 
+SCALE = 2.0**32  # of `exact`: a set may have 20 million images with numbers of up to 100 each
+
 
 class SetMetric(Metric):
     """A number about one evaluation set.
 
-    States that are added with ``dist_reduce_fx="sum"`` add up over devices, so that the value does not depend on how
-    images are shared out. ``update`` must not wait for the device. A metric of one's own is a subclass:
+    Its states are whole numbers, ``add_sum``, which add up over batches and devices. ``update`` must not wait for the
+    device. A metric of one's own is a subclass; the mean of a number per image is one of ``MeanOfImages``:
 
     Example:
-        >>> class Confidence(SetMetric):
-        ...     "Mean probability of the predicted class."
-        ...     higher_is_better, unit, label = None, "%", "confidence"
+        >>> class Sure(SetMetric):
+        ...     "Share of images with a class above 90 %."
+        ...     higher_is_better, unit = None, "%"
         ...
         ...     def __init__(self) -> None:
         ...         super().__init__()
-        ...         self.add_state("sum", zero(), dist_reduce_fx="sum")
-        ...         self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+        ...         self.add_sum("sure")
+        ...         self.add_sum("n")
         ...
         ...     def update(self, probabilities: Tensor, correct: Tensor) -> None:
-        ...         self.sum += probabilities.amax(1).sum(dtype=self.sum.dtype)
+        ...         self.sure += (probabilities.amax(1) > 0.9).sum()
         ...         self.n += len(probabilities)
         ...
         ...     def compute(self) -> float:
-        ...         return float(self.sum / self.n)
+        ...         return int(self.sure) / int(self.n)
 
     Attributes:
         higher_is_better: None where neither is.
@@ -57,6 +62,10 @@ class SetMetric(Metric):
     def start(self, allowed: int) -> None:
         """Is told how many classes the set allows, before anything else: for states that have one number for each."""
 
+    def add_sum(self, name: str, *shape: int) -> None:
+        """Add a state ``self.<name>`` of whole numbers, which begins at 0 and adds up over devices."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
     @abstractmethod
     def update(self, probabilities: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> None:
         """Take in a batch: the probabilities of the classes that the set allows, and which of them are right."""
@@ -66,9 +75,14 @@ class SetMetric(Metric):
         """The metric of all that was taken in, on all devices."""
 
 
-def zero(*shape: int) -> Tensor:
-    """A state for sums: in float64, where a million terms leave no trace of their order, if the device has it."""
-    return torch.zeros(shape, dtype=torch.float32 if torch.backends.mps.is_available() else torch.float64)
+def exact(values: Float[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """Round to whole multiples of 2⁻³² (an error of at most 1.2·10⁻¹⁰): their sum has no order. Back: ``inexact``."""
+    return (values * SCALE).round().to(torch.int64)
+
+
+def inexact(sums: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The numbers that sums of ``exact`` ones stand for, in float64 on the CPU."""
+    return sums.cpu().double() / SCALE
 
 
 def right_probability(
@@ -88,7 +102,7 @@ class _Confusion(SetMetric):
 
     def start(self, allowed: int) -> None:
         for name in ("images", "predicted", "hits"):
-            self.add_state(name, torch.zeros(allowed, dtype=torch.int64), dist_reduce_fx="sum")
+            self.add_sum(name, allowed)
 
     def update(self, probabilities: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> None:
         owner = correct.int().argmax(1)
@@ -148,32 +162,30 @@ class ECE(SetMetric):
     """
 
     label = "ECE"
-    edges: Tensor
-    counts: Tensor
-    hits: Tensor
-    confidence: Tensor
+    edges: Float[Tensor, " bins-1"]
+    images: Int64[Tensor, ""]
+    hits: Int64[Tensor, " bins"]
+    confidence: Int64[Tensor, " bins"]
 
     def __init__(self, bins: int = 15) -> None:
         super().__init__()
         self.bins = bins
-        self.register_buffer("edges", torch.linspace(0, 1, bins + 1)[1:-1], persistent=False)
-        for name in ("counts", "hits", "confidence"):
-            self.add_state(name, zero(bins), dist_reduce_fx="sum")
+        self.register_buffer("edges", torch.arange(1, bins) / bins, persistent=False)  # linspace rounds otherwise
+        self.add_sum("images")
+        self.add_sum("hits", bins)
+        self.add_sum("confidence", bins)
 
     def update(self, probabilities: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> None:
         confidence, guess = probabilities.max(1)
         place = torch.bucketize(confidence, self.edges.to(confidence.dtype))  # (lo, hi]
         hit = correct.gather(1, guess[:, None])[:, 0]
-        for total, values in (
-            (self.counts, torch.ones_like(confidence)),
-            (self.hits, hit),
-            (self.confidence, confidence),
-        ):
-            total.index_add_(0, place, values.to(total.dtype))
+        self.hits.index_add_(0, place, hit.to(self.hits.dtype))
+        self.confidence.index_add_(0, place, exact(confidence))
+        self.images += len(confidence)
 
     def compute(self) -> float:
-        counts, hits, confidence = (part.cpu().double() for part in (self.counts, self.hits, self.confidence))
-        return float((confidence - hits).abs().sum() / counts.sum())
+        gaps = inexact(self.confidence) - self.hits.cpu().double()
+        return float(gaps.abs().sum()) / int(self.images)
 
 
 class CalibratedECE(ECE):
@@ -183,30 +195,39 @@ class CalibratedECE(ECE):
     calibrated = True
 
 
-class _Mean(SetMetric):
-    """The mean of a number per image."""
+class MeanOfImages(SetMetric):
+    """The mean of a number per image, which a subclass gives.
 
-    total: Tensor
-    n: Tensor
+    Example:
+        >>> class Confidence(MeanOfImages):
+        ...     "Mean probability of the predicted class."
+        ...     higher_is_better, unit, label = None, "%", "confidence"
+        ...
+        ...     def of(self, probabilities: Tensor, correct: Tensor) -> Tensor:
+        ...         return probabilities.amax(1)
+    """
+
+    total: Int64[Tensor, ""]
+    n: Int64[Tensor, ""]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("total", zero(), dist_reduce_fx="sum")
-        self.add_state("n", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_sum("total")
+        self.add_sum("n")
 
     def update(self, probabilities: Float[Tensor, "batch allowed"], correct: Bool[Tensor, "batch allowed"]) -> None:
-        self.total += self.of(probabilities, correct).sum(dtype=self.total.dtype)
+        self.total += exact(self.of(probabilities, correct)).sum()
         self.n += len(probabilities)
 
     @abstractmethod
     def of(self, probabilities: Tensor, correct: Tensor) -> Float[Tensor, " batch"]:
-        """The number of each image."""
+        """The number of each image, of up to 100 in size."""
 
     def compute(self) -> float:
-        return float(self.total) / int(self.n)
+        return float(inexact(self.total)) / int(self.n)
 
 
-class NLL(_Mean):
+class NLL(MeanOfImages):
     """Negative log-likelihood, −log p(right), in nats."""
 
     label, unit = "NLL", "nats"
@@ -216,7 +237,7 @@ class NLL(_Mean):
         return -right_probability(probabilities, correct).clamp(min=smallest).log()
 
 
-class Brier(_Mean):
+class Brier(MeanOfImages):
     """Brier score, Σₖ p(k)² − 2 p(right) + 1: the squared distance to certainty of the right class, in 0…2."""
 
     label, unit = "Brier", ""

@@ -266,14 +266,21 @@ def percent(fraction: float, decimals: int = 1) -> str:
     return str((Decimal(repr(round(float(fraction), 12))) * 100).quantize(step, rounding=ROUND_HALF_UP))
 
 
+# Of the sets that come with the product; sets of a user's own go by their names.
+SET_LABELS = {
+    "holdout": "Hold-out",
+    "imagenet": "ImageNet",
+    "objectnet": "ObjectNet",
+    "scenes": "Scenes",
+    "scenes_objectnet": "ObjectNet",
+    **{f"{family}_{shift}": label for family in ("imagenet", "scenes")
+       for shift, label in (("v2", "V2"), ("r", "R"), ("sketch", "Sketch"), ("a", "A"))},
+}  # fmt: skip
+
+
 def set_label(name: str) -> str:
     """Short heading of an evaluation set: imagenet_v2 and scenes_v2 are "V2", imagenet is "ImageNet"."""
-    family, _, shift = name.partition("_")
-    known = {"imagenet": "ImageNet", "scenes": "Scenes", "objectnet": "ObjectNet", "holdout": "Hold-out"}
-    shifts = {"v2": "V2", "r": "R", "sketch": "Sketch", "objectnet": "ObjectNet", "a": "A"}
-    if family in ("imagenet", "scenes") and shift:
-        return shifts.get(shift, shift)
-    return known.get(name, name)
+    return SET_LABELS.get(name, name)
 
 
 def summary_table(record: Mapping[str, Any], *, upright: bool = False) -> Table:

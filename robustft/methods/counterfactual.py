@@ -4,6 +4,7 @@ Xiao, Tang, Wei, Liu, Lin: Masked Images Are Counterfactual Samples for Robust F
 ``mask=none`` it is feature distillation (FD) on the images as they are.
 """
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
 from robustft.training.method import Method
 from robustft.training.recipe import Training
+
+log = logging.getLogger(__name__)
 
 
 class CounterfactualFinetune(Method):
@@ -53,8 +56,12 @@ class CounterfactualFinetune(Method):
         self.maps: Float[Tensor, "images patches"] | None = None
 
     def prepare(self, training: Training) -> Training:
-        """The frozen teacher's maps never change: they are taken once, where the training is as long as an epoch."""
-        if self.teacher is not None and self.options["source"] == "teacher":
+        """The frozen teacher's maps of images that stay never change: they are taken once, if an epoch is trained."""
+        if self.teacher is None or self.options["source"] != "teacher":
+            return training
+        if training.data.augments:
+            log.info("the teacher's maps are taken in every step: with augmentation the images are others each time")
+        else:
             self.maps = teacher_maps(self.teacher, training, self.options)
         return training
 

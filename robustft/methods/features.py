@@ -60,6 +60,7 @@ class FeatureData(RobustnessData):
         self.features = torch.zeros(len(labels), dimensions)
         self.devices = data.devices
         self._set = Features(self.features, labels)
+        self.split, self.training_order = data.split, data.training_order  # type: ignore[method-assign]
 
     def training_set(self) -> "Features":
         return self._set
@@ -71,12 +72,14 @@ class FeatureData(RobustnessData):
         """Training images (hold-out included) that the first ``steps`` steps of the first epoch need; None: all."""
         if steps is None:
             return torch.arange(len(self._set))
-        train, held = self._split
-        order = list(TrainSampler(train, self.batch_size, seed=self.seed))[: steps * self.batch_size]
-        return torch.cat([torch.tensor(order), held]).sort().values
+        train, held = self.split
+        order = list(TrainSampler(train, self.batch_size, seed=self.seed, order=self.training_order))[
+            : steps * self.batch_size
+        ]
+        return torch.cat([torch.tensor(order).unique(), held]).sort().values
 
     def _holdout_set(self) -> EvaluationSet:
-        held, correct = self._split[1], torch.eye(self.num_classes, dtype=torch.bool)
+        held, correct = self.split[1], torch.eye(self.num_classes, dtype=torch.bool)
         held_out = Features(self.features[held], self._set.labels[held])
         return EvaluationSet("holdout", held_out, correct, [str(i) for i in held.tolist()])
 
@@ -113,6 +116,8 @@ def encoded(model: Classifier, training: Training) -> FeatureData:
     (ImageNet with ViT-B/32: 2.6 GB). Of a training that ends within its first epoch (a look whether it runs) only the
     images that it meets are encoded.
     """
+    if training.data.augments:
+        log.info("features are of the images as they are: augmentation is for the steps that follow")
     options, folder, source = dict(training.trainer), training.folder, training.data
     data = FeatureData(source, model.head.in_features, training.seed)
     steps, epoch = (

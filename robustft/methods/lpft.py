@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robustft.cli.identity import INCIDENTAL
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
+from robustft.data.sets import digest_of
 from robustft.methods.finetune import Finetune
 from robustft.methods.linear_probe import LinearProbe
 from robustft.models.classifier import Classifier
@@ -49,7 +50,7 @@ def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]
     recipe = training.recipe.changed(lr=probe["lr"], weight_decay=0.0)
     trainer = {**training.trainer, "max_epochs": probe["epochs"], "enable_checkpointing": False}
     settings = {k: v for k, v in trainer.items() if not INCIDENTAL.fullmatch(f"trainer.{k}")}
-    split = (data.training_set().identity(), data.holdout, data.holdout_seed, data.batch_size)
+    split = (data.training_set().identity(), digest_of(data.split[1]), data.holdout_seed, data.batch_size)
 
     def trained() -> dict[str, Tensor]:
         log.info("first stage: the head alone")

@@ -60,6 +60,17 @@ class Classifier(nn.Module):
             vars(self)["_tower"] = made
         return made[0]
 
+    def train(self, mode: bool = True) -> "Classifier":
+        """The encoder stays in evaluation mode: batch normalisation keeps its statistics, nothing is dropped.
+
+        So that features depend neither on who else is in a batch nor on how it is split over devices, and a student
+        that is its teacher's twin agrees with it.
+        """
+        super().train(mode)
+        if "visual" in self._modules:  # a head on known features has none
+            self.visual.eval()
+        return self
+
     @property
     def preprocess(self) -> Preprocess:
         return self.architecture.preprocess

@@ -3,10 +3,9 @@
 from typing import Any
 
 import torch
-from open_clip.modified_resnet import ModifiedResNet
-from open_clip.timm_model import TimmModel
 from torch import nn
 
+from robustft.models.open_clip_private import ModifiedResNet, TimmModel
 from robustft.models.tower import Tower
 
 

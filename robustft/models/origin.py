@@ -19,7 +19,7 @@ class Origin:
     Attributes:
         quick_gelu: whether the weights were trained with OpenAI's activation.
         said_by: what says so.
-        preprocess: mean, std and interpolation of the images.
+        preprocess: mean, std, interpolation and resize_mode of the images.
     """
 
     quick_gelu: bool | None = None
@@ -33,7 +33,7 @@ def beside(path: Path) -> Origin:
         name = "open_clip_config.json"
         config = _json(path.with_name(name))
         model, images = config.get("model_cfg"), config.get("preprocess_cfg") or {}
-        known = {key: images[key] for key in ("mean", "std", "interpolation") if images.get(key)}
+        known = {key: images[key] for key in ("mean", "std", "interpolation", "resize_mode") if images.get(key)}
         return Origin(bool(model.get("quick_gelu")) if isinstance(model, dict) else None, name, known)
     if path.name.startswith(("model", "pytorch_model")):
         config, images = _json(path.with_name("config.json")), _json(path.with_name("preprocessor_config.json"))
@@ -44,6 +44,8 @@ def beside(path: Path) -> Origin:
         known = {ours: images[theirs] for ours, theirs in names.items() if images.get(theirs)}
         if images.get("resample") in _FILTERS:
             known["interpolation"] = _FILTERS[images["resample"]]
+        if isinstance(images.get("size"), dict) and "height" in images["size"] and not images.get("do_center_crop"):
+            known["resize_mode"] = "squash"  # to height and width, whatever the shape of the image
         return Origin(QUICK_GELU.get(str(activation)), "config.json", known)
     return Origin()
 

@@ -1,20 +1,17 @@
-"""open_clip's plain vision transformers: class token, standard blocks, learnt projection. All that is private to
-open_clip's image towers is asked for here; tests/test_private_names.py says when it has moved.
-"""
+"""open_clip's plain vision transformers: class token, standard blocks, learnt projection."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from open_clip import transformer as open_clip
-from open_clip.model import _build_vision_tower
-from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustft.models import open_clip_private as private
 from robustft.models.activation import QuickGELU
 from robustft.models.attention import WatchedAttention
+from robustft.models.open_clip_private import ResidualAttentionBlock, VisionTransformer
 from robustft.models.tower import Tower, as_weights
 
 
@@ -36,14 +33,6 @@ def is_plain_config(config: dict[str, Any]) -> bool:
     return isinstance(vision.get("layers", 12), int) and not any(vision.get(name) for name in others)
 
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """An image tower of open_clip's, of whatever family, with random weights, from its model config."""
-    vision = dict(config["vision_cfg"])
-    if vision.get("timm_model_pretrained"):
-        vision["timm_model_pretrained"] = False  # the weights come from elsewhere
-    return _build_vision_tower(config["embed_dim"], vision, config.get("quick_gelu", False))
-
-
 class PlainTower(Tower):
     """Runs the blocks by itself: the last one for the class token alone, masked patches hidden from all of them."""
 
@@ -57,7 +46,7 @@ class PlainTower(Tower):
         for block in self.blocks:
             if not isinstance(block.attn, WatchedAttention):
                 block.attn = WatchedAttention.wrap(block.attn)
-            if isinstance(block.mlp.gelu, open_clip.QuickGELU):
+            if isinstance(block.mlp.gelu, private.QuickGELU):
                 block.mlp.gelu = QuickGELU()
 
     @property
@@ -72,12 +61,12 @@ class PlainTower(Tower):
         kept: Int64[Tensor, "batch kept"] | None = None,
     ) -> Float[Tensor, "batch features"]:
         visual = self.visual
-        tokens = self.only(visual._embeds(as_weights(images, visual.conv1.weight)), kept)
+        tokens = self.only(private.embed(visual, as_weights(images, visual.conv1.weight)), kept)
         bias = self.hiding(masked, tokens.dtype)
         *blocks, last = self.blocks
         for block in blocks:
             tokens = self._run(block, tokens, None, None, bias)
-        pooled, _ = visual._pool(self._run(_class_token, last, tokens, bias))
+        pooled = private.pool(visual, self._run(_class_token, last, tokens, bias))
         with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
             return pooled.to(visual.proj.dtype) @ visual.proj
 

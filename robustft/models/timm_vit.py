@@ -1,5 +1,5 @@
 """timm's vision transformers, alone or as open_clip's image tower (SigLIP, SigLIP 2): pooled by a class token, by an
-attention head, or by the mean. All that is private to timm is asked for here; see tests/test_private_names.py.
+attention head, or by the mean.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Bool, Float, Int64
-from open_clip.timm_model import TimmModel
-from timm.layers import AttentionPoolLatent, PatchEmbed
-from timm.models.vision_transformer import Attention, VisionTransformer
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -18,9 +16,9 @@ from robustft.common.errors import UserError
 from robustft.common.randomness import seeded
 from robustft.data.sets import Preprocess
 from robustft.models.attention import Watcher, attend
+from robustft.models.open_clip_private import TimmModel
+from robustft.models.timm_private import Attention, AttentionPoolLatent, VisionTransformer, embed, is_plain
 from robustft.models.tower import Tower, as_weights
-
-POOLS = ("token", "map", "avg")
 
 
 class _Watched:
@@ -64,15 +62,8 @@ class WatchedPool(_Watched, AttentionPoolLatent):
 
 def trunk_of(visual: nn.Module) -> VisionTransformer | None:
     """The vision transformer of timm's in an image tower, if it is one that can be looked into."""
-    trunk = visual.trunk if isinstance(visual, TimmModel) else visual
-    if not isinstance(trunk, VisionTransformer) or trunk.global_pool not in POOLS:
-        return None
-    attentions = [getattr(block, "attn", None) for block in trunk.blocks]
-    plain = all(type(a) in (Attention, WatchedSelfAttention) and getattr(a, "gate", None) is None for a in attentions)
-    pool = trunk.attn_pool
-    one_query = isinstance(pool, AttentionPoolLatent) and pool.latent_len == 1 and pool.pool == "token"
-    pools = one_query if trunk.global_pool == "map" else True
-    return trunk if plain and pools and type(trunk.patch_embed) is PatchEmbed else None  # not of convolutions before it
+    trunk: Any = visual.trunk if isinstance(visual, TimmModel) else visual
+    return trunk if is_plain(trunk, (Attention, WatchedSelfAttention)) else None
 
 
 class TimmTower(Tower):
@@ -109,8 +100,7 @@ class TimmTower(Tower):
         trunk = self.trunk
         if masked is not None and trunk.global_pool != "token":  # what pools the patches needs one
             masked = masked & ~masked.all(1, keepdim=True)
-        tokens = trunk._pos_embed(trunk.patch_embed(as_weights(images, trunk.patch_embed.proj.weight)))
-        tokens = self.only(tokens, kept)
+        tokens = self.only(embed(trunk, as_weights(images, trunk.patch_embed.proj.weight)), kept)
         bias = self.hiding(masked, tokens.dtype)
         attentions = self._all()
         for attention in attentions:
@@ -202,14 +192,23 @@ def build(name: str, pretrained: str | None, seed: int) -> nn.Module:
 
 
 def preprocess(name: str) -> Preprocess:
-    """The transform that timm's weights of this name were trained with.
+    """The transform that timm evaluates its weights of this name with.
 
     Raises:
-        UserError: unknown name.
+        UserError: unknown name; images that are padded, or no squares.
     """
     if not timm.is_model(name):
         build(name, None, 0)
     config = timm.get_pretrained_cfg(name)
-    known = config.to_dict() if config is not None else {}
-    size = known.get("input_size") or (3, 224, 224)
-    return Preprocess(size[-1], tuple(known["mean"]), tuple(known["std"]), known.get("interpolation") or "bicubic")
+    known = resolve_data_config(pretrained_cfg={} if config is None else config.to_dict())
+    *_, height, width = known["input_size"]
+    if known["crop_mode"] == "border" or height != width:
+        raise UserError(f"model.architecture={name} pads its images or takes no squares, which is not supported.")
+    return Preprocess(
+        size=width,
+        mean=tuple(known["mean"]),
+        std=tuple(known["std"]),
+        interpolation=known["interpolation"],
+        resize="squash" if known["crop_mode"] == "squash" else "shortest",
+        crop=known["crop_pct"],
+    )

@@ -3,8 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import lru_cache
@@ -20,10 +19,11 @@ from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
 from robustft.data.sets import Preprocess
-from robustft.models import plain, timm_vit
+from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import BEST, model_file, weights_file
 from robustft.models.names import State, with_text_of
+from robustft.models.open_clip_private import build_tower, quiet
 from robustft.models.origin import Origin, twin, uses_quick_gelu
 from robustft.models.reading import read_clip, read_state
 
@@ -50,7 +50,7 @@ def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Modu
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained in tags:
         return _fetch(architecture, str(pretrained))
-    with seeded("weights", seed), _quiet():
+    with seeded("weights", seed), quiet():
         clip = open_clip.create_model(architecture, load_weights=False)
     if pretrained is None:
         return clip.eval()
@@ -114,7 +114,7 @@ def _fetch(architecture: str, tag: str) -> nn.Module:
     if not reachable(hub.ENDPOINT, seconds=5):
         hub.HF_HUB_OFFLINE = True  # a cached copy still loads; a missing one fails now, not after a minute of retries
     try:
-        with _quiet():
+        with quiet():
             return open_clip.create_model(architecture, pretrained=tag).eval()
     except Exception as error:  # whatever the hub, the network or the disk says
         raise UserError(
@@ -122,18 +122,6 @@ def _fetch(architecture: str, tag: str) -> nn.Module:
             "Download them on a connected machine and pass the file: model.pretrained=FILE "
             "(OpenAI's .pt, open_clip's .pt or .safetensors)."
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """open_clip tells the root logger of every step of building a model."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
 
 
 def fit(module: nn.Module, state: State, path: Path, what: str) -> None:
@@ -202,7 +190,7 @@ def describe(model: Classifier, classes: Sequence[str]) -> dict[str, str]:
         "format": FORMAT,
         "architecture": architecture.name,
         "config": json.dumps(architecture.config),
-        "preprocess": json.dumps(asdict(architecture.preprocess)),
+        "preprocess": json.dumps(architecture.preprocess.describe()),
         "classes": json.dumps(list(classes)),
     }
 
@@ -259,7 +247,7 @@ def _rebuilt(path: Path, architecture: Architecture, own: Callable[..., nn.Modul
     config = architecture.config
     match config.get("backbone"):
         case None:
-            return plain.build(config)
+            return build_tower(config)
         case "timm":
             return timm_vit.build(architecture.name, None, 0)
     if own is None:
@@ -293,7 +281,7 @@ def _require_alike(found: Architecture, expected: Architecture, path: Path) -> N
 def preprocess_in(metadata: Mapping[str, str]) -> Preprocess:
     """Return the transform that the metadata of a model describes."""
     saved: dict[str, Any] = json.loads(metadata["preprocess"])
-    return Preprocess(saved["size"], tuple(saved["mean"]), tuple(saved["std"]), saved["interpolation"])
+    return Preprocess(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:

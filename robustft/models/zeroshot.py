@@ -21,6 +21,7 @@ from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.files import weights_file
+from robustft.models.open_clip_private import build_tower, can_be_cut, text_features
 from robustft.models.origin import beside
 from robustft.models.reading import read_state
 from robustft.models.weights import create_clip, fit, load_classifier, model_config, preprocess_in, read_metadata
@@ -82,13 +83,15 @@ def zeroshot_classifier(
     tower: dict[str, Any] = {key: config[key] for key in ("embed_dim", "vision_cfg", "quick_gelu") if key in config}
     described = Architecture(architecture, deepcopy(tower), preprocess)
     if not plain.is_plain_config(config):
-        bare = Classifier(plain.build(config), nn.Linear(config["embed_dim"], 1), described)
+        bare = Classifier(build_tower(config), nn.Linear(config["embed_dim"], 1), described)
         check(bare)  # before weights are fetched
+    if pretrained is not None and tokenizer is None:
+        tokenizer = _tokenizer(architecture)  # first: it is small, and may be missing
     clip: Any = create_clip(architecture, pretrained, seed)
-    if pretrained is None:
+    if tokenizer is None or pretrained is None:
         rows = _random_rows(len(class_names), config["embed_dim"], seed)
     else:
-        rows = text_rows(clip, tokenizer or _tokenizer(architecture), class_names, templates, cache, device)
+        rows = text_rows(clip, tokenizer, class_names, templates, cache, device)
     bias = getattr(clip, "logit_bias", None)
     head = _head(rows, float(clip.logit_scale.detach().exp()), 0.0 if bias is None else float(bias.detach()))
     with torch.no_grad():
@@ -148,10 +151,11 @@ def preprocess_of(architecture: str, pretrained: str | None, backbone: Backbone 
     """The transform a model was trained with: known from its name and tag, without its weights.
 
     A model left by a run says it itself, open_clip and Hugging Face in a file beside their weights, timm by the name,
-    a backbone of the user's own by itself. Other files and random weights get OpenAI's mean and standard deviation.
+    a backbone of the user's own by itself. Other files and random weights get what all of the architecture's published
+    weights have in common, else OpenAI's mean and standard deviation.
 
     Raises:
-        UserError: unknown architecture.
+        UserError: unknown architecture; images that are padded.
     """
     own = own_model(architecture, pretrained)
     if own is not None:
@@ -162,15 +166,25 @@ def preprocess_of(architecture: str, pretrained: str | None, backbone: Backbone 
         visual: Any = built(architecture, 0, backbone)
         return visual.preprocess
     config = model_config(architecture)
-    if pretrained in (None, "embedded") or pretrained in open_clip.list_pretrained_tags_by_model(architecture):
-        known: Mapping[str, Any] = open_clip.get_pretrained_cfg(architecture, pretrained or "") or {}
-    else:
-        known = beside(weights_file(str(pretrained))).preprocess
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    known = [open_clip.get_pretrained_cfg(architecture, tag) or {} for tag in tags if pretrained in (tag, None)]
+    if pretrained not in (None, "embedded", *tags):
+        beside_it = beside(weights_file(str(pretrained))).preprocess
+        known = [beside_it] if beside_it else [open_clip.get_pretrained_cfg(architecture, tag) or {} for tag in tags]
+    found = {_preprocess(config["vision_cfg"]["image_size"], one) for one in known}
+    return found.pop() if len(found) == 1 else _preprocess(config["vision_cfg"]["image_size"], {})
+
+
+def _preprocess(size: int, known: Mapping[str, Any]) -> Preprocess:
+    """A transform as open_clip describes it; OpenAI's where nothing is said."""
+    if known.get("resize_mode") == "longest":
+        raise UserError("model.pretrained: these weights take images padded to squares, which is not supported.")
     return Preprocess(
-        size=config["vision_cfg"]["image_size"],
+        size=size,
         mean=tuple(known.get("mean") or open_clip.OPENAI_DATASET_MEAN),
         std=tuple(known.get("std") or open_clip.OPENAI_DATASET_STD),
         interpolation=known.get("interpolation") or "bicubic",
+        resize=known.get("resize_mode") or "shortest",
     )
 
 
@@ -245,27 +259,9 @@ class _TextTower:
     def __init__(self, clip: nn.Module) -> None:
         self.clip = clip
 
-    @property
-    def can_be_cut(self) -> bool:
-        """Whether positions behind the end-of-text token change nothing."""
-        tower, _ = self._tower()
-        pools = getattr(tower, "text_pool_type", None) or getattr(tower, "pool_type", None)
-        appended = getattr(tower, "cls_emb", None) is not None  # CoCa's last token
-        return getattr(tower, "attn_mask", None) is not None and pools == "argmax" and not appended
-
-    def _tower(self) -> tuple[Any, str]:
-        """What runs over the tokens, and the name before its tensors: open_clip keeps it apart in some models."""
-        clip: Any = self.clip
-        return (clip, "") if isinstance(clip, open_clip.CLIP) else (getattr(clip, "text", None), "text.")
-
     def encode_text(self, tokens: Int64[Tensor, "texts context"], normalize: bool) -> Float[Tensor, "texts features"]:
-        end, short = tokens.shape[1], {}
-        if self.can_be_cut:
-            end = int(tokens.argmax(1).max()) + 1
-            tower, prefix = self._tower()
-            short[f"{prefix}positional_embedding"] = tower.positional_embedding[:end]
-            short[f"{prefix}attn_mask"] = tower.attn_mask[:end, :end]
-        _, features, *_ = torch.func.functional_call(self.clip, short, (None, tokens[:, :end]))
+        end = int(tokens.argmax(1).max()) + 1 if can_be_cut(self.clip) else tokens.shape[1]
+        features = text_features(self.clip, tokens, end)
         return features if normalize else F.normalize(features, dim=-1)
 
 

@@ -33,7 +33,7 @@ PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=entry.program("report"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=entry.program("report"), description=entry.description(__doc__))
     parser.add_argument(
         "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
     )

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=entry.program("dashboard"), description=__doc__)
+    parser = argparse.ArgumentParser(prog=entry.program("dashboard"), description=entry.description(__doc__))
     parser.add_argument(
         "runs", nargs="*", type=paths.expand, default=[Path("runs")], metavar="RUNS", help="folders of runs"
     )
@@ -151,6 +151,11 @@ def _sections(runs: Sequence[LoggedRun], accuracies: Sequence[str]) -> "list[Sec
     trade_off += [bars("ID", "id/top1"), bars("OOD average", "ood/avg")]
     shifts = [bars(_label(key), key) for key in accuracies]
     shifts += [scatter(f"{_label(key)} against ID", key) for key in accuracies]
+    metrics: list[Any] = []
+    for name in (key.removesuffix("/ood/avg") for key in _in_order(runs) if key.endswith("/ood/avg")):
+        x, y = wr.SummaryMetric(f"{name}/id"), wr.SummaryMetric(f"{name}/ood/avg")
+        metrics += [wr.ScatterPlot(title=f"{name}: OOD average against ID", x=x, y=y)]
+        metrics += [bars(f"{name}: ID", f"{name}/id"), bars(f"{name}: OOD average", f"{name}/ood/avg")]
     curves: list[Any] = [
         wr.LinePlot(title=title, x=STEP, y=[key], max_runs_to_show=MANY) for title, key in CURVES.items() if key in keys
     ]
@@ -161,6 +166,7 @@ def _sections(runs: Sequence[LoggedRun], accuracies: Sequence[str]) -> "list[Sec
     sections = [
         ws.Section("ID and OOD", trade_off, is_open=True, pinned=True, layout_settings=layout),
         ws.Section("Shifts", shifts, is_open=True, layout_settings=layout),
+        ws.Section("Metrics", metrics, layout_settings=layout),
         ws.Section("Training", curves, is_open=True, layout_settings=layout),
         ws.Section("Gallery", gallery, layout_settings=wide),
         ws.Section("Per set", per_set, layout_settings=wide),

@@ -13,10 +13,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from robustft.common.configs import flatten
 from robustft.common.files import write
 from robustft.evaluation.results import set_label
 from robustft.report.groups import Group, curves
-from robustft.report.runs import Record, Run, flatten
+from robustft.report.runs import Record, Run
 from robustft.report.table import repeated_note
 
 ASSETS = Path(__file__).parent / "assets"
@@ -143,7 +144,11 @@ def _config(run: Run) -> dict[str, Any]:
     """The run's settings, and what its results file tells where there are none."""
     record = run.record
     fields = {key: record[key] for key in ("method", "fill", "beta", "alpha", "temperature", "seed")}
-    settings = {key: value for key, value in flatten(record["config"]).items() if key not in TRAITS}
+    settings = {
+        key: json.dumps(value) if isinstance(value, list | dict) else value
+        for key, value in flatten(record["config"])
+        if key not in TRAITS
+    }
     return settings or {key: value for key, value in fields.items() if value is not None}
 
 

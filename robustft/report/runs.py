@@ -4,12 +4,14 @@ import glob
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustft.cli import identity
 from robustft.cli.identity import renewed
+from robustft.common.configs import flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.evaluation.results import average, benchmark, read_results
@@ -18,12 +20,13 @@ from robustft.report import schema1
 Record = dict[str, Any]
 SHOWN = 3  # of the files that are passed over
 
-# Keys of the config that change where or how fast a run is made, but not what it is.
+# What changes where or how fast a run is made, but not what it is (to whoever goes on with it), and what one system may
+# differ in from run to run: its seeds, the place of its data.
 INCIDENTAL = re.compile(
-    r"(name|seed|metric|keep_logits|sweep|check|resume|overwrite|threads|save_minutes|prepare|disagreement|logger|hydra|run_dir|output_dir|gallery"
-    r"|data\.(root|num_workers|eval_batch_size|holdout_seed|prepared|sets|validate|_target_)"
-    r"|model\.recipe"  # where other settings get their defaults
-    r"|trainer\.(?!max_epochs$|max_steps$|max_time$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$"
+    r"(?!trainer\.max_time$)"  # one may go on with another, but a training that it ended is another system
+    rf"(?:{identity.INCIDENTAL.pattern}$|(name|seed|hydra|output_dir|gallery"
+    r"|data\.(root|holdout_seed|sets|_target_)"
+    r"|trainer\.(?!max_epochs$|max_steps$|limit_train_batches$|gradient_clip_val$|precision$)[^.]*)(\..*)?$)"
 )
 # Those that a zero-shot model does not depend on: how others are trained.
 NOT_ZEROSHOT = re.compile(
@@ -87,7 +90,7 @@ class Run:
         record = self.record
         if record["method"] == "published":
             return {"method": "published", "name": re.sub(r"[_-]?\d+$", "", record["name"])}
-        flat = {key: _seedless(value) for key, value in flatten(renewed(record["config"])).items()}
+        flat = {key: _seedless(value) for key, value in flatten(renewed(record["config"]))}
         for key in ("method", "fill", "beta", "alpha", "temperature"):
             flat[key] = record[key]
         for key, value in (record["mask"] or {"kind": None}).items():
@@ -104,20 +107,9 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.12g}") if is_number else value
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}; lists as JSON text."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = json.dumps(value) if isinstance(value, list | dict) else value
-    return flat
-
-
 def _seedless(value: Any) -> Any:
     """Paths of other runs tell their seed or time; runs that differ only in that are one system."""
-    if isinstance(value, list):
+    if isinstance(value, list | dict):
         value = json.dumps(value)
     return SEED_OR_TIME.sub("*", value) if isinstance(value, str) else value
 

@@ -2,7 +2,6 @@
 
 import csv
 import logging
-import os
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from robustft.common import configs, files
 from robustft.common import wandb_connection as connection
 from robustft.common.errors import UserError
 from robustft.common.network import answers
+from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
 from robustft.common.wandb_connection import first_line
 from robustft.training.lightning_private import without_anonymous
@@ -175,8 +175,7 @@ def _logger(arguments: dict[str, Any], mode: str) -> WandbLogger:
 
 
 def _say_offline(folder: Path, reason: str) -> None:
-    where = os.path.relpath(folder) if folder.is_relative_to(Path.cwd()) else folder
-    log.info("%s: logging offline. To send it later: wandb sync %s/wandb/offline-run-*", reason, where)
+    log.info("%s: logging offline. To send it later: wandb sync %s/wandb/offline-run-*", reason, readable(folder))
 
 
 def default_tags(cfg: DictConfig) -> list[str]:
@@ -197,19 +196,19 @@ def _run_id(folder: Path, keep: bool) -> str:
 
 
 def log_results(
-    loggers: Sequence[Logger], accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
+    loggers: Sequence[Logger], scores: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
 ) -> None:
-    """The run's result: accuracies as summary metrics everywhere; on W&B the table of sets and the gallery too.
+    """The run's result: scores as summary metrics everywhere; on W&B the table of sets and the gallery too.
 
     The model follows as an artifact where ``logger.wandb.log_model`` asks for it and the run has kept one.
     """
     for logger in loggers:
         if not isinstance(logger, WandbLogger):
-            logger.log_metrics({f"final/{name}": value for name, value in accuracies.items()})
+            logger.log_metrics({f"final/{name}": value for name, value in scores.items()})
             logger.finalize("success")
             continue
         try:
-            _log_to_wandb(logger, accuracies, record, gallery)
+            _log_to_wandb(logger, scores, record, gallery)
             logger.finalize("success")
         except Exception as error:
             log.warning("W&B failed (%s): the results are complete without", first_line(error))
@@ -217,18 +216,19 @@ def log_results(
 
 
 def _log_to_wandb(
-    logger: WandbLogger, accuracies: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
+    logger: WandbLogger, scores: dict[str, float], record: dict[str, Any], gallery: Sequence[Path]
 ) -> None:
     import wandb
 
     run = logger.experiment
-    run.summary.update({**accuracies, "wall_s": record["wall_s"]})
+    run.summary.update({**scores, "wall_s": record["wall_s"]})
     run.log({f"gallery/{path.stem}": wandb.Image(str(path)) for path in gallery})
     if not run.offline and not answers(connection.host()):
         return  # what follows asks the server first
-    run.log({"results": wandb.Table(columns=["model", "set", "top1", "images"], data=_rows(record))})
+    columns = ["model", "set", "top1", "images", *record["metrics"]]
+    run.log({"results": wandb.Table(columns=columns, data=_rows(record))})
     if record["config"]["logger"]["wandb"]["log_model"] and record["checkpoint"]:
-        _log_model(run, Path(str(logger.save_dir)) / record["checkpoint"], accuracies)
+        _log_model(run, Path(str(logger.save_dir)) / record["checkpoint"], scores)
 
 
 def _finish(folder: Path | None = None, exit_code: int | None = None) -> None:
@@ -246,12 +246,12 @@ def _finish(folder: Path | None = None, exit_code: int | None = None) -> None:
             )
 
 
-def _log_model(run: Any, path: Path, accuracies: dict[str, float]) -> None:
+def _log_model(run: Any, path: Path, scores: dict[str, float]) -> None:
     """Hand the model over; where it can be sent, wait for as long as the server answers."""
     import wandb
     from wandb.sdk.artifacts.exceptions import WaitTimeoutError
 
-    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=accuracies)
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=scores)
     artifact.add_file(str(path))
     logged = run.log_artifact(artifact)
     while not run.offline and answers(connection.host()):
@@ -269,5 +269,6 @@ def _rows(record: dict[str, Any]) -> list[list[Any]]:
             continue
         scores = {block["id"]["name"]: block["id"], **block["ood"]}
         scores |= {"holdout": block["holdout"]} if block["holdout"] else {}
-        rows += [[model, name, score["top1"], score["n"]] for name, score in scores.items()]
+        measured = ("top1", "n", *record["metrics"])
+        rows += [[model, name, *(score.get(key) for key in measured)] for name, score in scores.items()]
     return rows

@@ -1,4 +1,5 @@
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from robustft.bench import __main__ as bench
 from robustft.bench.measure import median_seconds, peak_bytes
 from robustft.bench.steps import Bench
+from robustft.cli.commands import COMMANDS
 from robustft.common.errors import UserError
 
 VARIANTS = {"vanilla", "direct", "exact", "cached"}
@@ -80,3 +82,22 @@ def test_cheaper_steps_leave_gradients(kind: str) -> None:
     made = Bench("tiny", batch=4, precision="32-true", device="cpu")
     assert float(made.backward(kind)()) > 0
     assert all(weight.grad is not None and weight.grad.isfinite().all() for weight in made.student.parameters())
+
+
+def test_it_says_what_it_is_doing_and_what_its_rows_are(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(bench, "peak_bytes_apart", lambda _: 1_000_000)
+    monkeypatch.setenv("COLUMNS", "200")
+    bench.main("--model=tiny --batch=4 --rounds=1 --device=cpu --precision=32-true".split())
+    said = capsys.readouterr()
+    assert said.err.startswith("0 of 13 done, now models, and a check"), said.err
+    for title in ("vanilla fine-tuning, 32-true", "the method, written directly, 32-true", "the method, here, 32-true"):
+        assert said.out.count(title) == 1, said.out
+    assert "Share of floor: what the passes" in " ".join(said.out.split())
+
+
+@pytest.mark.parametrize("command", ["report", "dashboard", "bench"])
+def test_help_has_no_marks(command: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        import_module(COMMANDS[command].module).main(["--help"])
+    said = capsys.readouterr().out
+    assert "`" not in said and "python -m" not in said.partition("\n\n")[2].partition("\n\n")[0]

@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import PIL
@@ -222,7 +223,7 @@ def start(files: ImageFolders, place: Path) -> multiprocessing.Process:
 
 def run(files: ImageFolders, place: Path) -> None:
     torch.set_num_threads(1)
-    prepare({"some": files}, place, lossy=False)
+    prepare({"some": files}, place)
 
 
 @pytest.mark.parametrize("kills", [12, pytest.param(150, marks=pytest.mark.slow)])
@@ -264,3 +265,17 @@ def test_killed_at_random_times_and_started_again(tmp_path: Path, kills: int) ->
     assert names == ["index.safetensors", *(f"shard-{k:05}.safetensors" for k in range(25))]
     for name in names:
         assert (copy.folder / name).read_bytes() == (tmp_path / "whole" / copy.folder.name / name).read_bytes()
+
+
+def test_models_of_other_transforms_have_copies_of_their_own(root: Path) -> None:
+    """Squashed and cropped images: other folders, other identities, the pixels of their files."""
+    made = {}
+    for name, more in {"": {}, "-squash": {"resize": "squash"}, "-0.9": {"crop": 0.9}}.items():
+        transform = replace(PREPROCESS, **more)
+        make_data(root, preprocess=transform).prepare()
+        assert (root / f"{TRAIN}{name}").is_dir()
+        copy = make_data(root, preprocess=transform).training_set()
+        files = make_data(root, preprocess=transform, prepared=False).training_set()
+        assert isinstance(copy, PreparedImages) and torch.equal(copy[3][0], files[3][0])
+        made[copy.identity()] = copy[3][0]
+    assert len(made) == 3

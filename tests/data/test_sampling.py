@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch.utils.data import BatchSampler
 
 from robustft.data.sampling import EvalSampler, TrainSampler, draw, split_holdout
 
@@ -59,10 +60,17 @@ def test_a_batch_that_does_not_split_is_refused() -> None:
         TrainSampler(torch.arange(50), 10, seed=0, world_size=3)
 
 
-@pytest.mark.parametrize("images", [0, 1, 2, 10, 11])
-def test_evaluation_takes_every_image_once_over_three_devices(images: int) -> None:
-    parts = [list(EvalSampler(images, rank, 3)) for rank in range(3)]
-    assert sorted(sum(parts, [])) == list(range(images))
+@pytest.mark.parametrize("images", [0, 1, 2, 10, 11, 24])
+def test_evaluation_takes_the_batches_of_one_device_once_over_three(images: int) -> None:
+    def batches(*devices: int) -> list[list[int]]:
+        sampler = EvalSampler(images, 4, *devices)
+        assert len(sampler) == len(list(sampler))
+        return [list(batch) for batch in BatchSampler(sampler, 4, drop_last=False)]
+
+    shares = [batches(rank, 3) for rank in range(3)]
+    assert sorted(sum(shares, [])) == batches()
+    assert sum(batches(), []) == list(range(images))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_draw_is_fixed_sorted_and_without_repeats() -> None:

@@ -124,7 +124,7 @@ def test_cached_scores_and_heads_are_taken(places, monkeypatch):
     settings = ("model.pretrained=embedded", "method=finetune", "trainer.max_epochs=1")
     first = place.do("first", *settings)
     monkeypatch.setattr(open_clip, "build_zero_shot_classifier", None)
-    monkeypatch.setattr("robustft.evaluation.evaluate.ScoreCache.put", None)
+    monkeypatch.setattr("robustft.common.cache.save_tensors", None)
     same_results(place.do("second", *settings), first)
 
 
@@ -181,7 +181,7 @@ def test_every_kind_of_evaluation_set(tmp_path):
             metrics=lambda metrics=metrics: {name: make() for name, make in metrics.items()},
             temperature=2.0,
         )
-        loaders = [make_loader(s.dataset, EvalSampler(20), 6, num_workers=0) for s in sets]
+        loaders = [make_loader(s.dataset, EvalSampler(20, 6), 6, num_workers=0) for s in sets]
         make_trainer(options, tmp_path).validate(evaluator, loaders, verbose=False)
         file = tmp_path / f"{accelerator}.csv.gz"
         evaluation = Evaluation(sets)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from robustft.cli.sources import CONF, groups
+from robustft.evaluation import evaluate
 from robustft.evaluation.metrics import ECE, SetMetric, best_temperature, described
 from robustft.evaluation.predictions import FILE, read_logits
 from tests.small import composed, do, work  # noqa: F401 (a fixture)
@@ -118,6 +119,50 @@ def test_as_one_reads_it(name):
             assert measured(made(name), p, right, sizes) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_in_any_batches_and_on_any_devices(name):
+    """Of a model that is sure: its losses are tiny, and their sum in floating point depends on the order."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 100, (4000,), generator=random)
+    logits = 10 * torch.randn(4000, 100, generator=random) + 20 * one_hot(labels, 100)
+    p, right = logits.softmax(1), one_hot(labels, 100)
+    whole = measured(made(name), p, right, (4000,))
+    assert measured(made(name), p, right, (250,)) == measured(made(name), p, right, (13, 2, 31)) == whole
+    devices = [made(name) for _ in range(3)]
+    for rank, metric in enumerate(devices):
+        measured(metric, p[rank::3], right[rank::3], (61,))
+    first, *others = devices
+    for state, reduction in first._reductions.items():
+        assert reduction.__name__ == "dim_zero_sum"
+        for other in others:  # as an all-reduce does
+            setattr(first, state, getattr(first, state) + getattr(other, state))
+    first._computed = None
+    assert float(first.compute()) == whole
+
+
+def test_bins_are_open_below_and_closed_above():
+    """A confidence of 3/15 belongs to (2/15, 3/15], together with smaller ones; one above does not."""
+    first = one_hot(torch.zeros(2, dtype=torch.int64), 5)  # the first is right, the second wrong: its best is class 1
+    for most, expected in ((0.2, abs(0.2 - 1 / 2)), (0.1999, abs(0.19995 - 1 / 2)), (0.2001, (0.8 + 0.2001) / 2)):
+        p = torch.tensor([[0.2] * 5, [0.19, most, 0.1, 0.1, 0.1]])
+        assert measured(made("ece"), p, first) == pytest.approx(expected, abs=1e-6)
+    for k in range(1, 15):  # every edge, as float32 has it
+        p = torch.tensor([[k / 15, 0.0], [k / 15 - 1 / 50, 0.0]])
+        assert measured(made("ece"), p, torch.tensor([[True, False], [False, True]])) == pytest.approx(
+            abs(2 * k / 15 - 1 / 50 - 1) / 2, abs=1e-6
+        )
+    closed = torch.tensor([[1.0, 0.0]]), torch.tensor([[True, False]])
+    assert measured(made("ece"), *closed) == 0
+
+
+def test_probabilities_that_became_zero_or_one():
+    sure = torch.tensor([[1.0, 0.0]])
+    right, wrong = torch.tensor([[True, False]]), torch.tensor([[False, True]])
+    assert measured(made("nll"), sure, wrong) == pytest.approx(87.336544)
+    assert measured(made("nll"), sure, right) == 0
+    assert (measured(made("brier"), sure, wrong), measured(made("brier"), sure, right)) == (2, 0)
+
+
 def test_a_mean_of_batches_is_another_number():
     p, right = next(cases())
     parts = [measured(made("ece"), p[k : k + 30], right[k : k + 30]) for k in range(0, 90, 30)]
@@ -169,6 +214,36 @@ def test_a_run_measures_them_and_its_files_give_most_of_them_again(work: Path): 
     again = do(work / "two", "method=finetune", "trainer.max_steps=3", "keep_logits=true")  # zero-shot: remembered
     assert again["zeroshot"] == record["zeroshot"] and "ece" in again["zeroshot"]["id"]
     assert again["calibration"]["zeroshot_temperature"] == record["calibration"]["zeroshot_temperature"]
+
+
+def test_the_zeroshot_model_is_evaluated_once_whatever_is_measured(tmp_path: Path, monkeypatch):
+    """Other metrics, and the hold-out of another seed: its temperature, and the scores that it calibrates."""
+    trained = ("model.pretrained=embedded", "method=finetune", "trainer.max_steps=1")
+    short = (*trained, "data.holdout_seed=1")
+    evaluated: list[str] = []
+    monkeypatch.setenv("ROBUSTFT_CACHE", str(tmp_path / "cache"))
+    validate = evaluate._validate
+
+    def watched(evaluator, *rest):
+        if evaluator.keep_logits and not evaluator.keep_predictions:
+            evaluated.extend(s.name for s in evaluator.sets)
+        validate(evaluator, *rest)
+
+    monkeypatch.setattr(evaluate, "_validate", watched)
+    few = do(tmp_path / "few", *short, "metric=[nll]")
+    assert evaluated == ["holdout", "scenes", "scenes_objectnet", "scenes_a"]
+    more = do(tmp_path / "more", *short)
+    assert len(evaluated) == 4 and set(more["metrics"]) == set(NAMES)
+    other = do(tmp_path / "other", *trained, "data.holdout_seed=2")
+    assert evaluated[4:] == ["holdout"]
+    for name in NAMES:
+        changed = other["zeroshot"]["id"][name] != more["zeroshot"]["id"][name]
+        assert changed == (name == "ece_calibrated"), name
+    assert few["zeroshot"]["id"]["nll"] == more["zeroshot"]["id"]["nll"]
+    own = do(tmp_path / "own", trained[0], "method=zeroshot", "data.holdout_seed=1")  # measures batch by batch
+    assert len(evaluated) == 5 and own["calibration"]["temperature"] == more["calibration"]["zeroshot_temperature"]
+    for key in ("id", "ood", "holdout"):
+        assert own[key] == more["zeroshot"][key]
 
 
 def test_without_a_holdout_nothing_is_calibrated(work: Path):  # noqa: F811

@@ -1,9 +1,10 @@
 """What is asked of a GPU, with the device for an argument: rehearsed on the CPU (test_rehearsal.py)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,16 @@ from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sets import Batch
+from robustft.evaluation.evaluate import Evaluation, evaluate
+from robustft.experiment import options
+from robustft.inputs import make_metrics
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import preprocess_of
 from robustft.training.method import AUTOCAST
+from tests.evaluation.test_metrics import cases, made
+from tests.small import prepared
 
 ARCHITECTURES = {"vitb32": "ViT-B-32-quickgelu", "tiny": "tiny"}
 CLASSES, BATCH = 10, 8
@@ -138,3 +144,30 @@ def samples(device: str, kind: str, fill: str) -> tuple[Tensor, Tensor, Tensor]:
     mask = make_mask(kind, 64, threshold=0.3, rate=0.5)(BATCH, cam, random)
     made = make_fill(fill, 8)(pixels, mask, random).images
     return pixels.cpu(), mask.cpu(), made.cpu()
+
+
+def measured(name: str, device: str, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> list[float]:
+    """A metric of several sets, told of them batch by batch on a device.
+
+    Args:
+        around: is entered for all batches but the first, which loads kernels.
+    """
+    values = []
+    for p, right in cases():
+        metric = made(name)
+        metric.start(right.shape[1])
+        metric = metric.to(device)
+        parts = [(a.to(device), b.to(device)) for a, b in zip(p.float().split(30), right.split(30), strict=True)]
+        metric.update(*parts[0])
+        with around():
+            for part in parts[1:]:
+                metric.update(*part)
+        values.append(float(metric.compute()))
+    return values
+
+
+def evaluated(folder: Path, trainer: str) -> Evaluation:
+    """The embedded model on a few scenes, with all that is kept of it."""
+    run = prepared(folder, "model.pretrained=embedded", f"trainer={trainer}", "trainer.precision=32-true")
+    more: dict[str, Any] = {"metrics": make_metrics(run.cfg, run), "keep_predictions": True, "keep_logits": True}
+    return evaluate(run.zeroshot, run.data, options(run.cfg), run.folder, **more)

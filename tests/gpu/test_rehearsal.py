@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from tests.evaluation.test_metrics import NAMES
 from tests.gpu import checks
 
 pytestmark = pytest.mark.rehearsal
@@ -37,3 +38,17 @@ def test_maps(kind):
 def test_masks_and_fills(fill):
     pixels, mask, made = checks.samples("cpu", "object", fill)
     assert torch.equal(made, pixels) == (fill == "none") and 0.5 < mask.float().mean() < 0.9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_metrics(name):
+    values = checks.measured(name, "cpu")
+    assert len(set(values)) > 1 and values == checks.measured(name, "cpu", around=nullcontext)
+
+
+def test_an_evaluation(tmp_path):
+    found = checks.evaluated(tmp_path, "cpu")
+    assert set(found.logits) == set(found.details) == set(found.scores) == {s.name for s in found.sets}
+    for logits in found.logits.values():
+        best = logits.topk(2).values
+        assert 1 < best.mean() < 100 and (best[:, 0] - best[:, 1] > 2e-3).float().mean() > 0.9

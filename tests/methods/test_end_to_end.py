@@ -104,7 +104,7 @@ def test_linear_probe_against_plain_torch(work: Path) -> None:
     with torch.inference_mode():
         x = first.encode(first.preprocess.normalise(data.training_set().images))
     x, y = F.normalize(x.clone(), dim=-1), data.training_set().labels
-    train, held = data._split
+    train, held = data.split
     head = deepcopy(first.head)
     optimizer = torch.optim.AdamW(head.parameters(), lr=0.02, weight_decay=0)
     steps = len(train) // 24

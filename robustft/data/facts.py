@@ -1,0 +1,103 @@
+"""What `check=data` finds out about each image: can it be read, what is it, and which other images is it like."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+TINY, HUGE = 32, 10_000  # pixels: of the shorter and of the longer side
+FLAT = 4.0  # standard deviation of grey values (0...255): with less in it, hashes of images are alike by chance
+# Extensions that do not say the format of a file.
+SAME = {"JPG": "JPEG", "JPE": "JPEG", "JFIF": "JPEG", "JPEG": "JPEG", "TIF": "TIFF", "APNG": "PNG", "JP2": "JPEG2000"}
+SAME |= {"HEIC": "HEIF", "HIF": "HEIF", "PGM": "PPM", "MPO": "JPEG"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one image.
+
+    Attributes:
+        wrong: why it cannot be read; None where it can.
+        format: as Pillow calls it.
+        size: width and height in pixels, as stored.
+        digest: of the file's bytes.
+        hash: perceptual, 64 bits; None where the image is flat or nothing computes it.
+    """
+
+    wrong: str | None = None
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    digest: bytes = b""
+    hash: int | None = None
+
+
+def can_hash() -> bool:
+    """Whether near duplicates can be found: ImageHash is an extra."""
+    try:
+        import imagehash  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def facts_of(paths: Sequence[str], decode: Callable[[str], str | None], title: str) -> list[Facts]:
+    """The facts of image files, in their order; every image is decoded.
+
+    Args:
+        decode: says what is wrong with a file.
+        title: of the progress bar.
+    """
+    hashes = can_hash()
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        found: Iterable[Facts] = pool.map(lambda path: _facts(path, decode, hashes), paths)
+        return list(track(found, title, len(paths), transient=True))
+
+
+def _facts(path: str, decode: Callable[[str], str | None], hashes: bool) -> Facts:
+    wrong = decode(path)
+    if wrong is not None:
+        return Facts(wrong)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+        image = Image.open(file)
+        kind, size = image.format or "", image.size
+        return Facts(None, kind, size, digest, perceptual_hash(image) if hashes else None)
+
+
+def perceptual_hash(image: Image.Image) -> int | None:
+    """The 64 bits of ImageHash's `phash`: signs of the lowest frequencies of the grey image at 32 pixels a side.
+
+    Returns:
+        None for an image without content.
+    """
+    import imagehash
+
+    image.draft("L", (64, 64)) if image.format == "JPEG" else None  # decodes a JPEG at an eighth of its size
+    grey = image.convert("L")
+    if np.asarray(grey.resize((32, 32)), np.float32).std() < FLAT:
+        return None
+    bits = np.packbits(imagehash.phash(grey).hash.ravel())
+    return int.from_bytes(bits.tobytes(), "big")
+
+
+def oddities(paths: Sequence[str], facts: Sequence[Facts]) -> dict[str, str]:
+    """Images that can be read and may not be what was meant, by their path."""
+    found = {}
+    for path, one in zip(paths, facts, strict=True):
+        if one.wrong is not None:
+            continue
+        extension = Path(path).suffix[1:].upper()
+        width, height = one.size
+        if min(one.size) < TINY:
+            found[path] = f"tiny: {width} × {height} pixels"
+        elif max(one.size) > HUGE:
+            found[path] = f"huge: {width} × {height} pixels"
+        elif SAME.get(extension, extension) != SAME.get(one.format, one.format):
+            found[path] = f"a {one.format} file called {Path(path).name}"
+    return found

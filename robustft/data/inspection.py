@@ -1,0 +1,133 @@
+"""Looking at data: every image of every set, and those that two sets share."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from robustft.common.errors import UserError, install
+from robustft.data.datamodule import RobustnessData
+from robustft.data.duplicates import Pair, leaks
+from robustft.data.facts import Facts, can_hash, facts_of, oddities
+from robustft.data.folders import ImageFiles, image_paths, some, whole_of
+from robustft.data.prepared import PreparedImages
+from robustft.data.reading import decoding_error
+
+SKEWED = 3  # the largest class has so many times the images of the smallest
+LISTED = 3  # images named on the screen of each kind; the page has more
+
+
+@dataclass
+class Looked:
+    """What was found.
+
+    Attributes:
+        sets: per set `path`, `classes`, `images`, `official` (images of the published set), `damaged` (path -> reason),
+            `odd` (path -> what is odd), `formats` (how many files of each), `skew` (largest class over smallest),
+            `error` (None if the set is as it should be, its damaged images aside).
+        paths: the files of each part: a set, or the hold-out, which is taken out of the training images.
+        leaks: per two parts the images that they share or nearly share.
+    """
+
+    sets: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paths: dict[str, list[str]] = field(default_factory=dict)
+    leaks: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)
+
+    def leaked(self, name: str, trained: str) -> int | None:
+        """Images of a set that are among those trained on; None where that is not known."""
+        known = name in self.paths and trained in self.paths
+        return len(self.leaks.get((name, trained), [])) if known else None
+
+
+def inspect(datamodule: RobustnessData) -> Looked:
+    """Look at every image of every set of the data module, in its order; every image is decoded, or read in the
+    prepared copy that a run would use.
+    """
+    looked, parts = Looked(), {}
+    decode = getattr(datamodule, "decoding_error", decoding_error)
+    for name, find in datamodule.parts().items():
+        found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
+        found |= {"official": datamodule.official_images.get(name), "damaged": {}, "odd": {}, "formats": {}}
+        found |= {"skew": None, "error": None}
+        looked.sets[name] = found
+        try:
+            images = find()
+        except UserError as error:
+            found["error"] = str(error)
+            continue
+        counts = images.labels.unique(return_counts=True)[1]
+        found |= {"classes": len(counts), "images": len(images), "skew": float(counts.max() / counts.min())}
+        whole: Any = whole_of(images)
+        if isinstance(whole, ImageFiles):
+            paths = image_paths(images)
+            facts = facts_of(paths, decode, f"Decoding {name}")
+            found |= {"path": str(whole.root), "odd": oddities(paths, facts)}
+            found["damaged"] = {p: one.wrong for p, one in zip(paths, facts, strict=True) if one.wrong is not None}
+            found["formats"] = dict(Counter(one.format for one in facts if one.wrong is None).most_common())
+            looked.paths[name], parts[name] = paths, facts
+        elif hasattr(whole, "damaged"):
+            found["path"] = str(whole.folder) if isinstance(whole, PreparedImages) else None
+            found["damaged"] = whole.damaged(f"Reading {name}")
+    _tell_holdout_apart(datamodule, looked, parts)
+    looked.leaks = leaks(parts)
+    return looked
+
+
+def _tell_holdout_apart(datamodule: RobustnessData, looked: Looked, parts: dict[str, list[Facts]]) -> None:
+    """What is held out is no longer trained on, and must not be in what is."""
+    trained = next(iter(datamodule.parts()))
+    if trained not in parts or datamodule.holdout == 0:
+        return
+    try:
+        train, held = datamodule.split
+    except UserError:  # too many are held out: no matter here
+        return
+    paths, facts = looked.paths.pop(trained), parts.pop(trained)
+    for name, positions in ((trained, train), ("holdout", held)):
+        looked.paths[name] = [paths[i] for i in positions.tolist()]
+        parts[name] = [facts[i] for i in positions.tolist()]
+    for name in [name for name in looked.sets if name in parts and name != trained]:  # in their order, those first
+        looked.paths[name], parts[name] = looked.paths.pop(name), parts.pop(name)
+    if _is_val_and_holdout(looked):
+        looked.paths.pop("holdout"), parts.pop("holdout")
+
+
+def _is_val_and_holdout(looked: Looked) -> bool:
+    """One and the same images, by a protocol that says so."""
+    held = set(looked.paths["holdout"])
+    return any(held == set(paths) for name, paths in looked.paths.items() if name != "holdout")
+
+
+def remarks(looked: Looked) -> list[str]:
+    """What is no error and should be known: leaks, skew, oddities; a line each."""
+    lines = []
+    for (later, earlier), pairs in looked.leaks.items():
+        same = sum(pair.distance is None for pair in pairs)
+        named = [looked.paths[later][pair.ours] for pair in pairs]
+        kinds = f"{same} the same file, {len(pairs) - same} nearly the same"
+        lines.append(f"LEAK: {len(pairs)} images of {later} are in {earlier} too ({kinds}): {some(named, LISTED)}")
+    for name, found in looked.sets.items():
+        if found["odd"]:
+            listed = [f"{path} ({what})" for path, what in found["odd"].items()]
+            lines.append(f"{name}: {len(listed)} odd image(s): {some(listed, LISTED)}")
+        if (found["skew"] or 0) >= SKEWED:
+            lines.append(f"{name}: its largest class has {found['skew']:.3g} times the images of its smallest")
+        if len(found["formats"]) > 1:
+            lines.append(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in found['formats'].items())}")
+    if looked.paths and not can_hash():
+        lines.append(f"Compared file by file; to find near duplicates too: {install('check')}")
+    return lines
+
+
+def shown_pairs(looked: Looked, most: int) -> list[tuple[str, str, str, str, int | None]]:
+    """(set, path, set, path, bits that differ) of leaks, at most so many of each two sets."""
+    return [
+        (later, looked.paths[later][pair.ours], earlier, looked.paths[earlier][pair.theirs], pair.distance)
+        for (later, earlier), pairs in looked.leaks.items()
+        for pair in _first(pairs, most)
+    ]
+
+
+def _first(pairs: Sequence[Pair], most: int) -> Sequence[Pair]:
+    """The same files last: those that are nearly the same want to be looked at."""
+    return sorted(pairs, key=lambda pair: (pair.distance is None, pair.distance or 0))[:most]

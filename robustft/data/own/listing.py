@@ -1,0 +1,193 @@
+"""Which images there are, and what is drawn from them: functions of classes and of paths inside the class folders.
+
+So the same images in folders, in domain folders or in a table give the same draws, and the same numbers.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64
+from torch import Tensor
+
+from robustft.common.errors import UserError
+from robustft.data.folders import some
+from robustft.data.own.reading import is_image_name, looks_like_image
+from robustft.data.sampling import shares
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images of a set, by class and inside of it by path.
+
+    Attributes:
+        root: what `names` are relative to.
+        names: the path of each image.
+        classes: the class of each image, as it is called on disk.
+        inner: the path of each image inside of its class folder: with the class what draws go by.
+        domains: the domain of each image; none where there is only one.
+    """
+
+    root: Path
+    names: Sequence[str]
+    classes: Sequence[str]
+    inner: Sequence[str]
+    domains: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def ordered(self) -> "Listing":
+        """In the order of classes, inside of them by path, then by domain."""
+        domains = self.domains or [""] * len(self)
+        keys = list(zip(self.classes, self.inner, domains, self.names, strict=True))
+        return self.select(sorted(range(len(self)), key=keys.__getitem__))
+
+    def select(self, positions: Sequence[int]) -> "Listing":
+        parts = {"names": self.names, "classes": self.classes, "inner": self.inner, "domains": self.domains}
+        chosen: dict[str, Any] = {key: [part[i] for i in positions] if part else [] for key, part in parts.items()}
+        return replace(self, **chosen)
+
+    def keys(self) -> list[str]:
+        """What draws go by, for each image; no two are the same where domains tell them apart."""
+        domains = [f"\0{domain}" for domain in self.domains] or [""] * len(self)
+        return [f"{c}/{i}{d}" for c, i, d in zip(self.classes, self.inner, domains, strict=True)]
+
+    def labels(self, classes: Sequence[str]) -> Int64[Tensor, " images"]:
+        """The position of each image's class among `classes`."""
+        number = {name: k for k, name in enumerate(classes)}
+        return torch.tensor([number[name] for name in self.classes], dtype=torch.int64)
+
+
+def joined(listings: Sequence[Listing], domains: Sequence[str]) -> Listing:
+    """Several domains as one listing; of one alone nothing tells that it is a domain."""
+    if len(listings) == 1:
+        return listings[0]
+    parts = {key: [v for one in listings for v in getattr(one, key)] for key in ("names", "classes", "inner")}
+    of_each = [domain for one, domain in zip(listings, domains, strict=True) for _ in one.names]
+    return Listing(listings[0].root, **parts, domains=of_each).ordered()
+
+
+def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
+    """The images below class folders, at any depth; empty class folders are left out with a line.
+
+    Args:
+        what: the setting that names the folder, for messages.
+        root: what the names of images shall be relative to; None: the folder.
+
+    Raises:
+        UserError: there are no class folders, or no images in them.
+    """
+    root = folder if root is None else root
+    before = "" if root == folder else os.path.join(os.path.relpath(folder, root), "")
+    names, classes, inner, empty, loose = [], [], [], [], 0
+    with os.scandir(folder) as entries:
+        found = sorted(entries, key=lambda entry: entry.name)
+    folders = [entry.name for entry in found if entry.is_dir() and not is_system(entry.name)]
+    loose = sum(1 for entry in found if entry.is_file() and is_image_name(entry.name))
+    _refuse_splits(folder, folders, what)
+    for class_folder in folders:
+        inside = sorted(images_below(folder / class_folder))
+        if not inside:
+            empty.append(class_folder)
+        names += [f"{before}{class_folder}{os.sep}{path}" for path in inside]
+        classes += [class_folder] * len(inside)
+        inner += inside
+    if not names:
+        there = f"{loose} images lie in it directly" if loose else "nothing like that is in it"
+        raise UserError(
+            f"{what}={folder}: expected a folder for each class with its images in it, and {there}."
+            + (" Its folders are empty." if folders else "")
+        )
+    if empty:
+        log.info("%s: left out %d empty class folder(s): %s", folder, len(empty), some(empty))
+    if loose:
+        log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
+    return Listing(root, names, classes, inner).ordered()
+
+
+def images_below(folder: Path) -> Iterator[str]:
+    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
+    seen: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:  # a link to a folder that it lies in
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not is_system(name))
+        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
+        for name in files:
+            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
+                yield before + name
+
+
+def is_system(folder: str) -> bool:
+    """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
+    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+
+
+def _refuse_splits(folder: Path, folders: Sequence[str], what: str) -> None:
+    """A folder of splits was meant to be looked into."""
+    small = {name.lower(): name for name in folders}
+    evaluation = [small[name] for name in ("val", "valid", "validation", "test") if name in small]
+    if "train" in small and evaluation and len(folders) <= 3:
+        raise UserError(
+            f"{what}={folder}: it holds {', '.join(folders)}, which are no classes. Give data.train={folder}/"
+            f"{small['train']} data.val={folder}/{evaluation[0]}"
+        )
+
+
+def inside_of(path: str, name: str) -> str:
+    """The part of a path behind the folder of its class; the whole of it where there is none."""
+    parts = PurePosixPath(path.replace(os.sep, "/")).parts
+    behind = [at + 1 for at, part in enumerate(parts[:-1]) if part == name]
+    return "/".join(parts[behind[-1] :]) if behind else "/".join(parts)
+
+
+def ranks(purpose: str, keys: Sequence[str], seed: int) -> Int64[np.ndarray, " images"]:
+    """A random number for each key, which other keys and draws for another purpose have no influence on."""
+    digests = [hashlib.sha256(f"{purpose}\0{seed}\0{key}".encode("utf-8", "surrogateescape")).digest() for key in keys]
+    return np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], np.int64)
+
+
+def drawn(
+    purpose: str, labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed: int
+) -> Bool[Tensor, " images"]:
+    """So many images, of each class its share; at least one of every class is left.
+
+    Args:
+        purpose: what they are drawn for: draws for other purposes are others, also with the same seed.
+        size: how many in all; at most as many as can be drawn.
+    """
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    present, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    size = min(size, int((counts - 1).sum()))
+    if size < 1:
+        return chosen
+    take = shares(counts, size, seed)
+    random = ranks(purpose, keys, seed)
+    order = torch.from_numpy(np.lexsort((random, inverse.numpy())))  # by class, random within each
+    rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
+    chosen[order[rank_in_class < take[inverse[order]]]] = True
+    return chosen
+
+
+def at_most_each(
+    labels: Int64[Tensor, " images"], keys: Sequence[str], most: int, seed: int
+) -> Bool[Tensor, " images"]:
+    """At most so many images of every class, drawn."""
+    order = torch.from_numpy(np.lexsort((ranks("shots", keys, seed), labels.numpy())))
+    _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    chosen[order[rank_in_class < most]] = True
+    return chosen

@@ -1,0 +1,137 @@
+"""What classes are called: folder names made readable, WordNet ids translated, names of the user's own."""
+
+import csv
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from robustft.common.errors import UserError
+from robustft.data.folders import some
+
+log = logging.getLogger(__name__)
+
+WORDNET_ID = re.compile(r"n\d{8}")
+NO_WORDS = re.compile(r"[\d\W_]*|(class|category|label|cls|id|c|n)?[\W_]*(\d+|[a-z])", re.IGNORECASE)
+SYNONYMS = 4  # names a class may have
+
+
+def names_of(folders: Sequence[str], given: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
+    """The names of each class, the first of which stands for it in tables.
+
+    Args:
+        folders: the classes as they are called on disk, in their order.
+        given: the user's own names, by folder; None: made from the folders' names.
+
+    Raises:
+        UserError: classes without a name, names without a class, or one name for two classes.
+    """
+    if given is None:
+        names = [[readable(folder)] for folder in folders]
+        _warn(folders, [first for first, *_ in names])
+    else:
+        unnamed = [folder for folder in folders if folder not in given]
+        if unnamed:
+            raise UserError(f"data.class_names has no name for {len(unnamed)} of the classes ({some(unnamed)})")
+        if spare := [folder for folder in given if folder not in folders]:
+            log.info("data.class_names: %d of its classes have no images (%s)", len(spare), some(spare))
+        names = [list(given[folder]) for folder in folders]
+    _refuse_collisions(folders, names)
+    return names
+
+
+def readable(folder: str) -> str:
+    """The name of a class folder as one says it: `art_painting`, `GoldenRetriever` and `n02099601` are art painting,
+    golden retriever and golden retriever.
+    """
+    if WORDNET_ID.fullmatch(folder):
+        return wordnet_name(folder) or folder
+    text = re.sub(r"^\d+\s*[._-]\s*(?=\D)", "", folder)  # 001.Black_footed_Albatross
+    text = re.sub(r"[_+.]+", " ", text)
+    parts = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", "\0", text).split("\0")
+    if len(parts) > 1:  # camel case says nothing about capitals
+        parts = [part if part.strip().isupper() and len(part.strip()) > 1 else part.lower() for part in parts]
+    return " ".join(" ".join(parts).split()) or folder
+
+
+@cache
+def _wordnet_names() -> dict[str, str]:
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+    from timm.data import ImageNetInfo
+
+    every = ImageNetInfo("imagenet-22k")
+    names = {wnid: every.label_name_to_description(wnid).split(",")[0] for wnid in every.label_names()}
+    return names | dict(zip(ImageNetInfo("imagenet-1k").label_names(), IMAGENET_CLASSNAMES, strict=True))
+
+
+def wordnet_name(wnid: str) -> str | None:
+    """The name of a WordNet id: of ImageNet's 1000 classes open_clip's, of others timm's; None where both lack it."""
+    return _wordnet_names().get(wnid)
+
+
+def read_names(path: Path) -> dict[str, list[str]]:
+    """Names of classes by folder, from JSON ({folder: name or [names]}) or CSV (header: folder,name).
+
+    Raises:
+        UserError: the file cannot be read, or is neither.
+    """
+    what = f"data.class_names={path}"
+    try:
+        text = path.read_text("utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(text.splitlines()))
+            if not rows or not {"folder", "name"} <= rows[0].keys():
+                found = ", ".join(map(str, rows[0])) if rows else "nothing"
+                raise UserError(f"{what}: expected a header with the columns folder and name, found {found}")
+            pairs = [(row["folder"], row["name"]) for row in rows]
+            read: object = {folder: [name for of, name in pairs if of == folder] for folder, _ in pairs}
+        else:
+            read = json.loads(text)
+    except OSError as error:
+        raise UserError(f"{what}: {error.strerror}. Expected a JSON or CSV file") from error
+    except (ValueError, csv.Error) as error:
+        raise UserError(f'{what}: cannot be read ({error}). Expected {{"folder": "name"}} in JSON, or CSV') from error
+    if not isinstance(read, dict):
+        raise UserError(f'{what}: expected {{"folder": "name"}}, found a {type(read).__name__}')
+    names = {}
+    for folder, given in read.items():
+        several = [given] if isinstance(given, str) else given
+        good = isinstance(several, list) and all(isinstance(name, str) and name and name.strip() for name in several)
+        if not good or not 1 <= len(several) <= SYNONYMS:
+            raise UserError(
+                f"{what}: {folder!r} is called {given!r}, expected a name or a list of up to {SYNONYMS} names"
+            )
+        names[str(folder)] = [name.strip() for name in several]
+    return names
+
+
+def _warn(folders: Sequence[str], names: Sequence[str]) -> None:
+    """Names that are no words make a zero-shot head without meaning."""
+    empty = [
+        f for f, name in zip(folders, names, strict=True) if NO_WORDS.fullmatch(name) or WORDNET_ID.fullmatch(name)
+    ]
+    if empty:
+        log.warning(
+            "%d of the %d classes have names that are no words (%s): the zero-shot model, and with it the head that"
+            " training starts from, cannot know what they show. Name them: data.class_names=FILE.json with"
+            ' {"%s": "what it shows", ...}',
+            *(len(empty), len(folders), some(empty), empty[0]),
+        )
+
+
+def _refuse_collisions(folders: Sequence[str], names: Sequence[Sequence[str]]) -> None:
+    seen: dict[str, str] = {}
+    for folder, of_class in zip(folders, names, strict=True):
+        for name in of_class:
+            other = seen.setdefault(name.lower(), folder)
+            if other == folder:
+                continue
+            if WORDNET_ID.fullmatch(folder) and WORDNET_ID.fullmatch(other):  # ImageNet has two cranes
+                log.warning("the classes %s and %s are both called %r", other, folder, name)
+                continue
+            raise UserError(
+                f"the classes {other} and {folder} are both called {name!r}: no model could tell them apart by name."
+                " Merge their folders, or give them names of their own: data.class_names=FILE"
+            )

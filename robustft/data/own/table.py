@@ -1,0 +1,137 @@
+"""`data=table`: a row for every image, with its path, its class, and which set it belongs to."""
+
+import csv
+import difflib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from robustft.common.errors import UserError, install
+from robustft.common.paths import expand
+from robustft.data.folders import some
+from robustft.data.own.collection import VAL, Found, OwnImages
+from robustft.data.own.listing import Listing, inside_of
+
+TRAIN = "train"
+COLUMNS = {"path": "path", "label": "label", "split": "split", "domain": "domain"}
+NEEDED = ("path", "label")
+
+
+class TableImages(OwnImages):
+    """Images that a table lists: CSV, TSV, or Parquet (an extra), with a header.
+
+    Args:
+        path: the table.
+        root: what the images' paths are relative to; None: the table's folder.
+        columns: what the columns are called, of `path`, `label`, `split` and `domain`. `split` is train, val, or the
+            name of a shift; without such a column every image is one to train on. `domain` tells apart images of one
+            class and name, and is what data.sampler=domains goes by.
+        options: of all data of a user's own, see `OwnImages`.
+    """
+
+    name = "table"
+
+    def __init__(
+        self, *, path: str, root: str | None = None, columns: Mapping[str, str | None] | None = None, **options: Any
+    ) -> None:
+        super().__init__(root=root, **options)
+        self.path = expand(path)
+        self.columns = COLUMNS | {key: value for key, value in dict(columns or {}).items() if value is not None}
+
+    def look(self) -> Found:
+        header, rows = read_table(self.path)
+        for key in self.columns:
+            column = self.columns[key]
+            if column not in header and (key in NEEDED or column != COLUMNS[key]):
+                near = difflib.get_close_matches(column, header, n=1, cutoff=0.4)
+                hint = f" Did you mean data.columns.{key}={near[0]}?" if near else ""
+                raise UserError(
+                    f"{self.path}: no column {column!r}.{hint} It has {some(header, 8)}: data.columns.{key}=NAME"
+                )
+        root = expand(self.root) if self.root else self.path.parent
+        records = self._records(rows, root)
+        splits = list(dict.fromkeys(split for split, *_ in records))
+        if TRAIN not in splits:
+            raise UserError(f"{self.path}: no row belongs to the split {TRAIN}: it has {some(splits, 8)}")
+        sets = {split: _listing(root, [record[1:] for record in records if record[0] == split]) for split in splits}
+        shifts = {name: sets[name] for name in splits if name not in (TRAIN, VAL)}
+        return Found(sets[TRAIN], sets.get(VAL), shifts)
+
+    def _records(self, rows: Sequence[Mapping[str, str]], root: Path) -> list[tuple[str, str, str, str]]:
+        """(split, path, class, domain) of every row."""
+        path, label, split, domain = (self.columns[key] for key in ("path", "label", "split", "domain"))
+        records, wrong = [], []
+        for number, row in enumerate(rows, start=2):
+            where, what = (row.get(path) or "").strip(), (row.get(label) or "").strip()
+            if not where or not what:
+                wrong.append(number)
+            in_split = (row.get(split) or "").strip() if split in row else TRAIN
+            if not in_split:
+                wrong.append(number)
+            records.append((in_split, where, what, (row.get(domain) or "").strip()))
+        if wrong:
+            raise UserError(
+                f"{self.path}: {len(set(wrong))} row(s) lack a path, a label or a split (line"
+                f" {', '.join(map(str, dict.fromkeys(wrong[:3])))}{', …' if len(wrong) > 3 else ''})"
+            )
+        if not records:
+            raise UserError(f"{self.path}: it has a header and no rows")
+        twice = [one for one, count in Counter(os.path.normpath(record[1]) for record in records).items() if count > 1]
+        if twice:
+            raise UserError(f"{self.path}: {len(twice)} image(s) have several rows ({some(twice)}): expected one each")
+        missing = [record[1] for record in records if not os.path.isfile(os.path.join(root, expand(record[1])))]
+        if missing:
+            raise UserError(
+                f"{self.path}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths are"
+                f" relative to {root}; data.root=DIR takes another folder"
+            )
+        return records
+
+
+def _listing(root: Path, records: Sequence[tuple[str, str, str]]) -> Listing:
+    paths, classes, domains = (list(part) for part in zip(*records, strict=True))
+    inner = [inside_of(path, label) for path, label in zip(paths, classes, strict=True)]
+    return Listing(root, paths, classes, inner, domains if len(set(domains)) > 1 else []).ordered()
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """The header and the rows of a table, cells as text.
+
+    Raises:
+        UserError: it cannot be read, or is of another kind.
+    """
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        return _read_parquet(path)
+    if kind not in (".csv", ".tsv", ".txt"):
+        raise UserError(f"data.path={path}: expected a table in CSV, TSV or Parquet")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            tabs = kind == ".tsv" or first.count("\t") > first.count(",")
+            lines = csv.DictReader(
+                file, delimiter="\t" if tabs else ";" if first.count(";") > first.count(",") else ","
+            )
+            rows = list(lines)
+            return [name.strip() for name in lines.fieldnames or []], rows
+    except OSError as error:
+        raise UserError(f"data.path={path}: {error.strerror}. Expected a table in CSV, TSV or Parquet") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"data.path={path}: cannot be read as a table in UTF-8 ({error})") from error
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import read_table as read
+    except ImportError as error:
+        raise UserError(f"data.path={path}: Parquet is read with pyarrow: {install('parquet')}") from error
+    try:
+        table = read(path)
+    except (OSError, ArrowException) as error:
+        raise UserError(f"data.path={path}: cannot be read as Parquet ({' '.join(str(error).split())})") from error
+    rows = [{key: "" if cell is None else str(cell) for key, cell in row.items()} for row in table.to_pylist()]
+    return list(table.column_names), rows

@@ -1,0 +1,97 @@
+"""Image files: reading one, and telling those that cannot be read."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from PIL import Image
+from rich import get_console
+from rich.progress import track
+
+from robustft.common.errors import UserError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+
+# Some of ImageNet's photographs carry broken camera data; their pixels are fine.
+warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)
+
+
+def read_image(path: str) -> Image.Image:
+    """The image as RGB.
+
+    Raises:
+        UserError: with the path, where the file is missing, truncated or no image.
+    """
+    try:
+        with open(path, "rb") as file:
+            return Image.open(file).convert("RGB")
+    except Exception as error:  # PIL raises a dozen kinds for damaged files, SyntaxError among them
+        raise UserError(
+            f"Cannot read the image {path}: {reason(error)}. "
+            "Fetch it again or remove it; check=data lists all such files."
+        ) from error
+
+
+def decoding_error(path: str) -> str | None:
+    """What keeps an image from being decoded; None where nothing does."""
+    try:
+        with open(path, "rb") as file:
+            Image.open(file).load()
+    except Exception as error:
+        return reason(error)
+    return None
+
+
+def damaged_files(
+    paths: Sequence[str], *, thorough: bool, title: str, decode: Callable[[str], str | None] = decoding_error
+) -> dict[str, str]:
+    """Paths of unreadable and truncated images, with the reason.
+
+    Thorough means decoding every image. Otherwise only the ends of the files are read (20 µs each), and
+    only a file that does not end as its format should is decoded: that finds truncated files and files that
+    are no images at a hundredth of the cost, and never blames a good one.
+
+    Args:
+        decode: says what is wrong with a file, by decoding it.
+    """
+    examine = decode if thorough else lambda path: _ending_error(path, decode)
+    chunks = [paths[i : i + 64] for i in range(0, len(paths), 64)]  # a task for each of a million files is dear
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        reasons = pool.map(lambda chunk: [examine(path) for path in chunk], chunks)
+        done: Iterable[tuple[Sequence[str], list[str | None]]] = zip(chunks, reasons, strict=True)
+        if get_console().is_terminal and (thorough or len(paths) > 20_000):
+            done = track(done, title, len(chunks), transient=True)
+        return {path: reason for pair in done for path, reason in zip(*pair, strict=True) if reason}
+
+
+def _ending_error(path: str, decode: Callable[[str], str | None]) -> str | None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 64))
+            tail = file.read()
+            if b"\xff\xd9" in tail:  # a JPEG's end
+                return None
+            file.seek(0)
+            head = file.read(24)
+    except OSError as error:
+        return reason(error)
+    return None if _is_complete(head, tail, size) else decode(path)
+
+
+def _is_complete(head: bytes, tail: bytes, size: int) -> bool:
+    """Whether a file's begin and end are those of a whole PNG, WebP or GIF, and it is no decompression bomb."""
+    if b"IEND\xaeB`\x82" in tail:
+        pixels = int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
+        return Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return int.from_bytes(head[4:8], "little") + 8 == size
+    return head[:4] == b"GIF8" and tail.endswith(b"\x3b")
+
+
+def reason(error: Exception) -> str:
+    """What an error of Pillow or of the file system says, in short."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image"
+    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or repr(error)
