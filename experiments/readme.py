@@ -22,12 +22,13 @@ from rich.console import Console
 
 from robustft.common import terminal
 from robustft.common.files import write
-from robustft.evaluation.results import percent, print_table
+from robustft.evaluation.summary import percent, print_table
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import Difference, paired_difference
 from robustft.report.table import comparison, signed
 from robustft.report.tradeoff import match
+from robustft.studies import store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -37,9 +38,7 @@ BLOCK = re.compile(r"(<!-- table: (\S+) -->\n\n?)(.*?)(\n?\n<!-- end of table --
 @cache
 def results(study: str) -> dict[str, dict[str, Any]]:
     """The results of a study by name."""
-    return {
-        path.stem: json.loads(path.read_text("utf-8")) for path in sorted((HERE / study / "results").glob("*.json"))
-    }
+    return store.read(HERE / study / store.FILE)
 
 
 NOT_YET = "*Not run on this version of the benchmark yet.*"
@@ -64,9 +63,7 @@ def group(study: str, system: str, label: str = "") -> Group:
     """The runs of a system: the result of that name, or those of its seeds."""
     names = [name for name in results(study) if name == system or re.fullmatch(rf"{re.escape(system)}_seed-\d+", name)]
     assert names, f"{study} has no {system}"
-    return Group(
-        label or system, [Run(HERE / study / "results" / f"{name}.json", results(study)[name]) for name in names]
-    )
+    return Group(label or system, [Run(HERE / study / store.FILE, results(study)[name]) for name in names])
 
 
 def difference(study: str, ours: str, theirs: str, metric: str = "ood_avg") -> Difference:

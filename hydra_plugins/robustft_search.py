@@ -3,16 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-from robustft.cli import search
+from robustft.cli import hydra_private, search
 
 
 class HoldoutSearch(search.HoldoutSearch):
     """See there."""
 
 
-class Combinations(BasicSweeper):
+class Combinations(hydra_private.basic_sweeper()):
     """Hydra's own sweeper, less the jobs at the positions in ``skip``."""
 
     def __init__(

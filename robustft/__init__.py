@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 
 
 def load(path: "str | Path", backbone: "Callable[..., nn.Module] | None" = None) -> "Classifier":
-    """A model left by a run (its folder, or the ``model.safetensors`` in it), ready to classify.
+    """Load a model left by a run (its folder, or the ``model.safetensors`` in it), ready to classify.
 
     Of a run that was interrupted it is the best one so far; a warning says so.
 

@@ -12,6 +12,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig
 
+from robustft.cli.settings import Settings
 from robustft.common import configs
 from robustft.common.asking import given, lacking, refuse_unknown
 from robustft.common.cache import cache_folder
@@ -96,8 +97,7 @@ class Inputs(Mapping[str, Any]):
     def _check(self, model: Classifier) -> None:
         """Refuses a model that cannot do what the run asks of it."""
         cfg = self.cfg
-        masked = bool(cfg.method.takes.masks) and cfg.beta != 0
-        if masked:
+        if Settings(cfg).masks() is None:
             check_can(model, cfg.mask.kind, cfg.mask.cam, cfg.fill.kind)
         if cfg.model.grad_checkpointing:
             model.tower.set_grad_checkpointing(True)

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from robustft.cli import checks, identity, naming, settings
+from robustft.cli import checks, core_settings, identity, naming
 from robustft.cli import main as cli
 from robustft.cli.compose import parse, texts
 from robustft.cli.plan import make_plan
@@ -95,8 +95,8 @@ def test_every_promised_name_is_in_the_config():
 
 def test_the_trainers_arguments_are_lightnings():
     signature = set(inspect.signature(lightning.Trainer.__init__).parameters) - {"self"}
-    refused = {name.removeprefix("trainer.") for name in settings.REFUSED if name.startswith("trainer.")}
-    described = {name.removeprefix("trainer.") for name in settings.CORE if name.startswith("trainer.")}
+    refused = {name.removeprefix("trainer.") for name in core_settings.REFUSED if name.startswith("trainer.")}
+    described = {name.removeprefix("trainer.") for name in core_settings.CORE if name.startswith("trainer.")}
     for option in groups()["trainer"]:
         offered = set(composed(f"trainer={option}").trainer)
         assert offered == described == signature - refused and refused < signature, option

@@ -1,6 +1,5 @@
 """What --cost says of a study: the kinds of step, the images of each, and real trials of them."""
 
-import json
 import os
 import re
 import signal
@@ -13,6 +12,7 @@ from robustft.cli.compose import compose_first, parse
 from robustft.common import configs
 from robustft.common.locks import locked
 from robustft.common.machine import cpu_name, device_name
+from robustft.studies import store
 from robustft.studies.cost import VANILLA, Throughput, Work, count, kinds, run_trials, show, trials
 from robustft.studies.main import main
 from robustft.studies.study import MODEL, Entry, Study
@@ -104,7 +104,7 @@ def test_trials(study):
         assert record["wall_s"] > 0 and (record["train_images_per_s"] or 0) > 0 or kind is None
         assert (record["config"]["trainer"]["max_steps"] == 2) == (kind is not None)
     assert records[PROBE]["method"] == "linear_probe" and records[MASKED]["mask"]["kind"] == "object"
-    assert not (study.folder / "results").exists() and not (study.work / ".cost").exists()
+    assert not study.file.exists() and not (study.work / ".cost").exists()
     assert not list(Path(os.environ["ROBUSTFT_CACHE"]).glob("features/*"))  # of a few images: of no use to anyone
 
 
@@ -133,13 +133,14 @@ def test_what_is_said(study, monkeypatch, capsys):
         assert note in before
     assert "mask.source=teacher" not in before
 
-    (study.folder / "results").mkdir()
-    for entry in [*ENTRIES, more]:
-        study.result(entry).write_text(json.dumps({"config": _made_with(entry), "chosen": "result"}))
+    made = {e.name: {"entry": e.name, "config": _made_with(e), "chosen": "result"} for e in [*ENTRIES, more]}
+    store.write(study.file, made)
+    study = Study(ENTRIES, study.folder, SMALL)
     assert re.search(r"still to do +│ +0 │.* 0 s ", after := said())
     assert "second stage" not in after
     assert set(seen[0].values()) == {"trial"} and set(seen[1].values()) == {"result"}
-    study.result(ENTRIES[1]).unlink()
+    store.write(study.file, {name: record for name, record in made.items() if name != ENTRIES[1].name})
+    study = Study(ENTRIES, study.folder, SMALL)
     left = duration((2 * IMAGES / 2) + 5)
     assert re.search(rf"still to do +│ +1 │.* {left} ", said())
 

@@ -1,19 +1,36 @@
 """The private names of others that are relied on are there and do what they are taken for: one test a name."""
 
 import ast
+import json
+import re
+import tomllib
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra._internal.callbacks import Callbacks
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import WandbLogger
+from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
+from robustft.cli import hydra_private
+from robustft.cli import main as _resolvers  # noqa: F401
+from robustft.cli.sources import CONF
 from robustft.training import lightning_private as private
 from tests.small import ROOT
 
 BATCHES = 3
+
+
+# Lightning
 
 
 class Counting(LightningModule):
@@ -99,15 +116,143 @@ def test_wandb_is_not_told_of_anonymity(tmp_path):
     assert "anonymous" not in logger._wandb_init
 
 
-OURS = {"robustft/training/lightning_private.py"}
+# Hydra and OmegaConf
 
 
-@pytest.mark.parametrize("package", ["lightning"])
-def test_nowhere_else(package):
-    """No other file of ours asks an object of theirs for a private name."""
-    names = {"_trainer", "_should_check_val_fx", "_data_fetcher", "_iteration_based_training", "_wandb_init"}
-    names |= {"fit_loop", "epoch_loop", "batch_progress", "_ddp_params_and_buffers_to_ignore"}
+def test_hydra_s_own_options():
+    typed = ["seed=1", "-m", "--config-dir", "mine", "beta=2", "--cfg", "job"]
+    read = hydra_private.command_line().parse_intermixed_args(typed)
+    assert read.overrides == ["seed=1", "beta=2"]
+    assert (read.multirun, read.config_dir, read.cfg) == (True, "mine", "job")
+    others = ("config_name", "config_path", "experimental_rerun", "help", "hydra_help", "shell_completion", "info")
+    assert not any(getattr(read, name) for name in others)
+
+
+@pytest.mark.parametrize(
+    ("typed", "key", "values", "kind"),
+    [
+        ("seed=1", "seed", ["1"], None),
+        ("+extra.name=x", "extra.name", ["x"], "add"),
+        ("++seed=1", "seed", ["1"], "force_add"),
+        ("~seed=1", "seed", ["1"], "delete"),
+        ("mask=object,random", "mask", ["object", "random"], "sweep_override"),
+        ("beta=interval(1,3)", "beta", None, "interval_sweep"),
+    ],
+)
+def test_what_is_asked_of_a_setting_that_was_typed(typed, key, values, kind):
+    override = hydra_private.override_reader()(typed)
+    assert (override.key_or_group, str(override.input_line)) == (key, typed)
+    told = {name: getattr(override, f"is_{name}")() for name in ("add", "force_add", "delete", "interval_sweep")}
+    assert told == dict.fromkeys(told, False) | ({kind: True} if kind in told else {})
+    if kind == "interval_sweep":
+        found = override.value()
+        assert isinstance(found, hydra_private.IntervalSweep) and (found.start, found.end) == (1, 3)
+    elif override.is_sweep_override():
+        assert list(override.sweep_string_iterator()) == values
+    else:
+        assert [override.get_value_element_as_str()] == values
+    with pytest.raises(HydraException):
+        hydra_private.override_reader()("seed=[")
+
+
+def test_options_of_plugins():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        assert {"basic", "local", "slurm"} <= set(hydra_private.options_there("hydra/launcher"))
+        assert {"basic", "combinations", "optuna"} <= set(hydra_private.options_there("hydra/sweeper"))
+
+
+def test_a_launcher_for_a_sweeper_of_our_own():
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", return_hydra_config=True)
+        context = HydraContext(GlobalHydra.instance().config_loader(), Callbacks(config))
+        made = hydra_private.launcher(context, lambda cfg: None, config)
+    assert isinstance(made, Launcher) and callable(made.launch)
+
+
+def test_hydra_s_sweeper_and_ours():
+    asked = [hydra_private.override_reader()(typed) for typed in ("seed=1,2,3", "beta=4")]
+    Plugins.instance()  # runs their modules
+    from hydra_plugins.robustft_search import Combinations
+
+    batches = []
+    for sweeper in (hydra_private.basic_sweeper()(None), Combinations(None, skip=[1])):
+        sweeper.overrides = sweeper.split_arguments(asked, None)
+        assert not sweeper.is_done()
+        batches.append(sweeper.get_job_batch())
+        assert sweeper.is_done()
+    assert batches[0] == [["seed=1", "beta=4"], ["seed=2", "beta=4"], ["seed=3", "beta=4"]]
+    assert batches[1] == [batches[0][0], batches[0][2]]
+
+
+def test_a_config_s_child_as_it_is_written():
+    node = OmegaConf.create({"a": "${nowhere}", "b": {"c": 1}, "d": "???"})
+    assert str(hydra_private.as_written(node, "b")) == "{'c': 1}"
+    assert hydra_private.as_written(node, "a") is not None and hydra_private.as_written(node, "d") is not None
+
+
+# Others
+
+
+def test_what_a_cpu_multiplies():
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        assert isinstance(getattr(torch.cpu, name)(), bool)
+
+
+def test_a_dashboard_s_specification():
+    workspaces = pytest.importorskip("wandb_workspaces.workspaces")
+    made = workspaces.Workspace(entity="me", project="robustft", name="ID and OOD")
+    assert isinstance(made._spec, dict) and json.dumps(made._spec)
+
+
+def test_a_hugging_face_table_says_which_one_it_is():
+    datasets = pytest.importorskip("datasets")
+    one, other = (datasets.Dataset.from_dict({"label": [label]}) for label in (0, 1))
+    assert isinstance(one._fingerprint, str) and one._fingerprint != other._fingerprint
+
+
+# Where each is asked for, from robustft/ on.
+PLACES = {
+    "training/lightning_private.py": {
+        "_trainer", "_should_check_val_fx", "_data_fetcher", "_wandb_init",
+        "fit_loop", "epoch_loop", "batch_progress",
+    },
+    "cli/hydra_private.py": {"_get_node"},
+    "models/open_clip_private.py": {"_embeds", "_pool"},
+    "models/timm_private.py": {"_pos_embed"},
+    "training/trainer.py": {"_is_avx512_bf16_supported", "_is_amx_tile_supported"},
+    "report/dashboard.py": {"_spec"},
+    "data/own/huggingface.py": {"_fingerprint"},
+}  # fmt: skip
+PUBLIC = {"_replace", "_asdict", "_target_", "_exit"}  # documented, in spite of the line
+LOOPS = {"fit_loop", "epoch_loop", "batch_progress"}  # Lightning's, without one
+
+
+def test_nowhere_else():
+    """No other file of ours asks an object of somebody else's for a private name."""
     for path in (ROOT / "robustft").rglob("*.py"):
-        if str(path.relative_to(ROOT)) not in OURS:
-            used = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-            assert not used & names, path
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
+                continue
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            own |= isinstance(node.value, ast.Call) and ast.unparse(node.value) == "super()"
+            if not own and (node.attr.startswith("_") or node.attr in LOOPS):
+                found.add(node.attr)
+        assert found - PUBLIC == PLACES.get(str(path.relative_to(ROOT / "robustft")), set()), path
+
+
+def test_hydra_s_inner_modules_are_imported_in_one_file():
+    allowed = {"hydra.core.hydra_config"}  # documented
+    for path in [*(ROOT / "robustft").rglob("*.py"), *(ROOT / "hydra_plugins").rglob("*.py")]:
+        nodes = ast.walk(ast.parse(path.read_text("utf-8")))
+        modules = {str(node.module) for node in nodes if isinstance(node, ast.ImportFrom)}
+        inner = {name for name in modules if name.startswith(("hydra._internal", "hydra.core"))} - allowed
+        assert not inner or path.name == "hydra_private.py", path
+
+
+@pytest.mark.parametrize("package", ["lightning", "hydra-core", "omegaconf", "open_clip_torch", "timm"])
+def test_versions_have_an_upper_bound(package):
+    """A release that may have moved a private name is not taken before it has been tried."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (line,) = (line for line in project["dependencies"] if re.match(rf"{package}[^\w-]", line))
+    assert ",<" in line, line

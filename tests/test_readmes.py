@@ -2,13 +2,12 @@
 
 import csv
 import importlib.util
-import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
 
+from robustft.studies import store
 from tests.small import ROOT
 
 spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
@@ -45,19 +44,19 @@ def test_a_study_without_results_is_said_to_have_none(tmp_path: Path, monkeypatc
     assert page.read_text("utf-8") == f"<!-- table: seeds -->\n\n{readme.NOT_YET}\n\n<!-- end of table -->\n"
 
 
-STUDIES = sorted(path.parents[1].name for path in (ROOT / "experiments").glob("*/results/../study.py"))
+STUDIES = sorted(
+    path.parent.name for path in (ROOT / "experiments").glob("*/study.py") if (path.parent / store.FILE).exists()
+)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 def test_a_study_s_tables_are_those_of_its_results(study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = ROOT / "experiments" / study
-    shutil.copytree(folder / "results", tmp_path / "results")
     monkeypatch.setattr("robustft.report.plot.scatter", lambda *_: [])
     module = readme.module(study)
     if hasattr(module, "draw"):
         monkeypatch.setattr(module, "draw", lambda *_: None)
-    results = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((folder / "results").glob("*.json"))}
-    module.summarise(tmp_path, results)
+    module.summarise(tmp_path, store.read(folder / store.FILE))
     made = [path for path in tmp_path.glob("*.*") if path.suffix in (".md", ".tex", ".csv")]
     assert made
     for path in made:

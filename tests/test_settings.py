@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-from robustft.cli import checks, identity, settings
+from robustft.cli import accepted, checks, core_settings, identity
 from robustft.cli import compose as overrides
 from robustft.cli.compose import parse as parsed
 from robustft.cli.compose import texts
@@ -17,6 +17,7 @@ from robustft.cli.settings import Settings
 from robustft.cli.sources import CONF, groups
 from robustft.common import configs
 from robustft.common.errors import UserError
+from robustft.studies import store
 from tests.small import SMALL, composed, do, work  # noqa: F401 (a fixture)
 
 SAVED = Path(__file__).parent / "data" / "saved_configs"  # config.yaml of an earlier version, by what was typed
@@ -124,7 +125,7 @@ def test_every_setting_matters_or_is_refused(method):
         except UserError as error:
             refused = True
             assert "\n" not in str(error) and name in str(error)
-        assert refused == (method not in EXPECTED[name] or name in settings.CHOSEN), name
+        assert refused == (method not in EXPECTED[name] or name in core_settings.CHOSEN), name
 
 
 @pytest.mark.parametrize(("typed", "matters", "idle"), CASES, ids=[case[0] for case in CASES])
@@ -266,8 +267,8 @@ def test_descriptions_are_sound():
             extra = {"openclip": ("model.architecture=x", "model.pretrained=null")}.get(option, ())
             if group in ("method", "mask", "data", "schedule"):
                 found = Settings(whole(f"{group}={option}", *extra))
-                for name, described in [*settings.CORE.items(), *_own(found)]:
-                    assert settings.expected(described)
+                for name, described in [*core_settings.CORE.items(), *_own(found)]:
+                    assert accepted.expected(described)
                     assert set(described) <= set("kind from to above below of any match words or_null when by".split())
                     for case in described.get("when", ()):
                         assert all(".takes." in key or key in found.values for key in case), (name, case)
@@ -298,16 +299,16 @@ def test_runs_of_an_earlier_version_are_still_the_same(path):
 
 
 def test_results_of_studies_are_those_of_todays_config():
-    root = CONF.parent / "experiments"
+    results = store.read(CONF.parent / "experiments" / "comparison" / store.FILE)
     for name, typed in {
-        "seeds/results/vanilla_seed-1": ("method=finetune", "seed=1"),
-        "comparison/results/kd_counterfactual_seed-2": ("method=kd", "mask=object", "fill=single", "seed=2"),
-        "comparison/results/linear_probe_seed-1": ("method=linear_probe", "seed=1"),
-        "comparison/results/distillation_seed-1": ("mask=none", "seed=1"),
+        "vanilla_seed-1": ("method=finetune", "seed=1"),
+        "kd_counterfactual_seed-2": ("method=kd", "mask=object", "fill=single", "seed=2"),
+        "linear_probe_seed-1": ("method=linear_probe", "seed=1"),
+        "distillation_seed-1": ("mask=none", "seed=1"),
     }.items():
         cfg = whole(*typed)
         identity.resolve(cfg)
-        assert identity.differences(cfg, json.loads((root / f"{name}.json").read_text())["config"]) == [], name
+        assert identity.differences(cfg, results[name]["config"]) == [], name
 
 
 # Values
@@ -318,12 +319,12 @@ RIGHT_FOR_ANY = ["anything"]  # kinds
 
 
 def test_no_description_falls_over_a_value():
-    described = {**settings.CORE}
+    described = {**core_settings.CORE}
     for typed in (("method=kd",), ("method=lpft",), ("method=soup",), ("method=wiseft",), ("model=vitb32",)):
         described |= dict(_own(Settings(whole(*typed))))
     described |= dict(_own(Settings(whole("mask=random")))) | dict(_own(Settings(whole("mask=object"))))
     for name, one in described.items():
-        good = [value for value in BAD if settings.accepts(one, value)]
+        good = [value for value in BAD if accepted.accepts(one, value)]
         if one.get("kind") not in RIGHT_FOR_ANY:
             assert len(good) <= len(BAD) // 2, (name, good)
             assert not [v for v in good if isinstance(v, float) and not math.isfinite(v)], name
@@ -366,9 +367,9 @@ def test_any_value_is_accepted_or_refused_in_one_line(name):
     ],
 )
 def test_what_core_settings_accept(name, values):
-    described, (good, bad) = settings.CORE[name], values
-    assert [value for value in good if not settings.accepts(described, value)] == []
-    assert [value for value in bad if settings.accepts(described, value)] == []
+    described, (good, bad) = core_settings.CORE[name], values
+    assert [value for value in good if not accepted.accepts(described, value)] == []
+    assert [value for value in bad if accepted.accepts(described, value)] == []
 
 
 def test_several_machines_need_a_launcher(monkeypatch):

@@ -11,9 +11,12 @@ import pytest
 from robustft.cli import naming
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
+from robustft.evaluation import disagreement
 from robustft.evaluation.disagreement import FILE
+from robustft.studies import store
 from robustft.studies.main import main
-from robustft.studies.study import Entry, Results, Study
+from robustft.studies.store import Results
+from robustft.studies.study import Entry, Study
 from tests.small import SMALL, UNTRAINED, work  # noqa: F401 (a fixture)
 
 ENTRIES = [
@@ -43,42 +46,42 @@ def test_from_start_to_end(work, monkeypatch):  # noqa: F811
         assert str(work) not in json.dumps(record)
         assert record["config"]["resume"] is None
     assert results["average_seed-1"]["config"]["checkpoint"] == "vanilla_seed-1/model.safetensors"
-    kept = {path.name for path in (folder / "results").iterdir()}
-    assert kept == {"vanilla_seed-1.json", "vanilla_seed-1.csv", "average_seed-1.json"}
+    assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
+    assert store.read(folder / "results.jsonl") == results
+    assert disagreement.parse(results["vanilla_seed-1"]["files"][FILE]).keys() > {0}
 
     logged = [path.read_text() for path in work.glob("**/run.log")]
     assert len(logged) == 2
     assert all(text.count("evaluating\n") == 1 and "Traceback" not in text for text in logged)
 
-    before = {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()}
+    before = (folder / "results.jsonl").stat().st_mtime_ns
     assert run(folder, ENTRIES, monkeypatch) == [results]
-    assert {path: path.stat().st_mtime_ns for path in (folder / "results").iterdir()} == before  # nothing was run
+    assert (folder / "results.jsonl").stat().st_mtime_ns == before  # nothing was run
 
     with pytest.raises(SystemExit, match=r"bad failed: .*lr.*\(log: .*run\.log\)"):
         run(folder, [*ENTRIES, Entry("bad", (*SMALL, "optimizer.lr=-1"))], monkeypatch)
-    assert not (folder / "results" / "bad.json").exists()
+    assert list(store.read(folder / "results.jsonl")) == ["average_seed-1", "vanilla_seed-1"]
 
 
 def test_a_model_that_is_gone_is_made_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     study = Study(ENTRIES, tmp_path, [])
-    study.result(ENTRIES[0]).parent.mkdir()
-    study.result(ENTRIES[0]).write_text("{}")
-    study.result(ENTRIES[0]).with_suffix(".csv").touch()
+    study.results["vanilla_seed-1"] = {}
+    assert study.to_run() == ENTRIES  # what else it is to leave is not there
+    study.results["vanilla_seed-1"] = {"files": {FILE: ""}}
     assert study.to_run() == ENTRIES  # the average needs its model
     study.model("vanilla_seed-1").parent.mkdir(parents=True)
     study.model("vanilla_seed-1").touch()
     assert study.to_run() == ENTRIES[1:]
-    study.result(ENTRIES[1]).write_text("{}")
+    study.results["average_seed-1"] = {}
     study.model("vanilla_seed-1").unlink()
     assert study.to_run() == []
 
 
-def given(folder: Path, **records: dict) -> None:
+def given(folder: Path, **configs: dict) -> None:
     """Results that are there."""
-    (folder / "results").mkdir(exist_ok=True)
-    for name, config in records.items():
-        (folder / "results" / f"{name}.json").write_text(json.dumps({"config": config}))
+    file = folder / "results.jsonl"
+    store.write(file, store.read(file) | {name: {"entry": name, "config": made} for name, made in configs.items()})
 
 
 def test_runs_that_depend_on_results(tmp_path, monkeypatch):
@@ -107,13 +110,11 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
 @pytest.mark.parametrize("said", [{"protocol": {"benchmark": "scenes-1"}}, {}])
 def test_results_on_older_pictures_are_refused(tmp_path, said):
     entry = Entry("run", ("method=zeroshot",))
-    result = Study([entry], tmp_path, []).result(entry)
-    result.parent.mkdir()
-    record = {"config": {"method": {"name": "zeroshot"}}, "id": {"name": "scenes"}}
-    result.write_text(json.dumps({**record, "protocol": {"benchmark": "scenes-2"}}))
+    record = {"entry": "run", "config": {"method": {"name": "zeroshot"}}, "id": {"name": "scenes"}}
+    store.write(tmp_path / store.FILE, {"run": {**record, "protocol": {"benchmark": "scenes-2"}}})
     Study([entry], tmp_path, [])
-    result.write_text(json.dumps({**record, **said}))
-    with pytest.raises(UserError, match=r"run\.json was measured on scenes-1, and runs are now on scenes-2"):
+    store.write(tmp_path / store.FILE, {"run": {**record, **said}})
+    with pytest.raises(UserError, match=r"run in \S+ was measured on scenes-1, and runs are now on scenes-2"):
         Study([entry], tmp_path, [])
 
 
@@ -133,7 +134,7 @@ def test_results_of_other_settings_are_refused(tmp_path):
     soup = {"method": {"name": "soup"}, "checkpoints": ["end/model.safetensors"]}
     given(tmp_path, run=made, soup=soup)
     Study([Entry("run", settings), Entry("soup", ("method=soup", "checkpoints=[{end}]"))], tmp_path, [])
-    with pytest.raises(UserError, match=r"soup\.json was not made with"):
+    with pytest.raises(UserError, match=r"soup in .*results\.jsonl was not made with"):
         Study([Entry("soup", ("method=soup", "checkpoints=[{a}]"))], tmp_path, [])
     for other in (
         "mask=context",
@@ -142,7 +143,7 @@ def test_results_of_other_settings_are_refused(tmp_path):
         "mask.threshold=0.3",
         "teacher={start}",
     ):
-        with pytest.raises(UserError, match=r"run\.json was not made with"):
+        with pytest.raises(UserError, match=r"run in .*results\.jsonl was not made with .*: delete its line"):
             Study([Entry("run", (*settings, other))], tmp_path, [])
 
 
@@ -174,6 +175,25 @@ def test_what_a_study_varies_cannot_be_typed(tmp_path):
     assert study.overrides(entries[0])[-4:] == ["optimizer.lr=1", "data.eval_images=8", "seed=1", "optimizer.lr=0.1"]
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "{}", "3"])
+def test_a_damaged_file_of_results(tmp_path, line):
+    given(tmp_path, run={})
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(UserError, match=r"results\.jsonl, line 2: .* Expected a result of this study"):
+        Study([Entry("run", ())], tmp_path, [])
+
+
+def test_results_that_another_process_leaves_meanwhile_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("robustft.studies.study.execute", stand_in)
+    study = Study([Entry("good", ())], tmp_path, [])
+    given(tmp_path, other={})
+    monkeypatch.setattr("robustft.studies.study.workers", lambda jobs: contextlib.nullcontext(Inline()))
+    study.finish(1, math.inf)
+    assert list(store.read(tmp_path / "results.jsonl")) == ["good", "other"]
+
+
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     """With a stand-in for the runs themselves."""
     monkeypatch.chdir(tmp_path)
@@ -186,7 +206,7 @@ def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     ]
     with pytest.raises(UserError, match=r"2 runs failed:\nbad failed: no .*\nworse failed: no "):
         Study(entries, tmp_path, []).finish(1, math.inf)
-    assert [path.stem for path in (tmp_path / "results").iterdir()] == ["good"]
+    assert list(store.read(tmp_path / "results.jsonl")) == ["good"]
 
 
 def stand_in(folder: str, settings: list[str]) -> str | None:
@@ -268,7 +288,7 @@ def test_entries_that_are_the_same_run_are_run_once(tmp_path, monkeypatch):
         name: name for name in ("first", "twin", "child")
     }
     assert study.model("twin").is_file() and not study.model("first").exists()  # kept for the twin alone
-    study.result(twin).unlink()
+    store.write(study.file, {name: record for name, record in results.items() if name != "twin"})
     again = Study(entries, tmp_path, [])
     assert list(again.finish(1, math.inf)) == ["first", "twin", "child"] and calls == ["first", "child"]
 

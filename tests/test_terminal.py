@@ -16,8 +16,9 @@ from rich.table import Table
 
 from robustft.common import terminal
 from robustft.data.check import check
-from robustft.evaluation.results import percent, print_table
+from robustft.evaluation.summary import percent, print_table
 from robustft.report.__main__ import main as report
+from robustft.studies import store
 from tests.data.conftest import make_data, root  # noqa: F401 (a fixture)
 from tests.small import ROOT, SMALL, UNTRAINED
 
@@ -44,8 +45,9 @@ def assert_whole(text: str, width: int) -> None:
 def test_the_report_has_every_number(width: int, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]):
     monkeypatch.setattr("robustft.report.plot.scatter", lambda *_: [])
     arguments = ["--baseline", "vanilla", "--baseline", "wiseft_seed-1", "--out", str(tmp_path)]
-    shown = [str(path) for path in (STUDY / "results").glob("*.json") if not path.name.startswith("member")]
-    assert report([*shown, *arguments]) == 0
+    shown = tmp_path / "results.jsonl"
+    store.write(shown, {k: v for k, v in store.read(STUDY / store.FILE).items() if not k.startswith("member")})
+    assert report([str(shown), *arguments]) == 0
     printed = capsys.readouterr().out.partition("Mean ±")[0]
     assert_whole(printed, width)
     given = (tmp_path / "comparison.md").read_text("utf-8").partition("Mean ±")[0]
@@ -98,7 +100,7 @@ def test_wide_letters_and_long_names_fit(width: int):
 
 
 COMMANDS = {
-    "report": ["-m", "robustft.report", "results", "--baseline", "vanilla"],
+    "report": ["-m", "robustft.report", "results.jsonl", "--baseline", "vanilla"],
     "run": [str(ROOT / "run.py"), *UNTRAINED, "method=zeroshot"],
     "data": [str(ROOT / "run.py"), *SMALL, "check=data"],
     "study": ["study.py"],
@@ -108,8 +110,8 @@ COMMANDS = {
 
 @pytest.mark.parametrize(("name", "encoding"), [*((name, "ascii") for name in COMMANDS), ("report", "latin-1")])
 def test_letters_that_the_terminal_lacks_are_written_out(tmp_path: Path, name: str, encoding: str):
-    shutil.copytree(ROOT / "experiments" / "seeds" / "results", tmp_path / "results")
-    shutil.copy(ROOT / "experiments" / "seeds" / "study.py", tmp_path)
+    for file in ("results.jsonl", "study.py"):
+        shutil.copy(ROOT / "experiments" / "seeds" / file, tmp_path)
     environment = {"PYTHONIOENCODING": encoding, "COLUMNS": "80", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment |= {"ROBUSTFT_CACHE": str(tmp_path / "cache"), "LANG": "C"}
     done = subprocess.run(

@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 from robustft.common.files import write
 from robustft.report.published import beside, read
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(1, 6)
 # The members of a seed's soup: factors of the recipe's learning rate, weight decay and epochs.

@@ -13,11 +13,12 @@ import numpy as np
 from omegaconf import DictConfig
 
 from robustft.common.files import write
-from robustft.evaluation.disagreement import FILE, KINDS, read
+from robustft.evaluation.disagreement import FILE, KINDS, parse
 from robustft.report.schema1 import FILLS, MASKS
 from robustft.report.stats import mean_std, paired_difference
 from robustft.studies.main import main
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(1, 4)
 TIMES = 10
@@ -44,7 +45,7 @@ def run_of(name: str, seed: int) -> str:
 def summarise(folder: Path, results: Results) -> None:
     """disagreement.md (.csv) at the end of training, and curves.png (.svg)."""
     rows = {
-        name: [read(folder / "results" / f"{run_of(name, seed)}.csv") for seed in SEEDS] for name in TRAINED
+        name: [parse(results[run_of(name, seed)]["files"][FILE]) for seed in SEEDS] for name in TRAINED
     }  # by training, then seed: step → a value for each kind
     write(folder / "disagreement.md", table(rows))
     lines = [",".join(("training", "seed", "step", *KINDS))]

@@ -14,7 +14,8 @@ from omegaconf import DictConfig
 
 from robustft.common.files import write
 from robustft.studies.main import main
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(100, 103)
 BETAS = (0.01, 0.03, 0.1, 0.3)

@@ -15,12 +15,13 @@ from omegaconf import DictConfig
 
 from robustft.common.errors import UserError
 from robustft.common.files import write
-from robustft.evaluation.results import set_label
+from robustft.evaluation.summary import set_label
 from robustft.report.runs import Record
 from robustft.report.stats import Difference
 from robustft.report.tradeoff import Curve, cells, contrast
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 GRID_SEEDS, CURVE_SEEDS = range(1, 4), range(1, 6)
 FACTORS = (0.3, 1, 3)  # of the recipe's β

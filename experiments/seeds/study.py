@@ -15,7 +15,8 @@ from robustft.common import terminal
 from robustft.common.files import write
 from robustft.report.tradeoff import markdown, match
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(1, 6)
 BETAS = (0.3, 1, 3)  # times the recipe's β, which is 1 here

@@ -11,7 +11,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(1, 6)
 OURS = ("mask=object", "fill=single")

@@ -15,7 +15,8 @@ from robustft.common.files import write
 from robustft.report.stats import paired_difference
 from robustft.report.tradeoff import Curve, cells, markdown, match
 from robustft.studies.main import main, tables
-from robustft.studies.study import Entry, Results
+from robustft.studies.store import Results
+from robustft.studies.study import Entry
 
 SEEDS = range(1, 6)
 ALPHAS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

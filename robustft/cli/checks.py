@@ -13,8 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustft.cli import places
+from robustft.cli.accepted import accepts, expected, shown
+from robustft.cli.core_settings import CHOSEN, REFUSED
 from robustft.cli.identity import WHERE, seen
-from robustft.cli.settings import CHOSEN, REFUSED, Settings, accepts, expected, shown
+from robustft.cli.settings import Settings
 from robustft.common import processes
 from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError

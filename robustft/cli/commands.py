@@ -35,7 +35,7 @@ COMMANDS = {
 
 
 def find(arguments: Sequence[str]) -> str | None:
-    """The command that the first argument names; None where the arguments are the settings of a run.
+    """Find the command that the first argument names; None where the arguments are the settings of a run.
 
     Raises:
         UserError: it is a word (settings have a '=', options begin with '-'), but no command.
@@ -53,7 +53,7 @@ def find(arguments: Sequence[str]) -> str | None:
 
 
 def behind_configs(arguments: Sequence[str]) -> list[str]:
-    """The arguments with the command first, where ``--config-dir DIR`` stands before it.
+    """Put the command first, where ``--config-dir DIR`` stands before it.
 
     Raises:
         UserError: the command takes no configs.
@@ -74,6 +74,6 @@ def run(name: str, arguments: Sequence[str]) -> int:
 
 
 def summaries() -> str:
-    """The commands with their summaries, a line each, for --help."""
+    """List the commands with their summaries, a line each, for --help."""
     width = max(map(len, COMMANDS))
     return "\n".join(f"  {program()} {name:{width}}  {command.summary}" for name, command in COMMANDS.items())

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustft.cli import described, sources
-from robustft.cli.settings import REFUSED
+from robustft.cli import described, hydra_private, sources
+from robustft.cli.core_settings import REFUSED
+from robustft.cli.hydra_private import IntervalSweep, Override
 from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
 from robustft.common.configs import container, flatten
@@ -45,10 +42,10 @@ def parse(typed: Iterable[str]) -> list[Override]:
     Raises:
         UserError: one cannot be read, or would add or remove a setting.
     """
-    parser, parsed = OverridesParser.create(), []
+    read, parsed = hydra_private.override_reader(), []
     for argument in typed:
         try:
-            override = parser.parse_override(argument)
+            override = read(argument)
         except (OverrideParseException, HydraException) as error:
             key, equals, value = argument.partition("=")
             if not equals:
@@ -56,15 +53,15 @@ def parse(typed: Iterable[str]) -> list[Override]:
             quoted = _quoted(value)
             if quoted is None:
                 raise UserError(_needs_quotes(key, value)) from error
-            override = parser.parse_override(f"{key}={quoted}")
+            override = read(f"{key}={quoted}")
         if override.is_delete():
             raise UserError(f"{argument}: settings cannot be removed, set them to null")
         adds = override.is_add() or override.is_force_add()
         # Loggers take more than is listed; groups of the user's own are in no list yet.
         if adds and not override.key_or_group.startswith("logger.") and not sources.is_new_group(override.key_or_group):
-            override = parser.parse_override(str(override.input_line).lstrip("+"))
+            override = read(str(override.input_line).lstrip("+"))
         if described.opens(override.key_or_group):  # a name of the user's own
-            override = parser.parse_override(f"++{str(override.input_line).lstrip('+')}")
+            override = read(f"++{str(override.input_line).lstrip('+')}")
         if override.key_or_group == "hydra.searchpath":
             raise UserError(f"{argument}: for configs of your own, give their folder: --config-dir DIR")
         parsed.append(override)
@@ -249,12 +246,11 @@ def _check_options(overrides: Sequence[Override]) -> None:
 
 def _check_plugins(overrides: Sequence[Override]) -> None:
     """Launchers and sweepers are Hydra's to know: those that are installed, and those of our extras."""
-    loader = GlobalHydra.instance().config_loader()
     for override in overrides:
         group = override.key_or_group
         if group not in ("hydra/launcher", "hydra/sweeper"):
             continue
-        known = sorted(loader.get_group_options(group, ObjectType.CONFIG))
+        known = hydra_private.options_there(group)
         extras = EXTRAS.get(group, {})
         for value in values(override):
             extra = extras.get(value)
@@ -340,7 +336,7 @@ def _exists(cfg: DictConfig, key: str) -> bool:
     for part in key.split("."):
         if not isinstance(node, DictConfig) or part not in node.keys():  # noqa: SIM118 (`in` misses ???)
             return False
-        node = node._get_node(part)
+        node = hydra_private.as_written(node, part)
     return True
 
 

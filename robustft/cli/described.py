@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra.core.override_parser.types import Override
 
 from robustft.cli import sources
+from robustft.cli.hydra_private import Override
 
 
 def opens(name: str) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft.cli.settings import REFUSED, Settings, shown
+from robustft.cli.accepted import shown
+from robustft.cli.core_settings import REFUSED
+from robustft.cli.settings import Settings
 from robustft.common.configs import ACCUMULATE, RUN_KEYS, flatten
 from robustft.common.errors import UserError
 

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.utils import get_args_parser
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft.cli import checks, compose, identity, naming, resuming, run_folder, sources
+from robustft.cli import checks, compose, hydra_private, identity, naming, resuming, run_folder, sources
+from robustft.cli.hydra_private import Override
 from robustft.cli.sources import groups
 from robustft.common import configs, machine, paths, processes, threads
 from robustft.common.errors import UserError
@@ -29,7 +28,7 @@ class Plan:
 
 def make_plan(arguments: list[str]) -> Plan:
     """Checks what was typed and adds to it where the run or the sweep goes."""
-    args = get_args_parser().parse_intermixed_args(arguments)
+    args = hydra_private.command_line().parse_intermixed_args(arguments)
     if args.config_name or args.config_path or args.experimental_rerun:
         raise UserError("configs come from conf/: for configs of your own, give their folder: --config-dir DIR")
     if args.config_dir:

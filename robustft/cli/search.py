@@ -14,15 +14,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.types import IntervalSweep, Override
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from robustft.cli import compose, naming
+from robustft.cli import compose, hydra_private, naming
+from robustft.cli.hydra_private import IntervalSweep, JobReturn, Override
 from robustft.common.errors import UserError, install
 from robustft.common.locks import locked
 
@@ -53,9 +51,7 @@ class HoldoutSearch(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
+        self.launcher = hydra_private.launcher(hydra_context, task_function, config)
 
     def sweep(self, arguments: list[str]) -> float:
         """Run what is left of the trials; the best hold-out accuracy of all."""
@@ -107,7 +103,7 @@ class HoldoutSearch(Sweeper):
 
 
 def distribution(override: Override) -> "BaseDistribution":
-    """What Optuna draws a setting from.
+    """Choose what Optuna draws a setting from.
 
     Raises:
         UserError: an interval without its bounds in order, or a logarithmic one that contains 0.
@@ -127,7 +123,7 @@ def distribution(override: Override) -> "BaseDistribution":
 
 
 def open_study(folder: Path, space: "dict[str, BaseDistribution]", seed: int) -> "Study":
-    """The study in a sweep's folder, made if it is not there; trials without a result are queued again."""
+    """Open the study in a sweep's folder, or make it; trials without a result are queued again."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend

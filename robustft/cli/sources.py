@@ -27,7 +27,7 @@ CONF = _own()
 
 
 def added() -> Path | None:
-    """The user's own folder of configs, absolute."""
+    """Name the user's own folder of configs, absolute; None where there is none."""
     return _added[0] if _added else None
 
 
@@ -67,7 +67,7 @@ def groups() -> dict[str, list[str]]:
 
 @cache
 def several() -> frozenset[str]:
-    """Groups that can have several options at once: those with a list for a default."""
+    """Name the groups that can have several options at once: those with a list for a default."""
     config = OmegaConf.to_container(OmegaConf.load(CONF / "config.yaml"), resolve=False)
     assert isinstance(config, dict)
     entries = [entry for entry in config["defaults"] if isinstance(entry, dict)]
@@ -88,7 +88,7 @@ def record(folder: Path) -> None:
 
 
 def recorded(folder: Path) -> Path | None:
-    """The user's own folder of configs that a run was started with.
+    """Read which folder of the user's own configs a run was started with; None: it had none.
 
     Raises:
         UserError: it is no longer there.

@@ -44,7 +44,7 @@ def cache_folder() -> Path:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """A digest of a model: its modules (activations and heads are in no weight) and its weights."""
+    """Make a digest of a model: its modules (activations and heads are in no weight) and its weights."""
     digest = hashlib.sha256(repr(model).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -53,13 +53,13 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def digest(*parts: Any) -> str:
-    """A name for what was computed from ``parts`` (numbers, text, lists, dictionaries) with this torch."""
+    """Name what was computed from ``parts`` (numbers, text, lists, dictionaries) with this torch."""
     text = json.dumps([*parts, torch.__version__], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool = False) -> dict[str, Tensor]:
-    """The tensors kept in ``path``; made and kept, atomically, where they are not there or not readable.
+    """Load the tensors kept in ``path``; make and keep them, atomically, where they are not there or not readable.
 
     Args:
         together: the processes of a run make them together, each its share, and the first one keeps them. Otherwise
@@ -86,7 +86,7 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 
 @contextmanager
 def optional(folder: Path) -> Iterator[None]:
-    """What is done here with a cache ``folder`` may fail: a line says so, once in a process."""
+    """Let fail what is done here with a cache ``folder``: a line says so, once in a process."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -18,7 +18,7 @@ class FolderTaken(UserError):
 
 
 def user_error(error: BaseException | None) -> UserError | None:
-    """The `UserError` at the root of an exception, if that is what it comes from.
+    """Find the `UserError` at the root of an exception, if that is what it comes from.
 
     Hydra wraps what a constructor raises, and a loader's worker process sends its exceptions as text
     with a traceback in it: both are unwrapped. That such a process was killed is the machine's doing, not ours.
@@ -49,16 +49,16 @@ def _why(signal: str | None) -> str:
 
 
 def reason(error: OSError) -> str:
-    """What the operating system has to say, without the number and the path."""
+    """Say what the operating system has to say, without the number and the path."""
     return error.strerror or str(error) or type(error).__name__
 
 
 def system_error(error: OSError) -> UserError:
-    """An error of the operating system as one line: the path, and what is wrong with it."""
+    """Make one line of an error of the operating system: the path, and what is wrong with it."""
     where = f"{error.filename}: " if error.filename is not None else ""
     return UserError(f"{where}{reason(error)}")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra, right in a clone and where the package is installed."""
+    """Give the command that installs an extra, right in a clone and where the package is installed."""
     return f'pip install "robustft[{extra}]"'

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 from robustft.common.errors import UserError
+from robustft.common.locks import here
 
 ASIDE = ".new"  # folder for settings of the run that is to replace what lies in its folder
 PARTIAL = ("*.partial", ".tmp??????")  # what a killed process leaves; the second is safetensors'
@@ -47,7 +47,7 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, read-only or broken. What was there before is still there, and nothing else.
     """
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}.partial")
+    partial = path.with_name(f"{path.name}.{here()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

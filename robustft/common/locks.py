@@ -39,7 +39,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
 
 @contextmanager
 def owned(path: Path) -> Iterator[None]:
-    """A lock on ``path`` that says who has it: see ``owner``.
+    """Hold a lock on ``path`` that says who has it: see ``owner``.
 
     Raises:
         BlockingIOError: another process has it; the message says which.
@@ -74,7 +74,7 @@ def owner(path: Path) -> str | None:
 
 
 def here() -> str:
-    """This process, as a part of file names."""
+    """Name this process, as a part of file names."""
     return f"{socket.gethostname()}-{os.getpid()}"
 
 

@@ -15,7 +15,7 @@ EVALUATION = "a smaller data.eval_batch_size"
 
 @contextmanager
 def enough_memory(doing: str, *advice: str) -> Iterator[None]:
-    """Makes one line of an allocation that fails in here.
+    """Make one line of an allocation that fails in here.
 
     Args:
         doing: what needs the memory: "training", "evaluating".
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def training_advice(trainer: Any, student: Any, batch_size: int) -> list[str]:
-    """What would take less memory than a training with these settings.
+    """Say what would take less memory than a training with these settings.
 
     Args:
         trainer: Lightning's.
@@ -61,7 +61,7 @@ def training_advice(trainer: Any, student: Any, batch_size: int) -> list[str]:
 
 
 def largest_that_fits(sizes: Sequence[int], attempt: Callable[[int], None]) -> int | None:
-    """The first of ``sizes`` that ``attempt`` does not run out of memory with; None: it does with all of them."""
+    """Find the first of ``sizes`` that ``attempt`` does not run out of memory with; None: it does with all of them."""
     for size in sizes:
         try:
             attempt(size)
@@ -76,7 +76,7 @@ def largest_that_fits(sizes: Sequence[int], attempt: Callable[[int], None]) -> i
 
 
 def release() -> None:
-    """Gives back what nobody holds any more, so that it can be had for something else."""
+    """Give back what nobody holds any more, so that it can be had for something else."""
     gc.collect()
     if torch.accelerator.is_available():
         with suppress(RuntimeError):  # what is no caching allocator has nothing to give back

@@ -11,7 +11,7 @@ Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
 
 def stopping(interrupt: bool = True) -> list[signal.Signals]:
-    """The signals that this process may take as a wish to stop.
+    """Name the signals that this process may take as a wish to stop.
 
     Those that were ignored when it started stay ignored: SIGHUP under nohup, Ctrl-C in the background of a script,
     both in a worker whose parent passes them on. Windows has no SIGHUP.

@@ -110,7 +110,7 @@ class _Column:
 
         column = table.columns[number]
         self.header = written(str(column.header))
-        self.cells = [written(cell) if isinstance(cell, str) else cell for cell in column._cells]
+        self.cells = [written(cell) if isinstance(cell, str) else cell for cell in column.cells]
         texts = [cell if isinstance(cell, Text) else Text.from_markup(str(cell)) for cell in self.cells]
         longest = max((line.cell_len for text in texts for line in text.split(allow_blank=True)), default=0)
         heading = Text.from_markup(self.header)
@@ -205,7 +205,7 @@ class _Signed(logging.Formatter):
 
 @contextmanager
 def signed(name: str) -> Iterator[None]:
-    """Runs side by side talk into one terminal: each signs its lines."""
+    """Sign the lines of a run with its name: runs side by side talk into one terminal."""
     terminals = [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]
     before = [handler.formatter for handler in terminals]
     for handler in terminals:

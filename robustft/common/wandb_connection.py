@@ -41,7 +41,7 @@ def mode(offline: bool | None) -> str:
 
 
 def asked_for() -> str:
-    """What the environment and W&B's settings files say: online (also where they say nothing), offline or disabled.
+    """Read the environment and W&B's settings files: online (also where they say nothing), offline or disabled.
 
     Raises:
         UserError: WANDB_MODE is none of those.
@@ -56,6 +56,7 @@ def asked_for() -> str:
 
 
 def host() -> str:
+    """Give the address of W&B's server."""
     return os.environ.get("WANDB_BASE_URL") or str(_settings().base_url)
 
 
@@ -71,6 +72,7 @@ def _settings() -> Any:
 
 
 def has_key() -> bool:
+    """Whether the user has logged in to W&B; asks nobody over the network."""
     import wandb
 
     try:
@@ -80,4 +82,5 @@ def has_key() -> bool:
 
 
 def first_line(error: Exception) -> str:
+    """Give the first line of an error's text, 160 letters at most, else its name."""
     return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

@@ -24,7 +24,7 @@ def relevance(
     labels: Int64[Tensor, " batch"],
     layers: int | None = None,
 ) -> Explanation:
-    """Generic attention explainability (Chefer, Gur, Wolf, ICCV 2021, eqs. 5-7) of the true labels' logits.
+    """Explain the true labels' logits by generic attention relevance (Chefer, Gur, Wolf, ICCV 2021, eqs. 5-7).
 
     With attention P of a layer and s the sum of the true logits, A = mean over heads of relu(dS/dP ∘ P), and the map
     is the class token's row of (I + A_L) ··· (I + A_1). That row obeys r ← r + r A from the LAST layer to the first,
@@ -131,7 +131,7 @@ def gradcam(
 
 
 def make_cam(kind: str, layers: int | None = None) -> Explain:
-    """The configured map; ``layers`` is that of ``relevance``."""
+    """Choose the configured map; ``layers`` is that of ``relevance``."""
     return gradcam if kind == "gradcam" else partial(relevance, layers=layers)
 
 

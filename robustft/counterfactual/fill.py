@@ -85,7 +85,7 @@ Fill = Callable[[Tensor, Tensor, Generator], Counterfactual]
 
 
 def make_fill(kind: str, patch_size: int, kept: int | None = None) -> Fill:
-    """The configured fill as a function of (images, mask, generator); ``kept`` is that of ``no_fill``."""
+    """Choose the configured fill, a function of (images, mask, generator); ``kept`` is that of ``no_fill``."""
     if kind == "none":
         return lambda images, mask, generator: no_fill(images, mask, kept)
     by_source = {"single": single_fill, "multi": multi_fill}[kind]

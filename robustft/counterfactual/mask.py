@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 
 def object_mask(cam: Float[Tensor, "batch patches"], threshold: float) -> Bool[Tensor, "batch patches"]:
-    """The patches that speak for the label: CAM > threshold, with threshold in (0, 1)."""
+    """Take the patches that speak for the label: CAM > threshold, with threshold in (0, 1)."""
     return cam > threshold
 
 
@@ -42,7 +42,7 @@ Mask = Callable[[int, Tensor | None, Generator], Bool[Tensor, "batch patches"]]
 def make_mask(
     kind: str, patches: int, *, threshold: float | None = None, rate: float | None = None, exact: bool = False
 ) -> Mask:
-    """The configured mask as a function of (images in the batch, CAM, generator)."""
+    """Choose the configured mask, a function of (images in the batch, CAM, generator)."""
     if kind == "random":
         assert rate is not None
         return lambda batch, cam, generator: random_mask(batch, patches, rate, generator, exact)

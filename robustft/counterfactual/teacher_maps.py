@@ -50,7 +50,7 @@ class Mapper(Evaluator):
 def teacher_maps(
     teacher: Classifier, training: Training, mask: Mapping[str, Any]
 ) -> Float[Tensor, "images patches"] | None:
-    """Maps of the whole training set, hold-out included, in its order and in float32.
+    """Take the maps of the whole training set, hold-out included, in its order and in float32.
 
     They are kept in the cache folder by teacher, images, labels, kind of map and precision: training images × patches
     × 4 bytes (ImageNet with ViT-B/32: 250 MB).

@@ -148,10 +148,12 @@ def counterfactuals(
 
 def read(path: Path) -> dict[int, list[float]]:
     """Measurements by step, in the order of KINDS; none where there is no such file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="") as file:
-        return {int(row["step"]): [float(row[kind]) for kind in KINDS] for row in csv.DictReader(file)}
+    return parse(path.read_text("utf-8")) if path.exists() else {}
+
+
+def parse(text: str) -> dict[int, list[float]]:
+    """Measurements by step, in the order of KINDS, from the text of such a file."""
+    return {int(row["step"]): [float(row[kind]) for kind in KINDS] for row in csv.DictReader(io.StringIO(text))}
 
 
 def write(path: Path, rows: dict[int, list[float]]) -> None:

@@ -127,11 +127,15 @@ def zeroshot_scores(
         found = evaluate(zeroshot, data, trainer, folder, metrics=metrics)
         return as_scores(found.scores), found.temperature
     known = _known_logits(zeroshot, data, trainer, folder)
-    holdout = next((s for s in data.sets if s.name == "holdout"), None)
-    temperature = None
-    if holdout is not None and needs_temperature(make_metrics().values()):
-        temperature = best_temperature(*known(holdout))
-    return as_scores({s.name: score(*known(s), make_metrics(), temperature) for s in data.sets}), temperature
+    calibrates = needs_temperature(make_metrics().values())
+    temperature, scores = None, {}
+    for evaluation_set in data.sets:  # the hold-out comes first
+        # Asked for once: the first process may have kept by now what the others would still evaluate, alone.
+        logits, correct = known(evaluation_set)
+        if calibrates and evaluation_set.name == "holdout":
+            temperature = best_temperature(logits, correct)
+        scores[evaluation_set.name] = score(logits, correct, make_metrics(), temperature)
+    return as_scores(scores), temperature
 
 
 def _known_logits(

@@ -61,7 +61,7 @@ def localise(
 def patch_coverage(
     masks: Bool[Tensor, "images height width"], grid: tuple[int, int]
 ) -> Float[Tensor, "images patches"]:
-    """The share of object pixels in each patch of ``grid`` (rows, columns)."""
+    """Measure the share of object pixels in each patch of ``grid`` (rows, columns)."""
     return F.adaptive_avg_pool2d(masks.float().unsqueeze(1), grid).flatten(1)
 
 
@@ -71,7 +71,7 @@ def on_object(coverage: Float[Tensor, "images patches"]) -> Bool[Tensor, "images
 
 
 def points_at(cam: Float[Tensor, "images patches"], target: Bool[Tensor, "images patches"]) -> Bool[Tensor, " images"]:
-    """The pointing game (Zhang et al., 2016): whether the hottest patch is one of the target's."""
+    """Play the pointing game (Zhang et al., 2016): whether the hottest patch is one of the target's."""
     return target.gather(1, cam.argmax(1, keepdim=True)).squeeze(1)
 
 
@@ -83,7 +83,7 @@ def iou(mask: Bool[Tensor, "images patches"], coverage: Float[Tensor, "images pa
 
 
 def best_iou(coverage: Float[Tensor, "images patches"]) -> Float[Tensor, " images"]:
-    """The largest ``iou`` of any mask: that of the k fullest patches, for the best k."""
+    """Find the largest ``iou`` of any mask: that of the k fullest patches, for the best k."""
     fullest = coverage.sort(1, descending=True).values.cumsum(1)
     count = torch.arange(1, coverage.shape[1] + 1, device=coverage.device)
     total = coverage.sum(1, keepdim=True)

@@ -21,7 +21,7 @@ from robustft.evaluation.results import Score
 
 
 def predict(logits: Float[Tensor, "batch classes"], allowed: Bool[Tensor, " classes"]) -> Int64[Tensor, " batch"]:
-    """The best of the `allowed` classes for each image, as an index in the full list of classes."""
+    """Choose the best of the `allowed` classes for each image, as an index in the full list of classes."""
     return logits.masked_fill(~allowed, -torch.inf).argmax(dim=-1)
 
 

@@ -4,5 +4,5 @@ from robustft.models.classifier import Classifier
 
 
 def saved(checkpoint: Classifier) -> Classifier:
-    """The model of ``checkpoint``."""
+    """Take the model of ``checkpoint``."""
     return checkpoint

@@ -18,7 +18,7 @@ class LinearProbe(Finetune):
         self._whole = (student,)  # its head is the probe's; in a tuple: the rest is not trained
 
     def prepare(self, training: Training) -> Training:
-        """The images become features, once. There is nothing to watch then."""
+        """Turn the images into features, once. There is nothing to watch then."""
         return replace(training, data=encoded(self._whole[0], training), watch=None)
 
     def result(self) -> Classifier:

@@ -22,7 +22,7 @@ def mean(
     zeroshot: Classifier,
     greedy: bool = False,
 ) -> Classifier:
-    """The uniform soup of ``checkpoints``, or the greedy one.
+    """Average the weights of ``checkpoints``: the uniform soup, or the greedy one.
 
     Args:
         accuracy: of a model on the hold-out, in 0…1.
@@ -38,7 +38,7 @@ def mean(
 def greedy_soup(
     paths: Sequence[Path], load: Callable[[Path], Classifier], accuracy: Callable[[Classifier], float]
 ) -> Classifier:
-    """The greedy soup; models as good as each other come in the order they are given. One is in memory at a time."""
+    """Make the greedy soup; equally good models come in the order they are given. One is in memory at a time."""
     alone = {path: accuracy(load(path)) for path in paths}
     first, *rest = sorted(paths, key=lambda path: -alone[path])
     soup, total, count, best = load(first), add({}, load(first)), 1, alone[first]

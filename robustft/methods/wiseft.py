@@ -8,5 +8,5 @@ from robustft.models.classifier import Classifier
 
 
 def interpolated(zeroshot: Classifier, checkpoint: Classifier, alpha: float) -> Classifier:
-    """The model ``alpha`` (0…1) of the way from ``zeroshot`` to ``checkpoint``."""
+    """Go ``alpha`` (0…1) of the way from ``zeroshot`` to ``checkpoint``."""
     return with_weights(checkpoint, add(add({}, zeroshot, 1 - alpha), checkpoint, alpha))

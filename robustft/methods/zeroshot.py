@@ -4,5 +4,5 @@ from robustft.models.classifier import Classifier
 
 
 def pretrained(zeroshot: Classifier) -> Classifier:
-    """The zero-shot model itself."""
+    """Take the zero-shot model itself."""
     return zeroshot

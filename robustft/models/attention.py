@@ -27,7 +27,7 @@ class WatchedAttention(nn.MultiheadAttention):
 
     @classmethod
     def wrap(cls, attention: nn.MultiheadAttention) -> "WatchedAttention":
-        """The watched twin of ``attention``, sharing its parameters under the same names."""
+        """Make the watched twin of ``attention``, sharing its parameters under the same names."""
         twin = cls(attention.embed_dim, attention.num_heads, batch_first=True, device="meta")
         twin.in_proj_weight, twin.in_proj_bias = attention.in_proj_weight, attention.in_proj_bias
         twin.out_proj = attention.out_proj

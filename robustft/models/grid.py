@@ -33,7 +33,7 @@ class GridTower(Tower):
 
 
 def last_map(visual: nn.Module) -> nn.Module | None:
-    """The last module of a convolutional tower that gives a map; None where nothing is known."""
+    """Find the last module of a convolutional tower that gives a map; None where nothing is known."""
     if isinstance(visual, ModifiedResNet):
         return visual.layer4
     trunk = visual.trunk if isinstance(visual, TimmModel) else visual

@@ -50,7 +50,7 @@ class Tower:
         return self.visual(as_weights(images, next(self.visual.parameters())))
 
     def attentions(self) -> Sequence[nn.Module]:
-        """What a relevance map is gathered from, first to last: modules with a ``watcher`` (attention.py)."""
+        """Name what a relevance map is gathered from, first to last: modules with a ``watcher`` (attention.py)."""
         return ()
 
     def first_row(self, tokens: int, device: torch.device) -> Float[Tensor, " tokens"] | None:
@@ -85,7 +85,7 @@ class Tower:
     def only(
         self, tokens: Float[Tensor, "batch tokens width"], kept: Int64[Tensor, "batch kept"] | None
     ) -> Float[Tensor, "batch chosen width"]:
-        """The sequence with those patches alone, at their own positions; the tokens before the patches stay."""
+        """Leave those patches alone in the sequence, at their own positions; the tokens before the patches stay."""
         if kept is None:
             return tokens
         before = torch.arange(self.prefix, device=kept.device).expand(len(kept), -1)
@@ -95,14 +95,14 @@ class Tower:
     def hiding(
         self, masked: Bool[Tensor, "batch patches"] | None, dtype: torch.dtype
     ) -> Float[Tensor, "batch 1 1 tokens"] | None:
-        """What is added to attention scores so that nobody attends to masked patches."""
+        """Make what is added to attention scores so that nobody attends to masked patches."""
         if masked is None:
             return None
         keys = F.pad(masked, (self.prefix, 0))[:, None, None, :]
         return torch.zeros(keys.shape, dtype=dtype, device=keys.device).masked_fill(keys, -torch.inf)
 
     def can(self) -> list[str]:
-        """What it can do, in the words of settings."""
+        """Say what it can do, in the words of settings."""
         able = ["mask=none"]
         if self.attentions():
             able.append("mask.cam=relevance")

@@ -35,7 +35,7 @@ PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog=entry.program("report"), description=entry.description(__doc__))
     parser.add_argument(
-        "runs", nargs="+", metavar="RUNS", help="results.json, folders of runs, globs, published .jsonl"
+        "runs", nargs="+", metavar="RUNS", help="results.json or .jsonl, folders of runs, globs, published .jsonl"
     )
     parser.add_argument("--out", type=paths.expand, metavar="DIR", help="where tables and plots go (default: report)")
     parser.add_argument(
@@ -109,9 +109,17 @@ def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
     return list(panels.values())
 
 
-def report(arguments: argparse.Namespace, console: Console) -> None:
+def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console) -> None:
+    """Print the tables of some runs, and write what the options ask for.
+
+    Args:
+        arguments: as `parse` reads them; where runs lie is not looked at.
+
+    Raises:
+        UserError: no system fits a baseline, no run has a metric, or a place cannot be written to.
+    """
     say = partial(console.print, markup=False, highlight=False, soft_wrap=True)
-    runs = comparable_averages(read_runs(arguments.runs, arguments.partial))
+    runs = comparable_averages(runs)
     out = arguments.out or (None if arguments.html else Path("report"))
     if arguments.html:
         paths.for_file(arguments.html, "--html")
@@ -193,7 +201,12 @@ def _with_members(group: Group) -> list[Group]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0, or 1 with one message for a mistake of the user."""
-    return entry.answer(lambda: report(parse(arguments), terminal.console()))
+
+    def answer() -> None:
+        options = parse(arguments)
+        compare(read_runs(options.runs, options.partial), options, terminal.console())
+
+    return entry.answer(answer)
 
 
 if __name__ == "__main__":

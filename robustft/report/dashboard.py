@@ -201,7 +201,7 @@ def _in_order(runs: Sequence[LoggedRun]) -> list[str]:
 
 
 def _label(key: str) -> str:
-    from robustft.evaluation.results import set_label
+    from robustft.evaluation.summary import set_label
 
     return set_label(key.split("/", 1)[1])
 

@@ -144,10 +144,10 @@ def label(run: Run, count: int = 1) -> str:
     if record["method"] == "published":
         stem = re.sub(r"[_-]?\d+$", "", record["name"])
         return record["name"].replace("_", " ") if count == 1 else f"{'members' if stem == 'model' else stem} ({count})"
-    kind, told = mask.get("kind") or "none", run.display
+    told = run.display
     shown = {
-        "t": mask.get("threshold") if kind not in ("none", "random") else None,
-        "rate": mask.get("rate") if kind == "random" else None,
+        "t": mask.get("threshold"),  # null, as the rate is, where the mask does not take it
+        "rate": mask.get("rate"),
         **{symbol: record[name] for name, symbol in SYMBOLS.items()},
     }
     if record["schema"] == 1 and told["dial"] is None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from robustft.common.configs import flatten
 from robustft.common.files import write
-from robustft.evaluation.results import set_label
+from robustft.evaluation.summary import set_label
 from robustft.report.groups import Group, curves
 from robustft.report.runs import Record, Run
 from robustft.report.table import repeated_note

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustft.common import homes
-from robustft.evaluation.results import set_label
+from robustft.evaluation.summary import set_label
 from robustft.report.groups import Group, curves
 from robustft.report.stats import LogitLine, mean_std
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustft.evaluation.results import percent, set_label
+from robustft.evaluation.summary import percent, set_label
 from robustft.report.runs import Record
 from robustft.report.stats import mean_std
 from robustft.report.table import signed
@@ -38,7 +38,7 @@ def read(path: Path) -> dict[tuple[str, str], Published]:
 
 
 def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Published]) -> str | None:
-    """A Markdown table of published, ours (mean over seeds) and the difference, for the systems that were published.
+    """Write published, ours (mean over seeds) and the difference as Markdown, for the systems that were published.
 
     Args:
         results: by name, "<system>" or "<system>_seed-<n>".

@@ -15,9 +15,11 @@ from robustft.common.configs import flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.evaluation.results import average, benchmark, read_results
+from robustft.evaluation.schema import find_fault
 from robustft.report import schema1
 
 Record = dict[str, Any]
+RESULTS = ("results.json", "results.jsonl")  # of a run, of a study
 SHOWN = 3  # of the files that are passed over
 
 # What changes where or how fast a run is made, but not what it is (to whoever goes on with it), and what one system may
@@ -45,7 +47,7 @@ PUBLISHED_SETS = {
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One results file (or one line of a published file): `record` has the keys of `results.json`.
+    """One results file (or one line of a file of several): `record` has the keys of `results.json`.
 
     A published result has method "published"; what it does not tell (seed, counts) is None.
     """
@@ -123,9 +125,9 @@ class Source:
 
 
 def find_files(patterns: Iterable[str | Path]) -> list[Source]:
-    """Find the files named or matched by `patterns`, each once; folders are searched for results.json.
+    """Find the files named or matched by `patterns`, each once; folders are searched for results.json and .jsonl.
 
-    A folder without any is taken for a study's results (``*.json``) or published ones (``*.jsonl``).
+    A folder without any is taken for one of published results (``*.jsonl``), or of copies of results (``*.json``).
 
     Raises:
         UserError: a pattern leads to no file.
@@ -138,8 +140,9 @@ def find_files(patterns: Iterable[str | Path]) -> list[Source]:
         files: list[Path] = []
         for place in sorted(places):
             if place.is_dir():
-                searches = (place.rglob("results.json"), place.glob("*.jsonl"), place.glob("*.json"))
-                files += next((inside for search in searches if (inside := sorted(search))), [])
+                searches = ((place.rglob, RESULTS), (place.glob, ["*.jsonl"]), (place.glob, ["*.json"]))
+                found_by = (sorted(file for name in names for file in search(name)) for search, names in searches)
+                files += next(filter(None, found_by), [])
             else:
                 files.append(place)
         if not files:
@@ -176,7 +179,7 @@ def read_runs(patterns: Iterable[str | Path], partial: bool = False, say: Callab
     for source in find_files(patterns):
         path = source.path
         try:
-            runs += _read_published(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
+            runs += _read_lines(path) if path.suffix == ".jsonl" else [Run(path, read_results(path))]
         except UserError as error:
             if source.named:
                 raise
@@ -220,8 +223,8 @@ def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run
     return list(known.values())
 
 
-def _read_published(path: Path) -> list[Run]:
-    """One run per line of a file in the format of the model-soups results."""
+def _read_lines(path: Path) -> list[Run]:
+    """One run per line: a study's, or a published one in the format of the model-soups results."""
     runs = []
     try:
         lines = path.read_text("utf-8").splitlines()
@@ -230,31 +233,41 @@ def _read_published(path: Path) -> list[Run]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
             given = json.loads(line)
-            sets = {name: float(given[key]) for key, name in PUBLISHED_SETS.items() if key in given}
-            scores = {"id": float(given["ImageNet"]), **sets}
-            holdout = float(given["ImageNet2p"]) if given.get("ImageNet2p") is not None else None
-            name = str(given["model_name"])
-        except (ValueError, TypeError, KeyError) as error:
-            expected = "an object with model_name, ImageNet, ImageNetV2, … as fractions"
-            raise UserError(f"{path}, line {number}: {error!r}. Expected {expected}.") from error
-        if not all(0 <= value <= 1 for value in [*scores.values(), *([] if holdout is None else [holdout])]):
-            raise UserError(f"{path}, line {number}: accuracies must be fractions in 0…1, found {scores}.")
-        known = re.search(r"vit[a-z]\d+", path.stem)
-        runs.append(Run(path, _published_record(name, known[0] if known else "published", scores, holdout)))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where} is not valid JSON ({error}).") from error
+        if isinstance(given, dict) and "schema" in given:
+            if fault := find_fault(given):
+                raise UserError(f"{where} is not the result of a run: {fault}.")
+            runs.append(Run(path, given))
+        else:
+            runs.append(Run(path, _published_record(given, path.stem, where)))
     if not runs:
         raise UserError(f"{path} is empty. Expected one JSON object a line.")
     return runs
 
 
-def _published_record(name: str, model: str, scores: dict[str, float], holdout: float | None) -> Record:
+def _published_record(given: Any, file: str, where: str) -> Record:
+    """The record of a published result, with None for what it does not tell."""
+    try:
+        shifts = {name: float(given[key]) for key, name in PUBLISHED_SETS.items() if key in given}
+        score, name = float(given["ImageNet"]), str(given["model_name"])
+        holdout = float(given["ImageNet2p"]) if given.get("ImageNet2p") is not None else None
+    except (ValueError, TypeError, KeyError) as error:
+        expected = "an object with model_name, ImageNet, ImageNetV2, … as fractions"
+        raise UserError(f"{where}: {error!r}. Expected {expected}.") from error
+    scores = {"id": score, **shifts}
+    if not all(0 <= value <= 1 for value in [*scores.values(), *([] if holdout is None else [holdout])]):
+        raise UserError(f"{where}: accuracies must be fractions in 0…1, found {scores}.")
+    known = re.search(r"vit[a-z]\d+", file)
     empty = dict.fromkeys(("mask", "fill", "beta", "alpha", "temperature", "seed", "zeroshot", "checkpoint", "wall_s"))
-    shifts = {key: value for key, value in scores.items() if key != "id"}
     return {
         **empty,
-        **{"name": name, "method": "published", "model": model, "partial": False, "config": {}},
-        "id": {"name": "imagenet", "top1": scores["id"], "n": None},
+        **{"name": name, "method": "published", "model": known[0] if known else "published"},
+        **{"partial": False, "config": {}},
+        "id": {"name": "imagenet", "top1": score, "n": None},
         "ood": {key: {"top1": value, "n": None} for key, value in shifts.items()},
         "ood_avg": sum(shifts.values()) / len(shifts) if shifts else None,
         "holdout": None if holdout is None else {"top1": holdout, "n": None},

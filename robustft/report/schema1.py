@@ -32,7 +32,7 @@ OTHER = ("#CC79A7", ">")
 
 
 def display(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``display`` of a record of schema 1."""
+    """Make the ``display`` of a record of schema 1."""
     method, mask, fill = record["method"], (record["mask"] or {}).get("kind") or "none", record["fill"] or "none"
     parts = [LABELS.get(method, method.replace("_", " "))]
     if method == "soup":

@@ -32,7 +32,7 @@ class LogitLine:
     intercept: float
 
     def ood(self, id_top1: float) -> float:
-        """The OOD accuracy the baselines have at this ID accuracy."""
+        """Predict the OOD accuracy the baselines have at this ID accuracy."""
         return float(1 / (1 + np.exp(-(self.slope * _logit(id_top1) + self.intercept))))
 
 

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from robustft.common import terminal
 from robustft.common.errors import UserError
-from robustft.evaluation.results import metric_heading, metric_value, percent, set_label
+from robustft.evaluation.summary import metric_heading, metric_value, percent, set_label
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference

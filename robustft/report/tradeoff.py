@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from robustft.evaluation.results import percent
+from robustft.evaluation.summary import percent
 from robustft.report.stats import Difference, mean_std, ood_at_matched_id, paired_difference
 from robustft.report.table import signed
 
@@ -51,7 +51,7 @@ def match(curves: Mapping[str, Mapping[int, Curve]]) -> Matched:
 
 
 def contrast(curves: Mapping[str, Mapping[int, Curve]], pairs: Sequence[tuple[str, str]]) -> Difference | None:
-    """The mean over ``pairs`` of OOD at matched ID, first minus second, paired by seed.
+    """Average over ``pairs`` OOD at matched ID, first minus second, paired by seed.
 
     Each pair is compared over the ID range that its own two curves share: many curves together may share none. A seed
     in which a pair shares none is left out.
@@ -68,7 +68,7 @@ def contrast(curves: Mapping[str, Mapping[int, Curve]], pairs: Sequence[tuple[st
 
 
 def markdown(matched: Matched, base: str) -> str:
-    """A table of the curves: mean OOD over the shared range, and the paired difference to ``base``."""
+    """Write a table of the curves: mean OOD over the shared range, and the paired difference to ``base``."""
     lines = [
         f"| curve | seeds | OOD avg at matched ID | Δ to {base} [95% interval] | p |",
         "|---|---:|---:|---:|---:|",
@@ -89,7 +89,7 @@ def markdown(matched: Matched, base: str) -> str:
 
 
 def cells(found: Difference | None) -> tuple[str, str]:
-    """A difference of accuracies as a table shows it, in points: mean [95% interval], and p."""
+    """Write a difference of accuracies as a table shows it, in points: mean [95% interval], and p."""
     if found is None:
         return "–", "–"
     change = signed(found.mean)

@@ -41,7 +41,7 @@ class LoggedRun:
         return {key for key in logged if not key.startswith("_")}  # the others are W&B's own
 
     def of_type(self, kind: str) -> dict[str, dict[str, Any]]:
-        """Logged media: "image-file" or "table-file", by key."""
+        """Find logged media, "image-file" or "table-file", by key."""
         found = ((key, value) for row in self.history for key, value in row.items() if isinstance(value, dict))
         return {key: value for key, value in found if value.get("_type") == kind}
 

@@ -24,7 +24,8 @@ from rich.table import Table
 from robustft.cli import checks, compose
 from robustft.common import configs, terminal
 from robustft.common.errors import UserError
-from robustft.studies.study import MODEL, Entry, Results, Study
+from robustft.studies.store import Results
+from robustft.studies.study import MODEL, Entry, Study
 from robustft.studies.workers import execute, outcome, workers
 
 if TYPE_CHECKING:
@@ -72,19 +73,21 @@ class Throughput:
     run_s: float
 
     def training_s(self, work: Work, kind: Kind) -> float:
+        """Seconds that all trainings of a kind take."""
         return work.images[kind] / self.images_per_s[kind]
 
     def encoding_s(self, work: Work) -> float:
-        """A forward pass is a third of a training step's work."""
+        """Take a forward pass for a third of a training step's work."""
         return work.encoded / (3 * self.images_per_s[VANILLA]) if work.encoded else 0.0
 
     def seconds(self, work: Work) -> float:
+        """Seconds that everything takes, one run at a time."""
         trainings = sum(self.training_s(work, kind) for kind in work.images)
         return trainings + self.encoding_s(work) + work.runs * self.run_s
 
 
 def kinds(entry: Entry) -> list[Kind]:
-    """The kinds of training step that an entry takes: none for averages and evaluations, two for LP-FT."""
+    """Name the kinds of training step that an entry takes: none for averages and evaluations, two for LP-FT."""
     settings = [s for s in entry.settings if not (SAME_SPEED.fullmatch(s) or LENGTH.fullmatch(s) or MODEL.search(s))]
     if "fill=none" not in settings:  # without a fill masked patches are left out, and the sequence is shorter
         settings = [s for s in settings if not s.startswith("mask.rate=")]
@@ -108,11 +111,12 @@ def _probes(kind: Kind) -> bool:
 
 
 def label(kind: Kind) -> str:
+    """Write a kind of step as it is typed."""
     return " ".join(kind) or "as configured"
 
 
 def count(entries: Sequence[Entry], settings: Sequence[str]) -> Work:
-    """Runs, trainings and images.
+    """Count runs, trainings and images.
 
     Args:
         settings: typed for all entries.
@@ -164,7 +168,7 @@ def _data(settings: tuple[str, ...]) -> "RobustnessData":
 
 
 def trials(study: Study, steps: int) -> dict[Kind | None, list[str]]:
-    """What is typed to time each kind of step and, under None, a run's start and whole evaluation."""
+    """Choose what is typed to time each kind of step and, under None, a run's start and whole evaluation."""
     wanted = list(dict.fromkeys(kind for entry in study.entries for kind in kinds(entry)))
     if any(map(_probes, wanted)) and VANILLA not in wanted:
         wanted.append(VANILLA)
@@ -226,7 +230,7 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     records = run_trials(study, steps)
     guessed = second_stage is not None and bool(study.to_run())
     if second_stage is not None:
-        results = {entry.name: _result(study, entry) or records[[None, *kinds(entry)][-1]] for entry in study.entries}
+        results = {e.name: study.results.get(e.name) or records[[None, *kinds(e)][-1]] for e in study.entries}
         study = Study([*study.entries, *second_stage(results)], study.folder, study.settings)
     whole = count(study.entries, study.settings)
     if new := [kind for kind in whole.images if kind not in records]:
@@ -256,11 +260,6 @@ def show(title: str, study: Study, second_stage: SecondStage | None, steps: int)
     if len(left) < whole.runs:
         row("still to do", len(left), None, "", throughput.seconds(count(left, study.settings)))
     terminal.print_table(terminal.console(), table)
-
-
-def _result(study: Study, entry: Entry) -> dict[str, Any] | None:
-    path = study.result(entry)
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _time(seconds: float) -> str:

@@ -3,7 +3,7 @@
     python experiments/<study>/study.py [--jobs 2] [setting=value ...]
     python experiments/<study>/study.py --cost [setting=value ...]      # what that would take; see cost.py
 
-Every run's results.json is kept as ``results/<name>.json`` beside the study's file, and a run that has one there is
+Every run's results.json becomes a line of ``results.jsonl`` beside the study's file, and a run that has one there is
 not run again, so a long study can be spread over several sittings; an interrupted run goes on from its last state.
 Everything else a run leaves (gallery, log, weights) is under runs/studies/. Settings on the command line apply to
 every run; the results then go to a folder of their own: the same study on other models and data.
@@ -24,7 +24,9 @@ from omegaconf import DictConfig
 from robustft.cli import compose, naming
 from robustft.common import signals, streams, terminal
 from robustft.common.errors import UserError, system_error
-from robustft.studies.study import Entry, Results, Study
+from robustft.studies import store
+from robustft.studies.store import Results
+from robustft.studies.study import Entry, Study
 
 
 def main(
@@ -33,7 +35,7 @@ def main(
     summarise: Callable[[Path, Results], None],
     then: Callable[[DictConfig, Results], Iterable[Entry]] | None = None,
 ) -> None:
-    """The command of the study in ``file``.
+    """Run the command of the study in ``file``.
 
     Args:
         entries: the runs, given the config that the command line's settings make (for its recipe).
@@ -107,12 +109,12 @@ def tables(
         leave_out: how names begin that have no place in the table.
 
     Raises:
-        UserError: they could not be made.
+        UserError: no system fits a baseline, or the folder cannot be written to.
     """
-    from robustft.report.__main__ import main as report
+    from robustft.report.__main__ import compare, parse
+    from robustft.report.runs import Run
 
-    shown = [str(folder / "results" / f"{name}.json") for name in results if not name.startswith(leave_out)]
-    partial = ["--partial"] if any(record["partial"] for record in results.values()) else []
+    file = folder / store.FILE
+    shown = [Run(file, record) for name, record in results.items() if not name.startswith(leave_out)]
     options = [part for name in baselines for part in ("--baseline", name)]
-    if report([*shown, *partial, *options, "--out", str(folder)]):
-        raise UserError("the tables were not made")
+    compare(shown, parse([str(file), *options, "--out", str(folder)]), terminal.console())

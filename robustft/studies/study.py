@@ -21,9 +21,9 @@ from robustft.common import files, terminal
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
 from robustft.evaluation.results import benchmark
+from robustft.studies import store
+from robustft.studies.store import Results
 from robustft.studies.workers import execute, outcome, workers
-
-Results = dict[str, dict[str, Any]]
 
 MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
 SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
@@ -32,12 +32,12 @@ console = terminal.console()
 
 @dataclass(frozen=True)
 class Entry:
-    """One run: a name (of its result file) and what would be typed after ``python run.py``.
+    """One run: its name in the study and what would be typed after ``python run.py``.
 
     ``{name}`` in a setting stands for the model.safetensors of the entry of that name, which has ``keep=True``.
 
     Attributes:
-        also: a file of the run's folder to keep beside the results, as ``results/<name>.<suffix>``.
+        also: a text file of the run's folder to keep with its result.
     """
 
     name: str
@@ -63,17 +63,16 @@ class Study:
         ours = folder.is_relative_to(root)
         parent, name = (root, folder.relative_to(root)) if ours else (Path.cwd(), Path(folder.name))
         self.work = parent / naming.RUNS / "studies" / name
+        self.file = folder / store.FILE
+        self.results = store.read(self.file)
         self.by_name = {entry.name: entry for entry in entries}
         self._check()
         self.twin_of = self._twins()  # by name of an entry, the first one that is the same run
 
-    def result(self, entry: Entry) -> Path:
-        return self.folder / "results" / f"{entry.name}.json"
-
-    def kept(self, entry: Entry) -> list[Path]:
-        """What a finished run has left beside the study's file."""
-        also = [] if entry.also is None else [self.result(entry).with_suffix(Path(entry.also).suffix)]
-        return [self.result(entry), *also]
+    def is_done(self, entry: Entry) -> bool:
+        """Whether all that a run is to leave is among the results."""
+        kept = self.results.get(entry.name)
+        return kept is not None and (entry.also is None or entry.also in kept.get("files", {}))
 
     def model(self, name: str) -> Path:
         return self.work / name / "model.safetensors"
@@ -98,7 +97,7 @@ class Study:
             chosen[entry.name] = entry
 
         for entry in self.entries:
-            if not all(file.exists() for file in self.kept(entry)):
+            if not self.is_done(entry):
                 choose(entry)
         return list(chosen.values())
 
@@ -108,13 +107,16 @@ class Study:
         Raises:
             UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
         """
-        for entry in self.entries:
-            self._share(self.by_name[self.twin_of[entry.name]])
-        if waiting := self.to_run():
-            self._run(waiting, jobs, end)
-        if missing := [entry.name for entry in self.entries if not self.result(entry).exists()]:
+        if not all(map(self.is_done, self.entries)):
+            with self.alone():
+                self.results = store.read(self.file)  # another process may have been at work on them until now
+                for entry in self.entries:
+                    self._share(self.by_name[self.twin_of[entry.name]])
+                if waiting := self.to_run():
+                    self._run(waiting, jobs, end)
+        if missing := [entry.name for entry in self.entries if not self.is_done(entry)]:
             raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
-        return {entry.name: json.loads(self.result(entry).read_text()) for entry in self.entries}
+        return {entry.name: self.results[entry.name] for entry in self.entries}
 
     def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
         """Run entries, ``jobs`` at a time, models before those that need them; start none after ``end``."""
@@ -124,11 +126,7 @@ class Study:
         failed: dict[str, str] = {}
         if jobs > 1:
             os.environ["OMP_NUM_THREADS"] = "1"
-        with (
-            self.alone(),
-            workers(jobs) as pool,
-            Progress(console=console, disable=not console.is_terminal) as progress,
-        ):
+        with workers(jobs) as pool, Progress(console=console, disable=not console.is_terminal) as progress:
             task = progress.add_task("runs", total=len(waiting))
             while True:
                 ready = [entry for entry in waiting if not self._needs(entry) & left] if time.monotonic() < end else []
@@ -185,14 +183,13 @@ class Study:
         return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
 
     def _refuse_other_pictures(self, entry: Entry, job: DictConfig) -> None:
-        """Raises a UserError where an entry has results on another version of its benchmark."""
-        if self.result(entry).exists():
-            there = benchmark(json.loads(self.result(entry).read_text()))
-            here = OmegaConf.select(job, "data.takes.benchmark")
+        """Raises a UserError where an entry has a result on another version of its benchmark."""
+        if (record := self.results.get(entry.name)) is not None:
+            there, here = benchmark(record), OmegaConf.select(job, "data.takes.benchmark")
             if there is not None and there != here:
                 raise UserError(
-                    f"{self.result(entry)} was measured on {there}, and runs are now on {here or 'other data'}: delete"
-                    " it to run that again"
+                    f"{entry.name} in {self.file} was measured on {there}, and runs are now on {here or 'other data'}:"
+                    " delete its line to run that again"
                 )
 
     def _share(self, entry: Entry) -> None:
@@ -200,11 +197,8 @@ class Study:
         for twin in self.entries:
             if twin is entry or self.twin_of[twin.name] != entry.name:
                 continue
-            for ours, theirs in zip(self.kept(entry), self.kept(twin), strict=True):
-                if ours.exists() and not theirs.exists():
-                    files.write(
-                        theirs, ours.read_text().replace(f'"name": "{entry.name}"', f'"name": "{twin.name}"', 1)
-                    )
+            if self.is_done(entry) and not self.is_done(twin):
+                self._add(twin, self.results[entry.name])
             if twin.keep and self.model(entry.name).exists() and not self.model(twin.name).exists():
                 self.model(twin.name).parent.mkdir(parents=True, exist_ok=True)
                 with files.atomic(self.model(twin.name)) as partial:
@@ -216,28 +210,33 @@ class Study:
             if key in varied and not key.startswith(SCALED):
                 raise UserError(f"{key} is what this study varies: leave it out")
         for entry in self.entries:
-            if self.result(entry).exists():
-                made = json.loads(self.result(entry).read_text())["config"]
-                for setting in entry.settings:
-                    own = _named(setting)
-                    if not _has(made, own):
-                        raise UserError(f"{self.result(entry)} was not made with {own}: delete it to run that again")
+            for setting in entry.settings if entry.name in self.results else ():
+                own = _named(setting)
+                if not _has(self.results[entry.name]["config"], own):
+                    raise UserError(
+                        f"{entry.name} in {self.file} was not made with {own}: delete its line to run that again"
+                    )
 
     def _keep(self, entry: Entry) -> None:
         folder = self.work / entry.name
         record = json.loads((folder / "results.json").read_text())
         record["config"] = _without_paths(record["config"], str(self.work))
-        record["name"], record["config"]["resume"] = entry.name, None
+        record["config"]["resume"] = None
         keep = any(twin.keep for twin in self.entries if self.twin_of[twin.name] == entry.name)
         if not keep:
             record["checkpoint"] = None
         if entry.also is not None:
-            files.write(self.kept(entry)[-1], (folder / entry.also).read_text())
-        files.write(self.result(entry), json.dumps(record, indent=1) + "\n")
+            record["files"] = {entry.also: (folder / entry.also).read_text("utf-8")}
+        self._add(entry, record)
         (folder / "last.ckpt").unlink(missing_ok=True)
         self._share(entry)
         if not entry.keep:
             self.model(entry.name).unlink(missing_ok=True)
+
+    def _add(self, entry: Entry, record: dict[str, Any]) -> None:
+        """A record becomes an entry's result; the file says so from now on."""
+        self.results[entry.name] = {**record, "entry": entry.name, "name": entry.name}
+        store.write(self.file, self.results)
 
 
 def _named(setting: str) -> str:

@@ -22,7 +22,7 @@ from robustft.common.errors import UserError
 
 
 def outcome(future: Future[str | None], name: str) -> str | None:
-    """What went wrong in a run, if anything did.
+    """Say what went wrong in a run, if anything did.
 
     Raises:
         UserError: its process is no more.
@@ -35,7 +35,7 @@ def outcome(future: Future[str | None], name: str) -> str | None:
 
 @contextmanager
 def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
+    """Start processes that stop, and leave their state behind, when this one is interrupted, and die with it."""
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
         try:
             yield pool

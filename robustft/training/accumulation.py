@@ -24,7 +24,7 @@ TRIAL = Recipe({"lr": 1e-6, "weight_decay": 0.0, "warmup": 0.5})
 
 
 def micro_batches_that_fit(method: Method, training: Training, least: int) -> int:
-    """The smallest number of equal micro-batches of ``data.batch_size`` with which a step fits into memory.
+    """Find the smallest number of equal micro-batches of ``data.batch_size`` with which a step fits into memory.
 
     Real steps are tried on copies, from the whole batch downwards; weights, random streams and the optimiser's state
     stay as they are. On a CPU nothing is tried: it has no memory of its own to find the end of. (Lightning's batch

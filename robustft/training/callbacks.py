@@ -53,6 +53,7 @@ class StopOnNonFinite(Callback):
         self.check()
 
     def check(self) -> None:
+        """Raise where the last terms of the loss are not finite; waits for the device."""
         if self.terms is None or self.step is None or bool(self.terms.isfinite().all()):
             return
         shown = ", ".join(f"{name} {value:.4g}" for name, value in zip(self.names, self.terms.tolist(), strict=True))
@@ -108,7 +109,7 @@ class Speed(Callback):
         self.skip()
 
     def skip(self) -> None:
-        """What has happened since the last step does not count."""
+        """Leave out what has happened since the last step."""
         self.since = None
 
     def _rate(self) -> float:
@@ -125,7 +126,7 @@ class Speed(Callback):
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: 45 s, 12 min, 3 h 20 min."""
+    """Write a time span as people say it: 45 s, 12 min, 3 h 20 min."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -164,7 +165,7 @@ class ProgressLines(Callback):
 
 
 def progress() -> Callback:
-    """A bar on a terminal, lines elsewhere."""
+    """Make a bar on a terminal, lines elsewhere."""
     if not sys.stderr.isatty():
         return ProgressLines()
     theme = RichProgressBarTheme(metrics_format=".3g")

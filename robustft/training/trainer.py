@@ -72,7 +72,7 @@ def resolve_precision(precision: Any, accelerator: str) -> Any:
 
 
 def device_type(accelerator: str) -> str:
-    """What ``trainer.accelerator`` computes on: cpu, cuda, mps ..."""
+    """Say what ``trainer.accelerator`` computes on: cpu, cuda, mps ..."""
     here = torch.accelerator.current_accelerator(check_available=True)
     return "cpu" if accelerator == "cpu" or here is None else here.type
 

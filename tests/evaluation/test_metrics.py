@@ -229,11 +229,18 @@ def test_the_zeroshot_model_is_evaluated_once_whatever_is_measured(tmp_path: Pat
             evaluated.extend(s.name for s in evaluator.sets)
         validate(evaluator, *rest)
 
+    asked: list[Path] = []
+    remember = evaluate.remembered
+    monkeypatch.setattr(
+        evaluate, "remembered", lambda path, *rest, **how: asked.append(path) or remember(path, *rest, **how)
+    )
     monkeypatch.setattr(evaluate, "_validate", watched)
     few = do(tmp_path / "few", *short, "metric=[nll]")
     assert evaluated == ["holdout", "scenes", "scenes_objectnet", "scenes_a"]
     more = do(tmp_path / "more", *short)
     assert len(evaluated) == 4 and set(more["metrics"]) == set(NAMES)
+    # Once a run: processes that ask again, one after the other had kept it, would wait for each other for ever.
+    assert len(asked) == 8 and len(set(asked)) == 4
     other = do(tmp_path / "other", *trained, "data.holdout_seed=2")
     assert evaluated[4:] == ["holdout"]
     for name in NAMES:

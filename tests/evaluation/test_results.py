@@ -9,16 +9,8 @@ from types import ModuleType
 import pytest
 
 from robustft.common.errors import UserError
-from robustft.evaluation.results import (
-    Score,
-    Scores,
-    percent,
-    print_table,
-    read_results,
-    results_record,
-    set_label,
-    write_results,
-)
+from robustft.evaluation.results import Score, Scores, read_results, results_record, write_results
+from robustft.evaluation.summary import percent, print_table, set_label
 from tests.needs import SHARED, shared
 
 CONTRACT = SHARED / "checks" / "results_contract.py"

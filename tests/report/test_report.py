@@ -15,6 +15,7 @@ from robustft.report.groups import curves, group_over_seeds
 from robustft.report.page import payload
 from robustft.report.runs import Run, comparable_averages, read_runs, zeroshot_runs
 from robustft.report.table import comparison
+from robustft.studies import store
 
 PUBLISHED = Path(__file__).parent / "fixtures"
 MASK = {"kind": "object", "threshold": 0.3, "cam": "relevance", "source": "student"}
@@ -194,6 +195,8 @@ def test_models_have_tables_of_their_own(make_run, tmp_path: Path):
         ("published.jsonl", '{"model_name": "a"}', "line 1"),
         ("published.jsonl", '{"model_name": "a", "ImageNet": 76.1}', "fractions"),
         ("published.jsonl", "", "empty"),
+        ("published.jsonl", "{", "line 1 is not valid JSON"),
+        ("results.jsonl", '{"schema": 2, "entry": "run"}', "line 1 is not the result of a run: 'name' is missing"),
         ("other", None, "nothing at"),
     ],
 )
@@ -220,6 +223,16 @@ def test_command_fails_without_traceback(tmp_path: Path):
     assert done.stderr == f"error: No results.json in {tmp_path}. " + (
         "Name results.json files, folders of runs, or a quoted glob.\n"
     )
+
+
+def test_results_of_a_study_are_those_of_its_runs(sweep: Path, tmp_path: Path):
+    """One file of lines says what the runs' own files say."""
+    records = {file.parent.name: json.loads(file.read_text()) for file in sweep.rglob("results.json")}
+    store.write(tmp_path / "study" / "results.jsonl", {k: {"entry": k, **record} for k, record in records.items()})
+    for place in (sweep, tmp_path / "study", tmp_path / "study" / "results.jsonl"):
+        assert main([str(place), "--out", str(tmp_path / place.name), "--baseline", "vanilla"]) == 0
+    tables = {(tmp_path / name / "comparison.csv").read_text() for name in ("runs", "study", "results.jsonl")}
+    assert len(tables) == 1 and len(records) == 24
 
 
 def test_numbers_that_differ_by_rounding_are_one_setting(make_run, tmp_path, capsys):
@@ -393,7 +406,7 @@ def test_a_study_s_results_are_a_folder_of_runs(make_run, tmp_path: Path):
 def test_what_is_incidental_to_a_run_is_so_to_a_report():
     """Else results from before a setting was added are another system than those from after."""
     from robustft.cli import identity
-    from robustft.cli.settings import CORE
+    from robustft.cli.core_settings import CORE
     from robustft.report import runs
 
     names = {name.replace("*", "any") for name in CORE}
