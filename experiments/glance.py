@@ -27,6 +27,7 @@ from robustft.models.zeroshot import zeroshot_classifier
 from robustft.report.groups import group_over_seeds
 from robustft.report.plot import style
 from robustft.report.runs import read_runs
+from robustft.studies import store
 
 HERE = Path(__file__).resolve().parent
 THRESHOLD = 0.3
@@ -56,13 +57,13 @@ def idea(chosen: int, other: int):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=paths.expand, default=HERE / "seeds" / "results", help="of the seeds study")
+    parser.add_argument("--results", type=paths.expand, default=HERE / "seeds" / store.FILE, help="of the seeds study")
     parser.add_argument("--out", type=paths.expand, default=HERE.parent / "docs" / "glance.png")
     parser.add_argument("--image", type=int, default=1, help="which training image")
     parser.add_argument("--other", type=int, default=12, help="the one whose patches are filled in")
     arguments = parser.parse_args()
     paths.for_file(arguments.out, "--out")
-    if not arguments.results.is_dir():
+    if not arguments.results.exists():
         raise UserError(f"there is nothing at {arguments.results}: run experiments/seeds/study.py first")
     groups = group_over_seeds(read_runs([arguments.results]))
     homes.stand_in()

@@ -215,6 +215,11 @@ def kd_beta() -> str:
     return "\n".join(re.sub(r"\| (.*) \| (.*) \|", r"| **\1** | **\2** |", x) if chosen in x else x for x in lines)
 
 
+def targets() -> list[str]:
+    """What is wanted and reached, and every system."""
+    return (HERE / "targets" / "targets.md").read_text("utf-8").rstrip().split("\n\n")
+
+
 BETA_1 = {
     "zero-shot": "zeroshot",
     "vanilla fine-tuning": "vanilla",
@@ -236,7 +241,14 @@ COMPARED = {
     "**this method, single-fill**": "object_single",
     "**this method, multi-fill**": "object_multi",
 }
-NEEDS = {"demo": "demo/results.json", "kd_beta": "kd_beta/beta.md", "cam_truth": "cam_truth/table.md"} | {
+NEEDS = {
+    "demo": "demo/results.json",
+    "kd_beta": "kd_beta/beta.md",
+    "cam_truth": "cam_truth/table.md",
+    "probe": "probe/probe.md",
+    "targets": "targets/targets.md",
+    "targets_systems": "targets/targets.md",
+} | {
     study: f"{study}/comparison.md" for study in ("seeds", "comparison", "masking", "variants", "weight_space")
 }  # what a table is made of and a study may not have left yet
 TABLES: dict[str, Callable[[], str]] = {
@@ -248,6 +260,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "weight_space": weight_space,
     "kd_beta": kd_beta,
     "cam_truth": lambda: (HERE / "cam_truth" / "table.md").read_text("utf-8").rstrip(),
+    "targets": lambda: targets()[0],
+    "targets_systems": lambda: targets()[1],
+    "probe": lambda: (HERE / "probe" / "probe.md").read_text("utf-8").rstrip(),
     "speed": speed,
     "speed_vitb32": lambda: steps("vitb32"),
     "speed_vitb16": lambda: steps("vitb16"),
