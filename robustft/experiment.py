@@ -333,6 +333,7 @@ def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
         "models_at_inference": takes.get("models", 1),
         "transductive": bool(takes.get("transductive", False)),
         "test_set_used": False,
+        "benchmark": OmegaConf.select(cfg, "data.takes.benchmark"),
         "leaks": known_leaks(inputs.data),
         **inputs.data.protocol(),
     }

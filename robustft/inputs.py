@@ -14,11 +14,11 @@ from robustft.cli.settings import Settings
 from robustft.common import configs
 from robustft.common.cache import cache_folder
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator
 from robustft.components import component, make_tokenizer, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.data.loading import make_loader
 from robustft.data.own.tasks import tasks_of
-from robustft.data.sampling import generator
 from robustft.data.sets import Batch, EvaluationSet, RetentionTask
 from robustft.evaluation.evaluate import evaluate
 from robustft.evaluation.metrics import SetMetric, WorstGroup
@@ -31,8 +31,6 @@ from robustft.models.others import classifier_of_others
 from robustft.models.weights import has_text, is_ours, load_classifier, require_alike
 from robustft.models.zeroshot import open_clip_tokenizer
 from robustft.training.constraint import Constraint
-
-HOLDOUT = (8, 2)  # tells the random stream of hold-out batches from a run's others
 
 
 class Inputs(Mapping[str, Any]):
@@ -173,7 +171,7 @@ class Inputs(Mapping[str, Any]):
             UserError: there is no hold-out.
         """
         images, needed = self._holdout_set().dataset, count * size
-        rounds = (generator(self.cfg.seed, *HOLDOUT, number) for number in range(-(-needed // len(images))))
+        rounds = (generator("hold-out batches", self.cfg.seed, number) for number in range(-(-needed // len(images))))
         order = torch.cat([torch.randperm(len(images), generator=random) for random in rounds])[:needed]
         workers = self.data.default_workers() if self.data.num_workers is None else self.data.num_workers
         for batch in make_loader(images, order.tolist(), size, num_workers=workers):

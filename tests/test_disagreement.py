@@ -6,8 +6,9 @@ from safetensors.torch import load_file
 
 import robustft
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import relevance
-from robustft.data.sampling import draw, generator
+from robustft.data.sampling import draw
 from robustft.evaluation.disagreement import FILE, KINDS, read
 from tests.small import do, prepared, work  # noqa: F401 (a fixture)
 
@@ -34,8 +35,8 @@ def test_through_training(work, method):  # noqa: F811
     size = run.cfg.data.batch_size
     for number, (part, labels) in enumerate(zip(x.split(size), y.split(size), strict=True)):
         mask = relevance(student, part, labels)[-1] > 0.3
-        wide = mask.view(-1, 6, 6).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
-        other = part[torch.randperm(len(part), generator=generator(run.cfg.seed, number))]
+        wide = mask.view(-1, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+        other = part[torch.randperm(len(part), generator=generator("disagreement", run.cfg.seed, number))]
         for kind, image in (("factual", part), ("object_single", torch.where(wide, other, part))):
             with torch.no_grad():
                 expected[kind] += float(((student.encode(image) - teacher.encode(image)) ** 2).mean()) * len(part)

@@ -26,7 +26,7 @@ def model() -> Classifier:
 
 @pytest.fixture(scope="module")
 def images(model: Classifier) -> Tensor:
-    pixels = torch.randint(0, 256, (4, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return model.normalise(pixels)
 
 
@@ -44,7 +44,7 @@ def test_every_floating_type_works(model: Classifier, images: Tensor, dtype: tor
         _, expected, map_in_float = explain(model, images, labels)
         torch.testing.assert_close(logits.float(), expected, rtol=0, atol=LOGITS[dtype])
         torch.testing.assert_close(cam.float(), map_in_float, rtol=0, atol=MAPS[dtype])
-    masked = torch.rand(4, 36, generator=torch.Generator().manual_seed(1)) > 0.5
+    masked = torch.rand(4, 64, generator=torch.Generator().manual_seed(1)) > 0.5
     for given in ({"masked": masked}, {"kept": torch.arange(9).expand(4, 9)}):
         features = other.encode(x, **given)
         expected = model.encode(images, **given)
@@ -67,4 +67,4 @@ def test_copies_stored_models_and_compiled_ones_are_the_same(model: Classifier, 
 
 def test_pixels_that_are_not_normalised_are_refused(model: Classifier) -> None:
     with pytest.raises(Exception, match="u8|uint8|Byte"):
-        model(torch.zeros(1, 3, 48, 48, dtype=torch.uint8))
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))

@@ -151,21 +151,21 @@ def test_label_sets_explain_a_right_class(tmp_path):
 
 
 def test_tiles_show_patches():
-    image = torch.full((3, 48, 48), 120, dtype=torch.uint8)
+    image = torch.full((3, 64, 64), 120, dtype=torch.uint8)
     shown = picture(image)
-    assert shown.shape == (144, 144, 3)
+    assert shown.shape == (192, 192, 3)
     assert picture(torch.zeros(3, 224, 224, dtype=torch.uint8)).shape == (224, 224, 3)
     assert picture(torch.zeros(3, 336, 336, dtype=torch.uint8)).shape == (256, 256, 3)
     mask = torch.zeros(2, 2, dtype=torch.bool)
     mask[0, 1] = True
     gone = blanked(shown, mask)
-    assert (gone[:72, 72:] == GREY).all() and (gone[72:] == 120).all() and (gone[:72, :72] == 120).all()
+    assert (gone[:96, 96:] == GREY).all() and (gone[96:] == 120).all() and (gone[:96, :96] == 120).all()
     lines = hatched(shown, mask)
-    assert (lines[:72, 72:] != 120).all() and (lines[72:] == 120).all() and (lines[:72, :72] == 120).all()
+    assert (lines[:96, 96:] != 120).all() and (lines[96:] == 120).all() and (lines[:96, :96] == 120).all()
     edge = outlined(shown, mask, (1, 2, 3), width=1)
-    assert (edge != shown).any(-1).sum() == 4 * 72 - 4
+    assert (edge != shown).any(-1).sum() == 4 * 96 - 4
     hot = heat(shown, mask.float()).astype(int)
-    assert hot[0, 143].sum() > hot[0, 0].sum() and hot[0, 143, 0] > hot[0, 143, 2]  # yellow is lighter than blue
+    assert hot[0, 191].sum() > hot[0, 0].sum() and hot[0, 191, 0] > hot[0, 191, 2]  # yellow is lighter than blue
 
 
 def test_captions_stay_in_their_column():

@@ -21,18 +21,32 @@ def test_tables_and_numbers_are_those_of_the_result_files():
 
 def test_what_differs_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     before = (ROOT / "README.md").read_text("utf-8")
-    changed = readme.TABLES["seeds"]().replace("74.7", "74.6")
-    monkeypatch.setitem(readme.TABLES, "seeds", lambda: changed)
+    changed = readme.TABLES["speed_vitb32"]().replace("6.56", "6.57")
+    monkeypatch.setitem(readme.TABLES, "speed_vitb32", lambda: changed)
     monkeypatch.setattr(readme, "said", lambda: iter([("README.md", "it gains 99.9 points")]))
     monkeypatch.setattr("sys.argv", ["readme.py", "--check"])
     assert readme.main() == 1
     said = capsys.readouterr().out
-    assert "README.md: the table seeds differs from the result files" in said
+    assert "README.md: the table speed_vitb32 differs from the result files" in said
     assert "README.md does not say: it gains 99.9 points" in said
     assert (ROOT / "README.md").read_text("utf-8") == before
 
 
-STUDIES = sorted(path.parent.name for path in (ROOT / "experiments").glob("*/study.py"))
+def test_a_study_without_results_is_said_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = tmp_path / "README.md"
+    page.write_text("<!-- table: seeds -->\n\n| a | b |\n\n<!-- end of table -->\n", "utf-8")
+    monkeypatch.setattr(readme, "pages", lambda: [page])
+    monkeypatch.setattr(readme, "ROOT", tmp_path)
+    monkeypatch.setattr(readme, "said", lambda: iter(()))
+    monkeypatch.setattr(readme, "NEEDS", {"seeds": "no/such/file"})
+    assert "README.md: the table seeds differs from the result files" in list(readme.faults(change=False))
+    list(readme.faults(change=True))
+    assert page.read_text("utf-8") == f"<!-- table: seeds -->\n\n{readme.NOT_YET}\n\n<!-- end of table -->\n"
+
+
+STUDIES = sorted(
+    path.parent.name for path in (ROOT / "experiments").glob("*/study.py") if (path.parent / store.FILE).exists()
+)
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -107,6 +107,17 @@ def test_runs_that_depend_on_results(tmp_path, monkeypatch):
     assert [list(results) for results in seen] == [["first", "b"]]
 
 
+@pytest.mark.parametrize("said", [{"protocol": {"benchmark": "scenes-1"}}, {}])
+def test_results_on_older_pictures_are_refused(tmp_path, said):
+    entry = Entry("run", ("method=zeroshot",))
+    record = {"entry": "run", "config": {"method": {"name": "zeroshot"}}, "id": {"name": "scenes"}}
+    store.write(tmp_path / store.FILE, {"run": {**record, "protocol": {"benchmark": "scenes-2"}}})
+    Study([entry], tmp_path, [])
+    store.write(tmp_path / store.FILE, {"run": {**record, **said}})
+    with pytest.raises(UserError, match=r"run in \S+ was measured on scenes-1, and runs are now on scenes-2"):
+        Study([entry], tmp_path, [])
+
+
 def test_results_of_other_settings_are_refused(tmp_path):
     settings = (
         "mask=object",

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import relevance
 from robustft.counterfactual.fill import single_source
-from robustft.data.sampling import generator
 from robustft.models.files import BEST
 from robustft.training.checkpoints import LAST
 from tests.small import assert_refused, command, prepared, trained, work  # noqa: F401 (a fixture)
@@ -29,16 +29,16 @@ def train_plainly(run, *, beta: float, threshold: float, accumulate: int, steps:
     size, per_epoch = cfg.data.batch_size, len(indices) // cfg.data.batch_size
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
-        order = indices[torch.randperm(len(indices), generator=generator(cfg.seed, epoch))]
+        order = indices[torch.randperm(len(indices), generator=generator("order of images", cfg.seed, epoch))]
         micro_batches = order[place * size : (place + 1) * size].chunk(accumulate)
         for number, chosen in enumerate(micro_batches):
             batch = images.__getitems__(chosen.tolist())
             x, y = student.preprocess.normalise(batch.images), batch.labels
             loss = F.cross_entropy(student(x), y)
             if beta:
-                random = generator(cfg.seed, step * accumulate + number, 0)
+                random = generator("training step", cfg.seed, step * accumulate + number, 0)
                 cam = relevance(student, x, y)[-1].detach()
-                mask = (cam > threshold).view(-1, 6, 6).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
+                mask = (cam > threshold).view(-1, 8, 8).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
                 x_cf = torch.where(mask, x[single_source(len(x), random)], x)
                 loss = loss + beta * ((student.encode(x_cf) - teacher.encode(x_cf).detach()) ** 2).mean()
             (loss / accumulate).backward()
@@ -59,7 +59,7 @@ def test_against_a_plain_loop(work, method, accumulate):  # noqa: F811
     )
     run = prepared(work / f"plain-{method}-{accumulate}", *settings)
     size, patch = run.zeroshot.preprocess.size, run.zeroshot.patch_size
-    assert (size, patch) == (48, 8)
+    assert (size, patch) == (64, 8)
     beta = run.cfg.beta or 0
     threshold = run.cfg.mask.threshold or math.nan
     expected = train_plainly(run, beta=beta, threshold=threshold, accumulate=accumulate, steps=6)

@@ -33,7 +33,7 @@ def clip() -> nn.Module:
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def torchscript(path: Path, clip: nn.Module) -> Path:
@@ -52,7 +52,7 @@ def torchscript(path: Path, clip: nn.Module) -> Path:
                 holder.add_module(parent, nn.Module())
             holder = getattr(holder, parent)
         holder.register_buffer(leaf, value.half())
-    for name, size in {"input_resolution": 48, "context_length": 12, "vocab_size": 54}.items():
+    for name, size in {"input_resolution": 64, "context_length": 12, "vocab_size": 64}.items():
         archive.register_buffer(name, torch.tensor(size))
     torch.jit.save(torch.jit.trace(archive, torch.zeros(1)), path)
     return path

@@ -25,13 +25,13 @@ from tests.small import do, work  # noqa: F401 (a fixture)
 from tests.test_weights import CLASSES, make, quick_tiny
 from tests.test_weights import torchscript as openai_archive
 
-WIDTH, LAYERS, HEADS, EMBED, PATCH = 96, 4, 3, 96, 8  # of the tiny model
+WIDTH, LAYERS, HEADS, EMBED, PATCH = 72, 4, 3, 96, 8  # of the tiny model
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, CONTEXT = 64, 2, 2, 12
 
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +60,9 @@ def hugging_face_state() -> dict[str, Tensor]:
         "text_projection.weight": values(EMBED, TEXT_WIDTH),
         "vision_model.embeddings.class_embedding": values(WIDTH),
         "vision_model.embeddings.patch_embedding.weight": values(WIDTH, 3, PATCH, PATCH),
-        "vision_model.embeddings.position_embedding.weight": values(37, WIDTH),
-        "vision_model.embeddings.position_ids": torch.arange(37).unsqueeze(0),
-        "text_model.embeddings.token_embedding.weight": values(54, TEXT_WIDTH),
+        "vision_model.embeddings.position_embedding.weight": values(65, WIDTH),
+        "vision_model.embeddings.position_ids": torch.arange(65).unsqueeze(0),
+        "text_model.embeddings.token_embedding.weight": values(64, TEXT_WIDTH),
         "text_model.embeddings.position_embedding.weight": values(CONTEXT, TEXT_WIDTH),
         "text_model.embeddings.position_ids": torch.arange(CONTEXT).unsqueeze(0),
     }
@@ -320,7 +320,7 @@ def test_what_is_no_whole_plain_clip_is_named(tmp_path: Path, clip: nn.Module) -
 def test_an_image_size_that_does_not_fit_is_named(tmp_path: Path, clip: nn.Module) -> None:
     larger = {**clip.state_dict(), "visual.positional_embedding": torch.zeros(50, WIDTH)}
     save_file(larger, tmp_path / "larger.safetensors")
-    refused(tmp_path / "larger.safetensors", "visual.positional_embedding is (50, 96)", "56 px in patches of 8")
+    refused(tmp_path / "larger.safetensors", "visual.positional_embedding is (50, 72)", "56 px in patches of 8")
     large = {f"visual.transformer.resblocks.{k}.ln_1.weight": torch.empty(0) for k in range(24)}
     large["visual.proj"] = torch.empty(1024, 768, device="meta")
     large["visual.conv1.weight"] = torch.empty(1024, 3, 14, 14, device="meta")

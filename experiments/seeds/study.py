@@ -2,7 +2,7 @@
 
     python experiments/seeds/study.py
 
-Settings were chosen with other seeds (from 100) and another draw of the images (data.data_seed=1).
+Settings were chosen with other seeds (from 100) and another draw of the images (data.data_seed=1000).
 """
 
 from collections.abc import Iterator

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustft.bench import direct
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator, seeded
 from robustft.counterfactual.fill import make_fill
 from robustft.counterfactual.mask import make_mask
 from robustft.data.sets import Batch
@@ -61,30 +62,30 @@ class Bench:
     _optimizers: dict[int, torch.optim.Optimizer] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        generator = torch.Generator().manual_seed(self.seed)
+        random = generator("bench batch", self.seed)
         side = self.student.preprocess.size
-        self.x = torch.randn(self.batch, 3, side, side, generator=generator).to(self.device)
+        self.x = torch.randn(self.batch, 3, side, side, generator=random).to(self.device)
         classes = self.student.head.out_features
-        self.y = torch.randint(classes, (self.batch,), generator=generator).to(self.device)
+        self.y = torch.randint(classes, (self.batch,), generator=random).to(self.device)
         patches = self.student.patches
-        self.maps = torch.rand(self.batch, patches, generator=generator).to(self.device)
+        self.maps = torch.rand(self.batch, patches, generator=random).to(self.device)
 
     @cached_property
     def student(self) -> Classifier:
         name, classes = MODELS[self.model]
         visual: Any = create_clip(name, None, self.seed).visual
-        torch.manual_seed(self.seed)
-        head = nn.Linear(visual.output_dim, classes)
+        with seeded("bench head", self.seed):
+            head = nn.Linear(visual.output_dim, classes)
         return Classifier(visual, head, Architecture(name, {}, preprocess_of(name, None))).to(self.device)
 
     @cached_property
     def teacher(self) -> Classifier:
         """Not the student's twin: a distance of zero would hide mistakes."""
         teacher = deepcopy(self.student)
-        generator = torch.Generator(self.device).manual_seed(self.seed + 1)
+        random = generator("bench teacher", self.seed, device=self.device)
         with torch.no_grad():
             for weight in teacher.parameters():
-                noise = torch.randn(weight.shape, generator=generator, device=self.device)
+                noise = torch.randn(weight.shape, generator=random, device=self.device)
                 weight.add_(0.05 * weight.abs().mean() * noise)
         return teacher.eval().requires_grad_(False)
 
@@ -132,7 +133,7 @@ class Bench:
     def backward(self, variant: str) -> Callable[[], Tensor]:
         """Computes the loss and leaves its gradients in the parameters."""
         dtype, kind = self.autocast(variant), variant.removesuffix("_fp32")
-        random = torch.Generator(self.device).manual_seed(self.seed)
+        random = generator("bench step", self.seed, device=self.device)
         precision = partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
         if kind == "direct":
             return partial(self._direct, precision, random)

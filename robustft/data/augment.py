@@ -15,10 +15,8 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from robustft.common.errors import UserError
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.data.sets import ImageSet, original
-
-DRAWS = 7  # apart from the other random streams of a run
 
 
 class Augment:
@@ -91,7 +89,9 @@ class AugmentedImages(Dataset):
 
     def __getitem__(self, number: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
         epoch, index = divmod(number, len(self))
-        image = self.augment(original(self.images, index), self.size, generator(self.seed, DRAWS, epoch, index))
+        image = self.augment(
+            original(self.images, index), self.size, generator("augmentation", self.seed, epoch, index)
+        )
         return image, int(self.labels[index]), index
 
     def key(self, index: int) -> str:

@@ -4,22 +4,17 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import chain
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import Sampler
 
-
-def generator(*keys: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A random generator that depends on all the keys, for example (seed, epoch)."""
-    (state,) = np.random.SeedSequence(keys).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state) >> 1)  # torch takes 63 bits
+from robustft.common.randomness import generator
 
 
 def draw(images: int, chosen: int, seed: int) -> Int64[Tensor, " chosen"]:
     """`chosen` of `images` positions at random, in ascending order."""
-    return torch.randperm(images, generator=generator(seed))[:chosen].sort().values
+    return torch.randperm(images, generator=generator("images shown", seed))[:chosen].sort().values
 
 
 def split_holdout(
@@ -31,7 +26,7 @@ def split_holdout(
     to the largest remainders, and at least one image of each class stays for training. A plain draw
     otherwise.
     """
-    order = torch.randperm(len(labels), generator=generator(seed))
+    order = torch.randperm(len(labels), generator=generator("hold-out", seed))
     classes, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
     if len(classes) and counts.min() >= 2 and size <= len(labels) - len(classes):
         take = shares(counts, size, seed)
@@ -51,7 +46,7 @@ def shares(counts: Int64[Tensor, " classes"], size: int, seed: int) -> Int64[Ten
     exact = size * counts.double() / counts.sum()
     take = exact.floor().long().minimum(counts - 1)
     # Equal remainders (ImageNet: 10.24 images a class) are settled by lot.
-    lot = torch.rand(len(counts), generator=generator(seed, 1), dtype=torch.float64)
+    lot = torch.rand(len(counts), generator=generator("hold-out remainders", seed), dtype=torch.float64)
     by_remainder = ((exact - take).round(decimals=9) + lot * 1e-9).argsort(descending=True)
     while (missing := size - int(take.sum())) > 0:
         open_classes = by_remainder[(take < counts - 1)[by_remainder]]
@@ -131,7 +126,8 @@ class TrainSampler(Sampler[int]):
         return steps * accumulate * micro_batch
 
     def __iter__(self) -> Iterator[int]:
-        order = self.order(self.indices, generator(self.seed, self.epoch)) + self.epoch * self.epoch_step
+        random = generator("order of images", self.seed, self.epoch)
+        order = self.order(self.indices, random) + self.epoch * self.epoch_step
         steps = order[: math.prod(self.shape)].view(self.shape)
         mine = steps[:, :, self.rank].reshape(-1, self.micro_batch)
         skip = self.start_batch if self.epoch == self.start_epoch else 0

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory
+from robustft.common.randomness import generator
 from robustft.data.own.reading import read_sent
 from robustft.data.sets import Selection
 from robustft.deploy.again import zeroshot_of
@@ -219,7 +220,7 @@ class Looker:
         self, pixels: UInt8[Tensor, "1 3 height width"], cam: Float[Tensor, "1 rows columns"], whose: str, draw: int
     ) -> dict[str, Any]:
         """The masks, and what each fill makes of that of the run, with what the models say of it."""
-        mask, random = self._mask, torch.Generator().manual_seed(draw)
+        mask, random = self._mask, generator("masks and fills", draw)
         grid, masks = cam.shape[1:], masks_of(cam, self._mask, self._fill, random)
         drawn = picture(pixels[0])
         kinds = [

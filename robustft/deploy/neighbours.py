@@ -13,6 +13,7 @@ from torch.utils.data import SequentialSampler
 
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.errors import UserError, reason, user_error
+from robustft.common.randomness import generator
 from robustft.data.loading import make_loader
 from robustft.data.sampling import draw
 from robustft.data.sets import Selection, take
@@ -45,7 +46,7 @@ def training_images(source: Source, model: Model, most: int) -> Selection:
 
 def some_of(images: Selection, count: int, seed: int) -> UInt8[Tensor, "count 3 height width"]:
     """Draw training images at random, as the model sees them."""
-    random = torch.Generator().manual_seed(seed)
+    random = generator("patches of others", seed)
     return take(images, torch.randperm(len(images), generator=random)[:count].tolist()).images
 
 

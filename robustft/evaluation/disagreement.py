@@ -17,12 +17,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from robustft.common import files
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import relevance
 from robustft.counterfactual.distillation import feature_distance
 from robustft.counterfactual.fill import Counterfactual, make_fill
 from robustft.counterfactual.mask import kept_patches, make_mask
 from robustft.data.datamodule import RobustnessData
-from robustft.data.sampling import draw, generator
+from robustft.data.sampling import draw
 from robustft.models.classifier import Classifier
 from robustft.training.checkpoints import between_steps
 
@@ -136,7 +137,7 @@ def counterfactuals(
     for kind in MASKS:
         for name in FILLS:
             drops_tokens = kind == "random" and name == "none"
-            random = generator(*seed, device=x.device)
+            random = generator("disagreement", *seed, device=x.device)
             mask = make_mask(kind, student.patches, threshold=threshold, rate=rate, exact=drops_tokens)
             kept = kept_patches(student.patches, rate) if drops_tokens else None
             yield (

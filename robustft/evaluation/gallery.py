@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import multi_source, replace_patches
 from robustft.counterfactual.mask import context_mask, object_mask, random_mask
-from robustft.data.sampling import draw, generator
+from robustft.data.sampling import draw
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
 from robustft.evaluation.top1 import predict
@@ -167,7 +168,7 @@ def _mask_columns(
     seed: int,
 ) -> list[Labelled]:
     """The masks there are, and what each fill makes of that of the run."""
-    grid, random = cam.shape[1:], generator(seed)
+    grid, random = cam.shape[1:], generator("gallery", seed)
     masks = masks_of(cam, mask, fill, random)
     kind, filled = mask["kind"], filled_mask(mask)
     own, _ = masks[filled]

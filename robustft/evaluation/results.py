@@ -145,6 +145,12 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"it holds {constant}")
 
 
+def benchmark(record: Mapping[str, Any]) -> str | None:
+    """Tell the version of a benchmark's pictures that a record was measured on; None where there are no versions."""
+    first = {"scenes": "scenes-1"}  # before results said it
+    return (record.get("protocol") or {}).get("benchmark") or first.get(record.get("id", {}).get("name"))
+
+
 def average(block: Mapping[str, Any], metric: str) -> float | None:
     """Plain mean of a metric over the shift sets; None where one of them lacks it."""
     values = [score.get(metric) for score in block["ood"].values()]

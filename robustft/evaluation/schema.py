@@ -84,6 +84,8 @@ def _fault_of_keys(record: dict[str, Any]) -> str | None:
     for name, told in record["metrics"].items():
         if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
             return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
+    if not isinstance(version := record["protocol"].get("benchmark"), str | None):
+        return f"'protocol.benchmark' is {version!r:.60}"
     marker = record["display"].get("marker")
     if not isinstance(record["display"].get("label"), str) or not isinstance(marker, dict | None):
         return f"'display' is {record['display']!r:.60}, expected a label and a marker"

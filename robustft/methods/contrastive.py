@@ -15,17 +15,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.distillation import make_masking
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
-from robustft.data.sampling import generator
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import Method
-
-TEMPLATES = (8, 1)  # tells the random stream of templates from a run's others
 
 Seen = dict[str, Tensor]
 
@@ -127,7 +125,7 @@ class Contrastive(Method):
     def _templates_of(self, epoch: int) -> Int64[Tensor, " images"]:
         """A template for every training image, drawn anew for every epoch."""
         if self._templates is None or self._templates[0] != epoch:
-            random = generator(self.seed, *TEMPLATES, epoch)
+            random = generator("templates of images", self.seed, epoch)
             self._templates = epoch, torch.randint(len(self.prompts.templates), (self.images,), generator=random)
         return self._templates[1]
 

@@ -10,17 +10,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustft.common.randomness import generator
 from robustft.counterfactual.distillation import directions, encode_frozen
 from robustft.counterfactual.fill import Counterfactual
-from robustft.data.sampling import generator
 from robustft.data.sets import Batch
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Classifier
 from robustft.models.frozen_text import FrozenText
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import ParameterGroup
-
-TEXTS = (8, 3)  # tells the random stream of texts from a run's others
 
 
 class LipsumFT(CounterfactualFinetune):
@@ -51,7 +49,7 @@ class LipsumFT(CounterfactualFinetune):
     ) -> None:
         super().__init__(student, teacher, beta=beta, mask=mask, fill=fill)
         self.text, self.texts, self.length, self.unit_head = text, texts, length, unit_head
-        text.random_tokens(texts, length, generator(0))  # refused now, if it cannot be done
+        text.random_tokens(texts, length, generator("random texts", 0))  # refused now, if it cannot be done
         self.distance = self._distance
         self.drawn: tuple[int, Tensor] | None = None  # the step, and its texts
         if unit_head:
@@ -74,7 +72,7 @@ class LipsumFT(CounterfactualFinetune):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         step = self.trainer.global_step if is_attached(self) else batch_idx
         if self.teacher is not None and (self.drawn is None or self.drawn[0] != step):
-            random = generator(self.seed, *TEXTS, step, device=self.device)
+            random = generator("random texts", self.seed, step, device=self.device)
             self.drawn = step, self.text.encode(self.text.random_tokens(self.texts, self.length, random))
         return super().training_step(batch, batch_idx)
 

@@ -10,9 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from robustft.data.sampling import generator
-
-UPDATES = (8, 4)  # tells the random stream of updates from a run's others
+from robustft.common.randomness import generator
 
 
 def named_weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -67,7 +65,7 @@ def add_updates(modules: Iterable[nn.Module], rank: int, alpha: float, seed: int
         if weight.dim() == 2
     ]
     for number, (part, name) in enumerate(found):
-        update = LowRank(getattr(part, name), rank, alpha, generator(seed, *UPDATES, number))
+        update = LowRank(getattr(part, name), rank, alpha, generator("low-rank updates", seed, number))
         getattr(part, name).requires_grad_(False)
         parametrize.register_parametrization(part, name, update)
     return len(found)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from robustft.common.errors import UserError
+from robustft.common.randomness import seeded
 from robustft.data.sets import Preprocess
 from robustft.models.attention import Watcher, attend
 from robustft.models.open_clip_private import TimmModel
@@ -207,8 +208,7 @@ def build(name: str, pretrained: str | None, seed: int) -> nn.Module:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:9]}*")[:4]) or "timm.list_models() lists them"
         raise UserError(f"model.architecture={name} is unknown to timm. Nearest: {near}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("weights", seed):
         try:
             return timm.create_model(name, pretrained=pretrained == "timm", num_classes=0)
         except Exception as error:  # whatever the hub, the network or the disk says

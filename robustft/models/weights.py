@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
+from robustft.common.randomness import seeded
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -50,8 +50,7 @@ def create_clip(architecture: str, pretrained: str | None, seed: int) -> nn.Modu
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if pretrained in tags:
         return _fetch(architecture, str(pretrained))
-    with torch.random.fork_rng(devices=[]), quiet():
-        torch.manual_seed(seed)
+    with seeded("weights", seed), quiet():
         clip = open_clip.create_model(architecture, load_weights=False)
     if pretrained is None:
         return clip.eval()

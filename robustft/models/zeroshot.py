@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from robustft.common.cache import remembered
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory
+from robustft.common.randomness import generator, seeded
 from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -128,8 +129,7 @@ def built(architecture: str, seed: int, backbone: Backbone) -> nn.Module:
     if backbone == "timm":
         return timm_vit.build(architecture, None, seed)
     assert callable(backbone)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded("weights", seed):
         visual = backbone()
     for name in ("features", "preprocess", "describe"):
         if not hasattr(visual, name):
@@ -287,8 +287,7 @@ def _fingerprint(
 
 
 def _random_rows(classes: int, features: int, seed: int) -> Float[Tensor, "classes features"]:
-    generator = torch.Generator().manual_seed(seed)
-    return F.normalize(torch.randn(classes, features, generator=generator), dim=-1)
+    return F.normalize(torch.randn(classes, features, generator=generator("head", seed)), dim=-1)
 
 
 def _require_same(found: str, expected: str, path: str) -> None:

@@ -14,7 +14,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import write
 from robustft.report.groups import Group, group_over_seeds, reading_order
 from robustft.report.published import SEED
-from robustft.report.runs import Run, comparable_averages, read_runs, retention_tasks, zeroshot_runs
+from robustft.report.runs import Run, comparable_averages, read_runs, refuse_mixed, retention_tasks, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
 from robustft.report.table import (
     Table,
@@ -69,11 +69,20 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def baseline_line(patterns: Sequence[str], partial: bool) -> LogitLine | None:
-    """The line through the baseline models with a shift average, or None where no baselines are named."""
+def baseline_line(patterns: Sequence[str], partial: bool, runs: Sequence[Run]) -> LogitLine | None:
+    """The line through the baseline models with a shift average, or None where none are named.
+
+    Args:
+        runs: what is shown beside the line.
+
+    Raises:
+        UserError: the baselines were measured on other pictures than ``runs``.
+    """
     if not patterns:
         return None
-    known = [point for group in group_over_seeds(read_runs(patterns, partial)) for point in group.points()]
+    baselines = read_runs(patterns, partial)
+    refuse_mixed([*runs, *baselines])
+    known = [point for group in group_over_seeds(baselines) for point in group.points()]
     return logit_fit([x for x, _ in known], [y for _, y in known])
 
 
@@ -118,7 +127,7 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
         paths.for_file(arguments.html, "--html")
     if out:
         paths.make_folder(out, "--out")
-    line = baseline_line(arguments.baselines, arguments.partial)
+    line = baseline_line(arguments.baselines, arguments.partial, runs)
     panels = panels_of(runs)
     everything = [group for groups in panels for group in groups]
     for name in arguments.baseline:

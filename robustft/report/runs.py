@@ -14,7 +14,7 @@ from robustft.cli.identity import renewed
 from robustft.common.configs import flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.evaluation.results import average, read_results
+from robustft.evaluation.results import average, benchmark, read_results
 from robustft.evaluation.schema import find_fault
 from robustft.report import schema1
 
@@ -177,7 +177,8 @@ def read_runs(patterns: Iterable[str | Path], partial: bool = False, say: Callab
         say: told what is passed over.
 
     Raises:
-        UserError: nothing found, a file named that is no results file, none that is one, or only partial runs.
+        UserError: nothing found, a file named that is no results file, none that is one, only partial runs, or runs on
+            different versions of a benchmark.
     """
     runs: list[Run] = []
     passed_over: list[str] = []
@@ -199,7 +200,22 @@ def read_runs(patterns: Iterable[str | Path], partial: bool = False, say: Callab
     kept = [run for run in runs if partial or not run.record["partial"]]
     if not kept:
         raise UserError(f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial.")
-    return _without_copies(kept, say)
+    runs = _without_copies(kept, say)
+    refuse_mixed(runs)
+    return runs
+
+
+def refuse_mixed(runs: Sequence[Run]) -> None:
+    """Raise a UserError where runs on one ID set were measured on different versions of its pictures."""
+    first: dict[str, Run] = {}
+    for run in runs:
+        known = first.setdefault(run.panel[1], run)
+        ours, theirs = benchmark(known.record), benchmark(run.record)
+        if ours != theirs:
+            raise UserError(
+                f"{known.path} was measured on {ours} and {run.path} on {theirs}: other pictures, so the numbers cannot"
+                " be compared. Report them apart, or run the older ones again."
+            )
 
 
 def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:

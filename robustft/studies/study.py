@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.progress import Progress
 
 from robustft.cli import checks, compose, identity, naming
 from robustft.common import files, terminal
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
+from robustft.evaluation.results import benchmark
 from robustft.studies import store
 from robustft.studies.store import Results
 from robustft.studies.workers import execute, outcome, workers
@@ -181,8 +183,19 @@ class Study:
                 checks.refuse_idle([job], compose.texts(compose.parse(settings)), sweep=True)
             except UserError as error:
                 raise UserError(f"{entry.name}: {error}") from error
+            self._refuse_other_pictures(entry, job)
         first = identity.distinct(jobs, also=[entry.also for entry in self.entries])
         return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
+
+    def _refuse_other_pictures(self, entry: Entry, job: DictConfig) -> None:
+        """Raises a UserError where an entry has a result on another version of its benchmark."""
+        if (record := self.results.get(entry.name)) is not None:
+            there, here = benchmark(record), OmegaConf.select(job, "data.takes.benchmark")
+            if there is not None and there != here:
+                raise UserError(
+                    f"{entry.name} in {self.file} was measured on {there}, and runs are now on {here or 'other data'}:"
+                    " delete its line to run that again"
+                )
 
     def _share(self, entry: Entry) -> None:
         """Gives an entry's results, and its model, to those that are the same run, if there are any."""

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.data.sets import Batch
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
@@ -117,9 +117,9 @@ class Method(Evaluator, ABC):
     def random(self, batch_idx: int) -> torch.Generator:
         """A random stream on the device that depends on (seed, micro-batch since the start of training, device)."""
         if not is_attached(self):
-            return generator(self.seed, batch_idx, 0, device=self.device)
+            return generator("training step", self.seed, batch_idx, 0, device=self.device)
         micro_batch = self.current_epoch * int(self.trainer.num_training_batches) + batch_idx
-        return generator(self.seed, micro_batch, self.global_rank, device=self.device)
+        return generator("training step", self.seed, micro_batch, self.global_rank, device=self.device)
 
     def measures(self) -> bool:
         """Whether Lightning logs this step: what is not needed for the loss is measured then."""

@@ -26,7 +26,7 @@ OPTIONS: dict[str, Any] = {
 
 class Noise(RobustnessData):
     name, class_names, templates = "noise", [str(k) for k in range(10)], ["a {}"]
-    images = torch.randint(256, (22, 3, 48, 48), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(256, (22, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def training_set(self) -> TensorImages:
         return TensorImages(self.images, torch.arange(22) % 10)

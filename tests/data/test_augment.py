@@ -8,10 +8,10 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator
 from robustft.data.augment import Augment, AugmentedImages
 from robustft.data.datamodule import RobustnessData
 from robustft.data.prepared import PreparedImages
-from robustft.data.sampling import generator
 from robustft.data.sets import EvaluationSet, Preprocess, TensorImages
 
 from .conftest import make_data, root  # noqa: F401 (a fixture)
@@ -93,7 +93,7 @@ def test_the_crop_is_torchvisions() -> None:
 def test_a_draw_leaves_the_global_generator_alone() -> None:
     image = torch.randint(0, 255, (3, 20, 20), dtype=torch.uint8)
     state = torch.random.get_rng_state()
-    Augment((0.1, 1), 0.5, operations=2)(image, 8, generator(1))
+    Augment((0.1, 1), 0.5, operations=2)(image, 8, generator("test", 1))
     assert torch.equal(state, torch.random.get_rng_state())
 
 
@@ -101,7 +101,7 @@ def test_a_draw_leaves_the_global_generator_alone() -> None:
 def test_flips_have_their_probability(flip: float) -> None:
     image = torch.zeros(3, 8, 8, dtype=torch.uint8)
     image[:, :, :4] = 200
-    left = [bool(Augment((1, 1), flip)(image, 8, generator(i))[0, 4, 0] < 100) for i in range(300)]
+    left = [bool(Augment((1, 1), flip)(image, 8, generator("test", i))[0, 4, 0] < 100) for i in range(300)]
     assert sum(left) / 300 == pytest.approx(flip, abs=0.1)
 
 

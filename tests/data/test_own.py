@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from robustft.common.errors import UserError
+from robustft.common.randomness import generator
 from robustft.data.own.collection import OwnImages
 from robustft.data.own.domains import DomainImages
 from robustft.data.own.folders import FolderImages
@@ -17,7 +18,7 @@ from robustft.data.own.names import names_of, readable, wordnet_name
 from robustft.data.own.prompts import templates_of, with_synonyms
 from robustft.data.own.table import TableImages
 from robustft.data.prepared import PreparedImages
-from robustft.data.sampling import balanced, generator
+from robustft.data.sampling import balanced
 from tests.needs import SHARED, shared
 
 from .own import CLASSES, OPTIONS, colour, write_domains
@@ -125,8 +126,8 @@ def test_parts_do_not_overlap_and_keep_one_of_each_class(root: Path) -> None:
 
 def test_a_new_image_moves_no_other(root: Path) -> None:
     labels, keys = torch.tensor([0] * 20), [f"cat/{i}" for i in range(20)]
-    before = {k for k, one in zip(keys, drawn(labels, keys, 5, 0), strict=True) if one}
-    after = drawn(torch.tensor([0] * 21), [*keys, "cat/new"], 5, 0)
+    before = {k for k, one in zip(keys, drawn("val", labels, keys, 5, 0), strict=True) if one}
+    after = drawn("val", torch.tensor([0] * 21), [*keys, "cat/new"], 5, 0)
     assert len(before & {k for k, one in zip([*keys, "cat/new"], after, strict=True) if one}) >= 4
 
 
@@ -156,8 +157,8 @@ def test_several_domains_take_turns(root: Path) -> None:
 
 def test_balanced_orders_give_every_group_its_share() -> None:
     groups = torch.tensor([0] * 50 + [1] * 5 + [2] * 2)
-    order = balanced(groups, generator(0))
-    assert len(order) == 57 and torch.equal(order, balanced(groups, generator(0)))
+    order = balanced(groups, generator("test", 0))
+    assert len(order) == 57 and torch.equal(order, balanced(groups, generator("test", 0)))
     assert groups[order].bincount().tolist() == [19, 19, 19]
     assert len(set(order[groups[order] == 0].tolist())) == 19  # none twice while others wait
     assert all(groups[order][i : i + 3].unique().numel() == 3 for i in range(0, 57, 3))

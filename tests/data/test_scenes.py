@@ -8,20 +8,34 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from robustft.cli import compose
 from robustft.common.errors import UserError
 from robustft.data.scenes import ScenesData
 from robustft.data.scenes.captions import TEMPLATES, captions, vocabulary
 from robustft.data.scenes.datamodule import EVALUATION_SETS, SceneImages
 from robustft.data.scenes.generate import generate
-from robustft.data.scenes.recipes import CLASSES, CLUTTER, CONTEXTS, PRETRAINING, SETS, STYLES, draw, poisson
+from robustft.data.scenes.recipes import (
+    CLASSES,
+    CLUTTER,
+    CONTEXTS,
+    PRETRAINING,
+    RENDITIONS,
+    SETS,
+    SKETCHES,
+    STYLES,
+    VERSION,
+    draw,
+    poisson,
+)
+from robustft.data.scenes.retention import retention_task
 from robustft.data.sets import Preprocess
 from robustft.models import tiny
 from robustft.models.tokenizer import WordTokenizer
 
-PREPROCESS = Preprocess(48, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+PREPROCESS = Preprocess(64, open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
-def rendered(name="scenes", count=48, size=48, seed=3, recipe=None):
+def rendered(name="scenes", count=48, size=64, seed=3, recipe=None):
     return generate(recipe or SETS[name], count, size=size, seed=seed, name=name)
 
 
@@ -64,14 +78,14 @@ def test_shapes_and_types(size):
 @pytest.mark.parametrize("name", list(SETS))
 def test_every_object_is_seen_and_has_a_plausible_size(name):
     area = rendered(name, 256).masks.float().mean((1, 2))
-    assert area.min() > 0.003
-    assert area.max() < 0.6
-    assert 0.05 < area.mean() < 0.25
+    assert area.min() > 0.01
+    assert area.max() < 0.9
+    assert 0.15 < area.mean() < 0.4  # objects fill the picture, as ImageNet's do
 
 
 def test_masks_are_where_the_object_is():
     """Without texture, noise or anything else in the picture, object pixels differ from the background."""
-    plain = replace(SETS["scenes"], noise=0.0, clutter=1e-9, bar=0.0, dim=0.0, blur=0.0, fade=0.0)
+    plain = replace(SETS["scenes"], noise=0.0, clutter=1e-9, front=0.0, dim=0.0, blur=0.0, veil=0.0)
     scenes = rendered(count=256, recipe=replace(plain, home=1.0))
     images, masks = scenes.images.float(), scenes.masks[:, None].float()
     inside = (images * masks).sum((2, 3)) / masks.sum((2, 3))
@@ -79,8 +93,8 @@ def test_masks_are_where_the_object_is():
     assert (inside - outside).abs().amax(1).median() > 40
 
 
-def test_a_bar_hides_a_part_of_the_mask():
-    shown, hidden = (rendered(recipe=replace(SETS["scenes"], bar=bar)).masks for bar in (0.0, 1.0))
+def test_something_in_front_hides_a_part_of_the_mask():
+    shown, hidden = (rendered(recipe=replace(SETS["scenes"], front=front)).masks for front in (0.0, 1.0))
     assert not (hidden & ~shown).any()
     assert hidden.sum() < 0.9 * shown.sum()
 
@@ -121,10 +135,11 @@ def test_pretraining_factors_are_independent():
 
 
 def test_styles_of_the_sets():
-    assert (factors("scenes_sketch").style == STYLES.index("sketch")).all()
     assert (factors("scenes_objectnet").style == STYLES.index("photo")).all()
-    renditions = factors("scenes_r").style.bincount(minlength=len(STYLES))
-    assert renditions[:2].sum() == 0 and renditions[2:].min() > 850
+    for name, kinds in (("scenes_sketch", SKETCHES), ("scenes_r", RENDITIONS)):
+        counts = factors(name).style.bincount(minlength=len(STYLES))
+        assert [STYLES[k] for k in counts.nonzero()[:, 0]] == list(kinds)
+        assert counts[counts > 0].min() > 0.8 * 4000 / len(kinds)  # no kind decides
 
 
 def test_clutter_is_poisson():
@@ -141,10 +156,10 @@ def test_sets_in_order_and_loaders(tmp_path):
     assert [s.name for s in data.sets] == ["holdout", *EVALUATION_SETS]
     assert data.train_images == 48 and data.num_classes == 16
     batch = next(iter(data.train_dataloader()))
-    assert batch.images.shape == (16, 3, 48, 48) and batch.images.dtype == torch.uint8
+    assert batch.images.shape == (16, 3, 64, 64) and batch.images.dtype == torch.uint8
     assert all(s.correct.equal(torch.eye(16, dtype=torch.bool)) for s in data.sets)
     images = data.sets[1].dataset
-    assert isinstance(images, SceneImages) and images.masks.shape == (32, 48, 48)
+    assert isinstance(images, SceneImages) and images.masks.shape == (32, 64, 64)
 
 
 def test_the_cache_gives_the_same_images_and_survives_damage(tmp_path):
@@ -268,3 +283,23 @@ def test_zero_shot_accuracy_of_the_shipped_weights(clip):
         accuracy[name] = ((features @ head).argmax(1) == scenes.labels).double().mean().item()
     assert accuracy.pop("scenes") >= 0.60
     assert sum(accuracy.values()) / len(accuracy) >= 0.55
+
+
+# What else it shows
+
+
+def test_the_version_of_the_pictures_is_that_of_the_config():
+    assert compose.compose_first(compose.parse(["data=scenes"])).data.takes.benchmark == VERSION
+
+
+@pytest.mark.parametrize(("task", "kinds"), [("context", CONTEXTS), ("style", STYLES)])
+def test_what_fine_tuning_never_asks_for(tmp_path, task, kinds):
+    made = retention_task(task, 64, images=320, root=tmp_path)
+    assert made.images.name == f"scenes_{task}" and len(made.class_names) == len(kinds)
+    scenes = rendered("retention", 320, seed=0, recipe=PRETRAINING)
+    assert torch.equal(made.images.dataset.labels, {"context": scenes.contexts, "style": scenes.styles}[task])
+    assert torch.equal(made.images.dataset.images, scenes.images)
+    assert not torch.equal(scenes.images, rendered("pretraining", 320, seed=0, recipe=PRETRAINING).images)
+    tiny.tokenizer()([template.format(name) for template in made.templates for name in made.class_names])
+    counts = made.images.dataset.labels.bincount(minlength=len(kinds))
+    assert counts.min() > 0

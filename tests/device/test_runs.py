@@ -218,7 +218,7 @@ def test_zeroshot_classifier(tmp_path):
 def test_a_loaded_model_moves(places):
     place = places[1]
     model = robustft.load(place.do("finetune", *RUNS["finetune"]))
-    images = model.preprocess.normalise(torch.randint(0, 255, (3, 3, 48, 48), dtype=torch.uint8))
+    images = model.preprocess.normalise(torch.randint(0, 255, (3, 3, 64, 64), dtype=torch.uint8))
     with torch.inference_mode():
         expected = model(images)
         assert torch.equal(model.to(remote.NAME)(images.to(remote.NAME)).cpu(), expected)

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
 from robustft.bench.steps import MORE, VARIANTS, Bench
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.data.sets import Batch
 from robustft.experiment import make_training, options
 from robustft.inputs import Inputs
@@ -169,7 +169,7 @@ def test_timm_towers(pool, mask, fill):
     for place in ("cpu", remote.NAME):
         student, teacher = (classifier(vit(pool)).to(place) for _ in range(2))
         method = CounterfactualFinetune(student, teacher, beta=1.0, mask=mask, fill=fill)
-        method.random = lambda _, place=place: generator(3, device=place)
+        method.random = lambda _, place=place: generator("test", 3, device=place)
         random = torch.Generator().manual_seed(1)
         images = torch.randn(4, 3, SIDE, SIDE, generator=random).to(place)
         batch = Batch(images, torch.tensor([0, 3, 1, 1]).to(place), torch.arange(4).to(place))

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustft.bench.steps import BETA, MASK
+from robustft.common.randomness import generator
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import Counterfactual, make_fill, replace_patches, single_source
 from robustft.counterfactual.mask import make_mask
-from robustft.data.sampling import generator
 from robustft.data.sets import Batch
 from robustft.evaluation.evaluate import Evaluation, evaluate
 from robustft.experiment import options
@@ -52,7 +52,7 @@ def models(name: str) -> tuple[Classifier, Classifier]:
 
 
 def batch(student: Classifier) -> tuple[Tensor, Tensor]:
-    random, side = generator(7), student.preprocess.size
+    random, side = generator("test", 7), student.preprocess.size
     pixels = torch.randint(0, 256, (BATCH, 3, side, side), generator=random, dtype=torch.uint8)
     return pixels, torch.randint(CLASSES, (BATCH,), generator=random)
 
@@ -74,8 +74,8 @@ def step(
     if dtype is not None:
         teacher.keep_in(dtype)
     method = CounterfactualFinetune(student, teacher, beta=BETA, mask=MASK, fill="none")
-    cams = torch.rand(BATCH, student.patches, generator=generator(3)).to(device)
-    source = single_source(BATCH, generator(4)).to(device)
+    cams = torch.rand(BATCH, student.patches, generator=generator("test", 3)).to(device)
+    source = single_source(BATCH, generator("test", 4)).to(device)
     mask = make_mask("object", student.patches, threshold=0.3)
 
     def given(size: int, cam: Tensor, random: torch.Generator) -> Tensor:
@@ -89,7 +89,7 @@ def step(
     method.mask, method.fill = given, fill
     # Of a loss in float16 gradients would be too small for their number format: Lightning's scaler does this.
     scale = 2.0**12 if precision == "16-mixed" else 1.0
-    random = generator(5, device=device)
+    random = generator("test", 5, device=device)
     method.random = lambda batch_idx: random  # type: ignore[method-assign]
 
     def back_propagate(part: Tensor) -> Tensor:
@@ -138,10 +138,10 @@ def maps(name: str, device: str, kind: str) -> Tensor:
 
 def samples(device: str, kind: str, fill: str) -> tuple[Tensor, Tensor, Tensor]:
     """Pixels, the mask and the counterfactual sample of a batch of patches, made on a device."""
-    random = generator(11, device=device)
-    pixels = torch.rand(BATCH, 3, 48, 48, generator=generator(2)).to(device)
-    cam = torch.rand(BATCH, 36, generator=generator(3)).to(device)
-    mask = make_mask(kind, 36, threshold=0.3, rate=0.5)(BATCH, cam, random)
+    random = generator("test", 11, device=device)
+    pixels = torch.rand(BATCH, 3, 64, 64, generator=generator("test", 2)).to(device)
+    cam = torch.rand(BATCH, 64, generator=generator("test", 3)).to(device)
+    mask = make_mask(kind, 64, threshold=0.3, rate=0.5)(BATCH, cam, random)
     made = make_fill(fill, 8)(pixels, mask, random).images
     return pixels.cpu(), mask.cpu(), made.cpu()
 

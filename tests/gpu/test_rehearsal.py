@@ -31,7 +31,7 @@ def test_a_wrong_step_is_noticed(monkeypatch):
 @pytest.mark.parametrize("kind", ["relevance", "gradcam"])
 def test_maps(kind):
     cam = checks.maps("tiny", "cpu", kind)
-    assert cam.shape == (checks.BATCH, 36) and (cam >= 0).all() and (cam.amax(1) > 0.9).all()
+    assert cam.shape == (checks.BATCH, 64) and (cam >= 0).all() and (cam.amax(1) > 0.9).all()
 
 
 @pytest.mark.parametrize("fill", ["none", "single", "multi"])

@@ -61,7 +61,7 @@ def test_masks_and_fills(kind, fill):
     if kind != "random":
         assert torch.equal(mask, expected)
     assert 0.2 < mask.float().mean() < 0.8
-    kept = ~mask.view(-1, 1, 6, 6).repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(pixels)
+    kept = ~mask.view(-1, 1, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3).expand_as(pixels)
     assert torch.equal(made[kept], pixels[kept])
     if fill == "multi":
         assert (made != pixels)[~kept].float().mean() > 0.99
@@ -105,7 +105,13 @@ def test_out_of_memory_is_one_line_and_a_micro_batch_is_found(work):  # noqa: F8
     from robustft.common.errors import UserError
     from robustft.training.accumulation import micro_batches_that_fit
 
-    settings = ("data.train_images=1100", "data.batch_size=1024", "trainer=gpu", "trainer.max_steps=1")
+    settings = (
+        "data.train_images=1100",
+        "data.holdout=64",
+        "data.batch_size=1024",
+        "trainer=gpu",
+        "trainer.max_steps=1",
+    )
     run = prepared(work / "memory", *settings)
     free, total = torch.cuda.mem_get_info()
     torch.cuda.set_per_process_memory_fraction(min(1.0, 2**30 / total))  # 1 GiB

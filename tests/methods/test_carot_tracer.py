@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustft.common.errors import UserError
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.methods.carot import CaRot, overlap, self_distillation, skewness
 from robustft.methods.contrastive import Contrastive
 from robustft.methods.tracer import TRACER
@@ -84,7 +84,7 @@ def test_a_term_and_its_gradients(work, case: str, dtype: torch.dtype) -> None: 
 
 def test_self_distillation_of_a_model_from_itself() -> None:
     """It is the entropy of rows plus that of columns, and pulls at nothing."""
-    z = torch.randn(6, 6, dtype=torch.float64, generator=generator(1)).requires_grad_()
+    z = torch.randn(6, 6, dtype=torch.float64, generator=generator("test", 1)).requires_grad_()
     found = self_distillation(z, z.detach())
     entropies = [-(p * p.log()).sum(1).mean() for p in (z.softmax(1), z.T.softmax(1))]
     torch.testing.assert_close(found, sum(entropies), rtol=1e-14, atol=0)
@@ -93,10 +93,10 @@ def test_self_distillation_of_a_model_from_itself() -> None:
 
 
 def test_the_norms_of_projections() -> None:
-    orthonormal, _ = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64, generator=generator(2)))
+    orthonormal, _ = torch.linalg.qr(torch.randn(9, 4, dtype=torch.float64, generator=generator("test", 2)))
     assert skewness(orthonormal) < 1e-14
     assert float(skewness(2 * orthonormal)) == pytest.approx(3 * 4**0.5)
-    image, text = orthonormal, torch.randn(5, 4, dtype=torch.float64, generator=generator(3))
+    image, text = orthonormal, torch.randn(5, 4, dtype=torch.float64, generator=generator("test", 3))
     assert float(overlap(image, text)) == pytest.approx(float(text.norm()))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustft.cli import checks
 from robustft.common.errors import UserError
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.data.sets import Batch
 from robustft.experiment import make_training
 from robustft.methods.clipood import margins
@@ -59,7 +59,8 @@ def plain_clipood(run, steps: int, margin: float, template: str) -> dict[str, to
     size = cfg.data.batch_size
     for step in range(steps):
         epoch, place = divmod(step, len(data.split[0]) // size)
-        order = data.split[0][torch.randperm(len(data.split[0]), generator=generator(cfg.seed, epoch))]
+        random = generator("order of images", cfg.seed, epoch)
+        order = data.split[0][torch.randperm(len(data.split[0]), generator=random)]
         batch = data.training_set().__getitems__(order[place * size : (place + 1) * size].tolist())
         f = F.normalize(tower.encode(tower.normalise(batch.images)), dim=-1)
         z = scale * (f @ texts.T - margin * texts[batch.labels] @ texts.T)

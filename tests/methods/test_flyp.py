@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import robustft
 from robustft.cli import checks
 from robustft.common.errors import UserError
-from robustft.data.sampling import generator
+from robustft.common.randomness import generator
 from robustft.data.scenes import ScenesData
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models import tiny
@@ -113,9 +113,11 @@ def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:
     indices, images, size = data.split[0], data.training_set(), cfg.data.batch_size
     for step in range(steps):
         epoch, place = divmod(step, len(indices) // size)
-        order = indices[torch.randperm(len(indices), generator=generator(cfg.seed, epoch))]
+        order = indices[torch.randperm(len(indices), generator=generator("order of images", cfg.seed, epoch))]
         batch = images.__getitems__(order[place * size : (place + 1) * size].tolist())
-        drawn = torch.randint(len(data.templates), (len(images),), generator=generator(cfg.seed, 8, 1, epoch))
+        drawn = torch.randint(
+            len(data.templates), (len(images),), generator=generator("templates of images", cfg.seed, epoch)
+        )
         chosen = zip(batch.labels.tolist(), drawn[batch.indices].tolist(), strict=True)
         tokens = tiny.tokenizer()([data.templates[t].format(data.class_names[c]) for c, t in chosen])
         u, v, scale = clip(run.zeroshot.preprocess.normalise(batch.images), tokens)

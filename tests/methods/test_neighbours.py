@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from robustft.common.randomness import generator
 from robustft.counterfactual.distillation import between_directions
 from robustft.counterfactual.fill import Counterfactual
-from robustft.data.sampling import generator
 from robustft.data.sets import Batch
 from robustft.methods.carft import context_divergence
 from robustft.methods.ldifs import states_distance
@@ -119,18 +119,18 @@ def test_contexts_are_means_over_classes() -> None:
 def test_random_texts() -> None:
     """Drawn from all tokens but those of start and end, anew at every step, encoded as open_clip does."""
     text = frozen_text("tiny", None, 0, tokenizer())
-    tokens = text.random_tokens(500, 8, generator(0))
+    tokens = text.random_tokens(500, 8, generator("test", 0))
     start, end = 1, tokenizer().end
     assert tokens.shape == (500, 10) and set(tokens[:, 0].tolist()) == {start} and set(tokens[:, -1].tolist()) == {end}
     assert set(tokens[:, 1:-1].flatten().tolist()) == set(range(end)) - {start}
-    assert not torch.equal(tokens, text.random_tokens(500, 8, generator(1)))
+    assert not torch.equal(tokens, text.random_tokens(500, 8, generator("test", 1)))
     encoded = text.encode(tokens[:20])
     torch.testing.assert_close(encoded, TextTower(text.clip).encode_text(tokens[:20], normalize=True))
     torch.testing.assert_close(encoded.norm(dim=1), torch.ones(20))
     import open_clip
 
     clips = open_clip.get_tokenizer("ViT-B-32")
-    published = FrozenText(text.clip, clips, 100.0).random_tokens(80, 8, generator(0))
+    published = FrozenText(text.clip, clips, 100.0).random_tokens(80, 8, generator("test", 0))
     assert list(published.shape) == [80, Golden("lipsum", torch.float32)["tokens_shape"][1]]
     assert published[:, 0].eq(49406).all() and published[:, -1].eq(49407).all() and published[:, 1:-1].max() < 49406
 

@@ -46,6 +46,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             retention=retained(given.pop("retention", None)),
             mask=mask,
             fill=fill,
+            protocol={"benchmark": given.pop("benchmark", "scenes-2")},
             config={**config, "mask": mask, "fill": fill, **dials, **given.pop("config", {})},
             **dials,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from robustft.common.errors import UserError
 from robustft.report.__main__ import main, panels_of
 from robustft.report.groups import curves, group_over_seeds
 from robustft.report.page import payload
@@ -136,6 +137,23 @@ def test_scatter_is_drawn(sweep: Path, tmp_path: Path):
         "over β",
     ):
         assert f">{text}<" in svg
+
+
+@pytest.mark.parametrize("old", ["scenes-1", None])  # results of the first pictures do not say it
+def test_versions_of_the_pictures_are_not_mixed(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str], old):
+    new = make_run("finetune", 0)
+    assert main([str(new), "--out", str(tmp_path)]) == 0
+    older = make_run("finetune", 1, benchmark=old)
+    assert main([str(older), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    for arguments in ([str(new), str(older)], [str(new), "--baselines", str(older)]):
+        assert main([*arguments, "--out", str(tmp_path)]) == 1
+        said = capsys.readouterr().err
+        assert "scenes-2" in said and "scenes-1" in said and "other pictures" in said
+    imagenet = json.loads((new / "results.json").read_text())
+    imagenet["id"]["name"], imagenet["protocol"]["benchmark"] = "imagenet", None
+    (tmp_path / "imagenet.json").write_text(json.dumps(imagenet))
+    assert main([str(new), str(tmp_path / "imagenet.json"), "--out", str(tmp_path)]) == 0  # a panel of its own
 
 
 def test_partial_runs_are_left_out_unless_asked(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -356,7 +374,11 @@ def test_no_wrong_value_ends_in_a_traceback(make_run, tmp_path: Path, capsys: py
                 node = node[key]
             node[path[-1]] = value
             file.write_text(json.dumps(record))
-            panels = panels_of(read_runs([tmp_path / "runs"]))
+            try:
+                panels = panels_of(read_runs([tmp_path / "runs"]))
+            except UserError as error:  # the version of the pictures, or what it stands in
+                assert path[0] == "protocol" and "other pictures" in str(error), (path, value)
+                continue
             payload(panels)
             for groups in panels:
                 comparison(groups, list(groups[0].record["ood"]))

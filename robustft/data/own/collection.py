@@ -247,7 +247,7 @@ class OwnImages(FileData):
         pool = self.found.train
         if self.found.val is not None:
             return torch.zeros(len(pool), dtype=torch.bool)
-        chosen = drawn(pool.labels(self.classes), pool.keys(), round(self.val_share * len(pool)), self.val_seed)
+        chosen = drawn("val", pool.labels(self.classes), pool.keys(), round(self.val_share * len(pool)), self.val_seed)
         if not chosen.any():
             raise UserError(
                 f"no image can be set aside for the ID set: the {len(self.classes)} classes have {len(pool)} images in"
@@ -280,7 +280,7 @@ class OwnImages(FileData):
         else:
             part = self.found.train.select(self._positions.tolist())
             size = self._holdout_size(labels)
-            held = drawn(labels, part.keys(), size, self.holdout_seed)
+            held = drawn("hold-out", labels, part.keys(), size, self.holdout_seed)
         return (~held).nonzero().flatten(), held.nonzero().flatten()
 
     def _holdout_size(self, labels: Int64[Tensor, " images"]) -> int:

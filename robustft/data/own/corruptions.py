@@ -16,6 +16,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from robustft.common.errors import UserError
+from robustft.common.randomness import seeded
 from robustft.data.sets import ImageSet
 
 Pixels = UInt8[Tensor, "3 height width"]
@@ -100,14 +101,9 @@ class Corrupted(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Pixels, int, int]:
         pixels, label, _ = self.images[index]
-        with torch.random.fork_rng(devices=[]):  # torchvision draws its noise from the global generator
-            torch.manual_seed(self._seed(index))
+        # Torchvision draws its noise from the global generator; by the image alone, not by batches or loader processes.
+        with seeded(f"{self.kind}, severity {self.severity}: {self.images.key(index)}"):
             return KINDS[self.kind](pixels, self.severity), label, index
-
-    def _seed(self, index: int) -> int:
-        """By the image alone: not by batches, loader processes or devices."""
-        named = f"{self.kind}\0{self.severity}\0{self.images.key(index)}"
-        return int.from_bytes(hashlib.sha256(named.encode("utf-8", "surrogateescape")).digest()[:8], "big") >> 1
 
     def key(self, index: int) -> str:
         return self.images.key(index)

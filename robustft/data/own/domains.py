@@ -81,5 +81,5 @@ class DomainImages(OwnImages):
     def _left(self, listing: Listing) -> Listing:
         """What is left of the target when its share is set aside."""
         labels = listing.labels(sorted(set(listing.classes)))
-        aside = drawn(labels, listing.keys(), round(self.val_share * len(listing)), self.val_seed)
+        aside = drawn("val", labels, listing.keys(), round(self.val_share * len(listing)), self.val_seed)
         return listing.select((~aside).nonzero().flatten().tolist())

@@ -134,16 +134,19 @@ def inside_of(path: str, name: str) -> str:
     return "/".join(parts[behind[-1] :]) if behind else "/".join(parts)
 
 
-def ranks(keys: Sequence[str], seed: int) -> Int64[np.ndarray, " images"]:
-    """A random number for each key, which other keys have no influence on."""
-    digests = [hashlib.sha256(f"{seed}\0{key}".encode("utf-8", "surrogateescape")).digest() for key in keys]
+def ranks(purpose: str, keys: Sequence[str], seed: int) -> Int64[np.ndarray, " images"]:
+    """A random number for each key, which other keys and draws for another purpose have no influence on."""
+    digests = [hashlib.sha256(f"{purpose}\0{seed}\0{key}".encode("utf-8", "surrogateescape")).digest() for key in keys]
     return np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], np.int64)
 
 
-def drawn(labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed: int) -> Bool[Tensor, " images"]:
+def drawn(
+    purpose: str, labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed: int
+) -> Bool[Tensor, " images"]:
     """So many images, of each class its share; at least one of every class is left.
 
     Args:
+        purpose: what they are drawn for: draws for other purposes are others, also with the same seed.
         size: how many in all; at most as many as can be drawn.
     """
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -152,7 +155,7 @@ def drawn(labels: Int64[Tensor, " images"], keys: Sequence[str], size: int, seed
     if size < 1:
         return chosen
     take = shares(counts, size, seed)
-    random = ranks(keys, seed)
+    random = ranks(purpose, keys, seed)
     order = torch.from_numpy(np.lexsort((random, inverse.numpy())))  # by class, random within each
     rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
     chosen[order[rank_in_class < take[inverse[order]]]] = True
@@ -163,7 +166,7 @@ def at_most_each(
     labels: Int64[Tensor, " images"], keys: Sequence[str], most: int, seed: int
 ) -> Bool[Tensor, " images"]:
     """At most so many images of every class, drawn."""
-    order = torch.from_numpy(np.lexsort((ranks(keys, seed), labels.numpy())))
+    order = torch.from_numpy(np.lexsort((ranks("shots", keys, seed), labels.numpy())))
     _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
     rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
     chosen = torch.zeros(len(labels), dtype=torch.bool)

@@ -18,13 +18,13 @@ from robustft.common.paths import expand, for_file
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, PRETRAINING, SETS
 
-GAP = 2  # white pixels between images
+SIZE, GAP = 64, 2  # pixels a side of an image, white ones between images
 TITLES = {
     "pretraining": "pre-training\ncontext, colour and\nstyle of any kind",
     "scenes": "scenes (ID)\nclass at home 93%,\nown colour 60%",
     "scenes_v2": "scenes_v2\na slightly\ndifferent draw",
-    "scenes_r": "scenes_r\nrenditions",
-    "scenes_sketch": "scenes_sketch\npencil drawings",
+    "scenes_r": "scenes_r\neight kinds of\nrenditions",
+    "scenes_sketch": "scenes_sketch\nsix kinds of\nsketches",
     "scenes_objectnet": "scenes_objectnet\nany context, turned,\nscaled, stretched",
     "scenes_a": "scenes_a\nnever at home,\nanother's colour",
 }
@@ -37,11 +37,11 @@ def sheet(path: Path, examples: int = 2, seed: int = 0) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(TITLES), 1, figsize=(16, 12.6))
+    figure, axes = plt.subplots(len(TITLES), 1, figsize=(16, 12.9))
     figure.subplots_adjust(left=0.11, right=0.995, top=0.97, bottom=0.005, hspace=0.05)
     for panel, (name, title) in zip(axes, TITLES.items(), strict=True):
         recipe = PRETRAINING if name == "pretraining" else SETS[name]
-        images = generate(recipe, examples * len(CLASSES), size=48, seed=seed, name=name).images
+        images = generate(recipe, examples * len(CLASSES), size=SIZE, seed=seed, name=name).images
         rows = [list(images[row * len(CLASSES) :][: len(CLASSES)]) for row in range(examples)]
         size = images.shape[-1]
         panel.imshow(_tiled(rows))

@@ -26,7 +26,7 @@ def default_folder() -> Path:
 @lru_cache
 def sources() -> bytes:
     """The code that draws: another version of it must not find this one's images."""
-    modules = ("shapes", "contexts", "recipes", "render", "generate")
+    modules = ("shapes", "contexts", "styles", "recipes", "render", "generate")
     return b"".join(Path(__file__).with_name(f"{module}.py").read_bytes() for module in modules)
 
 

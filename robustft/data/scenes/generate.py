@@ -10,7 +10,7 @@ from torch import Tensor
 from robustft.data.scenes.recipes import Recipe, draw
 from robustft.data.scenes.render import render
 
-BLOCK = 64  # images rendered together: fixed, so that no pixel depends on how many were asked for
+BLOCK = 128  # images rendered together: fixed, so that no pixel depends on how many were asked for
 
 
 class Rendered(NamedTuple):

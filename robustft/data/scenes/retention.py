@@ -12,12 +12,12 @@ from robustft.data.sets import EvaluationSet, RetentionTask
 
 
 def retention_task(
-    task: str, resolution: int, *, images: int = 2000, size: int = 48, data_seed: int = 0, root: Path | None = None
+    task: str, resolution: int, *, images: int = 2000, size: int = 64, data_seed: int = 0, root: Path | None = None
 ) -> RetentionTask:
     """Make a zero-shot task on images of the pre-training recipe, on a draw that is neither trained nor tested on.
 
     Args:
-        task: "context" (one of eight places) or "style" (photo, sketch, four renditions).
+        task: "context" (one of eight places) or "style" (photo, six kinds of sketches, eight of renditions).
         resolution: pixels a side that the model takes.
         size: pixels a side at which the scenes are rendered.
         data_seed: which draw, as that of the evaluation sets.

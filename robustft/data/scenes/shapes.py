@@ -215,7 +215,7 @@ def heart(x: Tensor, y: Tensor, p: Parameters) -> list[Part]:
     lobes = circle(x.abs() - spread, y - height, lobe)
     reach = spread + lobe * 0.9
     run = height - tip - 0.12
-    wedge = ((x.abs() * run - (y - tip) * reach) / (run**2 + reach**2).sqrt()).maximum(y - height - 0.05)
+    wedge = ((x.abs() * run - (y - tip) * reach) / (run**2 + reach**2).sqrt()).maximum(y - height + 0.12)
     gleam = ellipse(*rotated(x + spread, y - height - 0.1, -0.7), 0.08 + 0.1 * p[4], 0.08)
     return [Part(lobes.minimum(wedge), MAIN), Part(gleam, ACCENT)]
 
