@@ -35,7 +35,7 @@ def clip() -> Any:
 
 @pytest.fixture
 def images() -> Tensor:
-    return torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(0))
+    return torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 class ImageEncoder(nn.Module):

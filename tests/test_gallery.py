@@ -64,7 +64,7 @@ def test_a_model_without_maps_shows_its_predictions(tmp_path):
     (found,) = write_gallery(tmp_path, sets, models, CLASSES, mask=NONE, fill="none", source=AFTER)
     (whole,) = gallery(tmp_path / "whole", sets, NONE)
     ours, theirs = pixels(found), pixels(whole)
-    side = 128
+    side = 192
     assert ours.shape[0] == theirs.shape[0] and ours.shape[1] < 4 * (side + 30) < theirs.shape[1]  # three columns
 
 

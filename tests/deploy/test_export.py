@@ -133,7 +133,7 @@ def test_graphs_take_any_batch(exported: Path, run: Path, pixels: Tensor) -> Non
                 torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-4)
     told = session.get_modelmeta().custom_metadata_map
     assert json.loads(told["classes"]) == model.class_names and json.loads(told["temperature"]) == model.temperature
-    assert json.loads(told["preprocess"])["size"] == 48
+    assert json.loads(told["preprocess"])["size"] == 64
     assert not list(exported.glob("onnx/*.data"))  # one file
 
 
@@ -162,7 +162,7 @@ def test_open_clip_has_both_towers(exported: Path, run: Path) -> None:
     head = load_file(folder / "head.safetensors")
     assert torch.equal(head["weight"], ours["head.weight"]) and torch.equal(head["bias"], ours["head.bias"])
     assert float(head["temperature"]) == pytest.approx(robustft.load(run).temperature)
-    assert "Resize(size=48" in str(transform) and "CenterCrop" in str(transform)
+    assert "Resize(size=64" in str(transform) and "CenterCrop" in str(transform)
     again = create_clip("tiny", str(folder), 0)  # model.pretrained=DIR
     assert all(torch.equal(again.state_dict()[name], value) for name, value in state.items())
 

@@ -35,7 +35,7 @@ def plainly(run: Path, path: Path, temperature: float) -> tuple[torch.Tensor, to
     clip = open_clip.create_model("tiny", load_weights=False).eval()
     visual = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
     clip.visual.load_state_dict(visual)
-    transform = image_transform_v2(PreprocessCfg(size=48), is_train=False)
+    transform = image_transform_v2(PreprocessCfg(size=64), is_train=False)
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     with torch.no_grad():
         features = clip.encode_image(transform(image)[None], normalize=True)

@@ -107,7 +107,8 @@ def test_own_folders_tables_and_names(work: Path, run) -> None:  # noqa: F811
     (work / "places.csv").write_text("\n".join(rows))
     called = {name.split()[-1]: name for name in scenes.class_names}
     (work / "names.json").write_text(json.dumps(called))
-    common = ["templates=['a thing {}.','the thing {}.']", f"class_names={work}/names.json"]
+    templates = ",".join(f"'{template}'" for template in scenes.templates)
+    common = [f"templates=[{templates}]", f"class_names={work}/names.json"]
     typed = [f"retain.places={work}/places", "retain.places.split=test", "retain.style=false"]
     typed += [f"retain.listed={work}/places.csv", "retain.listed.kind=table", "retain.half.kind=table"]
     typed += [f"retain.half={work}/places.csv", "retain.half.split=train", "retain.few.split=test"]

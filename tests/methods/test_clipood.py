@@ -35,7 +35,7 @@ def test_the_loss_and_its_gradient(work, dtype: torch.dtype) -> None:  # noqa: F
     method.student.head, method.student.encode = head, lambda images: features
     method.margins = margins(texts, scale, golden["margin"])
     labels = golden["labels"]
-    loss = method.training_step(Batch(torch.zeros(len(labels), 3, 48, 48), labels, labels), 0)
+    loss = method.training_step(Batch(torch.zeros(len(labels), 3, 64, 64), labels, labels), 0)
     golden.close(head(F.normalize(features, dim=-1)) - method.margins[labels], "logits")
     golden.close(loss, "loss")
     golden.close(torch.autograd.grad(loss, features)[0], "grad_image_raw")

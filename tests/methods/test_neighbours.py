@@ -167,7 +167,7 @@ def test_at_the_teacher_the_second_term_is_zero_and_has_no_gradient(work, method
     run = prepared(work / f"{method}-start", f"method={method}")
     system, alone = method_of(run), deepcopy(run["student"])
     system.eval()
-    batch = Batch(torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    batch = Batch(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3]), torch.arange(4))
     loss = system.training_step(batch, 0)
     ce = F.cross_entropy(alone(batch.images), batch.labels)
     torch.testing.assert_close(loss, ce, rtol=1e-5, atol=1e-6)
@@ -190,7 +190,7 @@ def test_counterfactual_images_under_a_moving_teacher(work, method, fill):  # no
     with torch.no_grad():
         for weight in system.student.parameters():
             weight += 0.01 * torch.randn_like(weight)
-    batch = Batch(torch.randn(4, 3, 48, 48), torch.tensor([0, 1, 2, 3]), torch.arange(4))
+    batch = Batch(torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3]), torch.arange(4))
     system.training_step(batch, 0)
     distance = float(system.terms["distance"])
     seen = []
