@@ -295,7 +295,7 @@ def test_the_version_of_the_pictures_is_that_of_the_config():
 @pytest.mark.parametrize(("task", "kinds"), [("context", CONTEXTS), ("style", STYLES)])
 def test_what_fine_tuning_never_asks_for(tmp_path, task, kinds):
     made = retention_task(task, 64, images=320, root=tmp_path)
-    assert made.images.name == f"scenes_{task}" and len(made.class_names) == len(kinds)
+    assert made.name == task and len(made.class_names) == len(kinds)
     scenes = rendered("retention", 320, seed=0, recipe=PRETRAINING)
     assert torch.equal(made.images.dataset.labels, {"context": scenes.contexts, "style": scenes.styles}[task])
     assert torch.equal(made.images.dataset.images, scenes.images)
