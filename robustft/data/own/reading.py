@@ -15,7 +15,6 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from PIL import Image
 
@@ -67,7 +66,7 @@ def read_sent(content: bytes) -> Image.Image:
         raise UnreadableImage(_reason(error, content[:256])) from error
 
 
-def _open(file: IO[bytes], formats: list[str] | None = None) -> Image.Image:
+def _open(file: io.BufferedReader | io.BytesIO, formats: list[str] | None = None) -> Image.Image:
     _with_heif()
     image = Image.open(file, formats=formats)
     image.load()
