@@ -101,6 +101,8 @@ def why_unreadable(path: str) -> str | None:
 def _why(path: str, error: Exception) -> str:
     if Path(path).suffix.lower() in HEIF and not _with_heif():
         return NEEDS_HEIF
+    if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        return "a link to nothing"
     if isinstance(error, Image.UnidentifiedImageError):
         with open(path, "rb") as file:
             return _reason(error, file.read(256))
