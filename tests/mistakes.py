@@ -2,8 +2,8 @@
 
     python -m tests.mistakes [FILE.md]     # run them all (minutes); the table
 
-Each has to end with a status other than 0 and one line that begins with ``error: ``, without a traceback, and leave nothing
-behind that looks finished. ``tests/test_mistakes.py`` runs all of them, among the slow tests.
+Each has to end with a status other than 0 and one line that begins with ``error: ``, without a traceback, and leave
+nothing behind that looks finished. ``tests/test_mistakes.py`` runs all of them, among the slow tests.
 """
 
 import os
