@@ -246,6 +246,10 @@ def _check_retained(cfg: DictConfig) -> None:
         path, kind = task.get("path"), task.get("kind") or "folders"
         if path is None:
             raise UserError(f"retain.{name}.path has no value: retain.{name}=DIR names the folder of that task")
+        if path is False and (idle := [key for key, value in task.items() if key != "path" and value is not None]):
+            raise UserError(
+                f"retain.{name}.{idle[0]}={task[idle[0]]} does nothing with retain.{name}=false: leave one of them out"
+            )
         if isinstance(path, str) and not (expand(path).is_file() if kind == "table" else expand(path).is_dir()):
             what = (
                 "file. Expected a table (CSV, TSV, Parquet)" if kind == "table" else "folder. Expected one with class"

@@ -153,10 +153,10 @@ class ImageNetData(FileData):
         for candidate in candidates:
             if any((candidate / sub).is_dir() for sub in inside):
                 return candidate
-        looked_for = "\n  ".join(str(c / sub) for c in candidates for sub in inside)
+        looked_for = ", ".join(str(candidate / sub) for candidate in candidates for sub in inside)
         leave_out = "" if name == "imagenet" else f", or leave the set out with data.sets.{name}=false"
         raise UserError(
-            f"{name}: not found. Looked for:\n  {looked_for}\nGive its folder with data.sets.{name}=DIR{leave_out}."
+            f"{name}: not found. Looked for {looked_for}. Give its folder with data.sets.{name}=DIR{leave_out}."
         )
 
     def _training_files(self) -> ImageFolders:

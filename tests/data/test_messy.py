@@ -2,8 +2,6 @@
 
 import io
 import os
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +16,11 @@ from robustft.data.own.reading import read_upright, why_unreadable
 from robustft.data.reading import damaged_files
 from robustft.data.sets import Preprocess
 
+from . import messy
+from .messy import BLUE, RED, bomb
 from .own import HALF, OPTIONS, colour
 
-RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+GREEN = (0, 200, 0)
 
 
 def halves(size: tuple[int, int] = (20, 10)) -> Image.Image:
@@ -102,17 +102,6 @@ def test_heic_needs_an_extra(tmp_path: Path) -> None:
         assert near(read_upright(str(path)).getpixel((5, 5)), RED, 20)
 
 
-def bomb() -> bytes:
-    """A PNG of a few hundred bytes that claims 40,000 × 40,000 pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 2, 0, 0, 0)
-    whole = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(1000))), chunk(b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(whole)
-
-
 def jpeg() -> bytes:
     stream = io.BytesIO()
     Image.effect_noise((64, 64), 50).save(stream, "JPEG")
@@ -167,6 +156,14 @@ def test_what_is_taken_from_a_messy_folder(tmp_path: Path) -> None:
     assert set(found.classes) == {"cat", "dog=1, a"}
     images = FolderImages(**OPTIONS, train=str(root)).images("train")
     assert all(images[i][0].shape == (3, 16, 16) for i in range(len(images)))
+
+
+def test_the_table_of_the_page_is_what_happens(tmp_path: Path) -> None:
+    if not features.check("avif"):
+        pytest.skip("Pillow was built without AVIF")
+    pytest.importorskip("pillow_heif")
+    found = messy.BLOCK.search(messy.PAGE.read_text("utf-8"))
+    assert found is not None and found[2].strip() == messy.table(tmp_path).strip()
 
 
 def test_folders_that_are_no_classes(tmp_path: Path) -> None:

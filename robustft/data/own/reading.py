@@ -15,7 +15,6 @@ import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from PIL import Image
 
@@ -67,7 +66,7 @@ def read_sent(content: bytes) -> Image.Image:
         raise UnreadableImage(_reason(error, content[:256])) from error
 
 
-def _open(file: IO[bytes], formats: list[str] | None = None) -> Image.Image:
+def _open(file: io.BufferedReader | io.BytesIO, formats: list[str] | None = None) -> Image.Image:
     _with_heif()
     image = Image.open(file, formats=formats)
     image.load()
@@ -102,6 +101,8 @@ def why_unreadable(path: str) -> str | None:
 def _why(path: str, error: Exception) -> str:
     if Path(path).suffix.lower() in HEIF and not _with_heif():
         return NEEDS_HEIF
+    if isinstance(error, FileNotFoundError) and Path(path).is_symlink():
+        return "a link to nothing"
     if isinstance(error, Image.UnidentifiedImageError):
         with open(path, "rb") as file:
             return _reason(error, file.read(256))
