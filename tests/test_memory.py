@@ -89,7 +89,7 @@ def test_of_class_names(monkeypatch):
 
 
 def test_the_gallery_leaves_no_traceback(work, monkeypatch, caplog):  # noqa: F811
-    monkeypatch.setattr("robustft.evaluation.gallery._look", fails(SAID["cuda"]))
+    monkeypatch.setattr("robustft.evaluation.gallery.look", fails(SAID["cuda"]))
     do(work / "gallery", "method=zeroshot")
     (said,) = [record for record in caplog.records if "the gallery failed" in record.getMessage()]
     assert said.getMessage() == "the gallery failed (out of memory); the results are complete without"
