@@ -92,6 +92,7 @@ def run(command: Command, folder: Path) -> tuple[int, list[str]]:
                 break
     rest, _ = process.communicate(timeout=SECONDS)
     lines += [line.rstrip() for line in rest.splitlines()]
+    lines = [line.replace(f"{folder}/", "") for line in lines]
     return 0 if serves and process.returncode in (0, 130) else process.returncode, lines
 
 

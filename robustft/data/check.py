@@ -80,7 +80,8 @@ def _table(record: dict[str, dict[str, Any]], root: str | None) -> Table:
     """Set and place share a cell, on two lines: the usual names of folders are long."""
     table = Table(title=escape(f"Data in {root}") if root else "Data", show_lines=True)
     table.add_column("set, found in", overflow="fold")
-    for column in ("classes", "images\nof published", "damaged"):
+    known = any(found["official"] for found in record.values() if not found["error"])
+    for column in ("classes", "images\nof published" if known else "images", "damaged"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, found in record.items():
         if found["error"]:
@@ -90,7 +91,7 @@ def _table(record: dict[str, dict[str, Any]], root: str | None) -> Table:
         place = path.relative_to(root) if root and path.is_relative_to(root) else path
         official = found["official"]
         table.add_row(
-            f"{escape(name)}\n[dim]{escape(str(place))}[/dim]",
+            escape(name) + (f"\n[dim]{escape(str(place))}[/dim]" if str(place) != "." else ""),
             f"{found['classes']:,}",
             f"{found['images']:,}" + (f"\nof {official:,}" if official else ""),
             f"[red]{len(found['damaged'])}[/red]" if found["damaged"] else "0",

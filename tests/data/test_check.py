@@ -111,7 +111,7 @@ def test_images_that_sets_share_are_named(tmp_path: Path, capsys: pytest.Capture
         ("drawn", "val"): [("copy.png", False)],
     }
     check(data(), tmp_path)
-    assert "LEAK: 1 images of val are in train too (0 the same file, 1 nearly the same)" in capsys.readouterr().out
+    assert "LEAK: 1 image of val in train too (0 the same file, 1 nearly the same)" in capsys.readouterr().out
     assert known_leaks(data()) == {"holdout": 0, "val": 1, "drawn": 1}
     page = (tmp_path / "check.html").read_text()
     assert page.count("<img") == 8 and "smaller.jpg" in page and "<script" not in page

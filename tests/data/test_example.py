@@ -38,6 +38,13 @@ def test_every_file_is_an_image_and_none_is_there_twice(folder: Path) -> None:
     assert len(contents) == len(rows) and {row["split"] for row in rows} == {"train", *list(DOMAINS)[1:]}
 
 
+def test_what_is_around_the_object_is_another_task(folder: Path) -> None:
+    with (folder / "places.csv").open(newline="") as file:
+        labels = [row["label"] for row in csv.DictReader(file)]
+    assert len(labels) == 2 * len(CLASSES) * len(DOMAINS) and {"thing in water", "thing at night"} <= set(labels)
+    assert len(set(labels)) == 8
+
+
 def test_a_folder_that_holds_something_is_left_alone(folder: Path, capsys) -> None:
     with pytest.raises(UserError, match="is there already: give a new folder"):
         write_example(folder, 2)

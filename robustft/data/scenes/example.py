@@ -1,4 +1,4 @@
-"""robustft example DIR: images as one has them, to try everything with: domain/class/image, and a table of them.
+"""robustft example DIR: images as one has them, to try everything with: domain/class/image, and tables of them.
 
 They are the scenes of the embedded benchmark as files, so that `model=tiny` knows what they show and nothing is
 downloaded: photos (objects in their usual places, to train on), drawings, renditions, and photos of unusual places.
@@ -7,7 +7,7 @@ downloaded: photos (objects in their usual places, to train on), drawings, rendi
 import argparse
 import csv
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.progress import track
@@ -17,16 +17,19 @@ from robustft.common import entry
 from robustft.common.errors import UserError
 from robustft.common.files import atomic
 from robustft.common.paths import expand
+from robustft.data.scenes.captions import PLACES
 from robustft.data.scenes.generate import generate
-from robustft.data.scenes.recipes import CLASSES, SETS
+from robustft.data.scenes.recipes import CLASSES, CONTEXTS, SETS
 
 DOMAINS = {"photo": "scenes", "drawing": "scenes_sketch", "rendition": "scenes_r", "unusual": "scenes_objectnet"}
-SEED = 2000  # a draw of its own
+SEED = 2001  # a draw of its own
 SIDE = 96  # pixels of the images
 
 
 def write_example(folder: Path, images: int) -> int:
-    """Write `images` files for each domain and class, and `table.csv` with all of them; how many there are.
+    """Write `images` files for each domain and class, and tables of them; how many there are.
+
+    `table.csv` has path, class and split of each, `places.csv` what is around the object (another task's label).
 
     Args:
         folder: must not be there, or be empty.
@@ -37,13 +40,18 @@ def write_example(folder: Path, images: int) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give a new folder")
     rows = list(_images(folder, images))
-    with atomic(folder / "table.csv") as partial, partial.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([("path", "label", "split"), *rows])
+    _table(folder / "table.csv", ("path", "label", "split"), (row[:3] for row in rows))
+    _table(folder / "places.csv", ("path", "label"), ((path, f"thing {place}") for path, _, _, place in rows))
     return len(rows)
 
 
-def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str]]:
-    """Write the files; path, label and split of each."""
+def _table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    with atomic(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([columns, *rows])
+
+
+def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str, str]]:
+    """Write the files; path, label, split and place of each."""
     for domain, name in track(DOMAINS.items(), "Drawing", transient=True):
         scenes = generate(SETS[name], 2 * images * len(CLASSES), size=SIDE, seed=SEED, name=f"example {domain}")
         for label, kind in enumerate(CLASSES):
@@ -52,18 +60,20 @@ def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str]]:
             for number, row in enumerate(of_class):
                 path = f"{domain}/{kind}/{number:03d}.png"
                 to_pil_image(scenes.images[row]).save(folder / path)
-                yield path, kind, "train" if domain == "photo" else domain
+                place = PLACES[CONTEXTS[scenes.contexts[row]]]
+                yield path, kind, "train" if domain == "photo" else domain, place
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog=entry.program("example"), description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=expand, metavar="DIR", help="a new folder")
-    parser.add_argument("--images", type=int, default=20, help="images for each of 4 domains and 16 classes (20)")
+    parser.add_argument("--images", type=int, default=40, help="images for each of 4 domains and 16 classes (40)")
     given = parser.parse_args(arguments)
     if given.images < 1:
         parser.error("--images: give a whole number, 1 or more")
     count = write_example(given.folder, given.images)
-    print(f"{count:,} images in {given.folder}: {', '.join(DOMAINS)}, each with {len(CLASSES)} classes; table.csv")
+    print(f"{count:,} images in {given.folder}: {', '.join(DOMAINS)}, each with {len(CLASSES)} classes")
+    print("In table.csv and places.csv: their classes, and what is around them")
     print(f"Next: {entry.program()} model=tiny data=domains data.root={given.folder} data.source=photo"
           " data.templates=plain")  # fmt: skip
     return 0
