@@ -1,5 +1,6 @@
 """Random streams: named after what they are for, dependent on their whole key."""
 
+import re
 from itertools import combinations
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 
 from robustft.common.randomness import generator, seeded
 from robustft.data.sampling import TrainSampler, split_holdout
-from tests.small import method_of, prepared
+from tests.small import ROOT, method_of, prepared
+
+OWN = ("common/randomness.py", "data/scenes/recipes.py")  # scenes are drawn by NumPy, of a whole key too
 
 KEYS = [(5,), (5, 0), (5, 0, 0), (0, 5), (50,), (-5,)]
 
@@ -25,6 +28,18 @@ def test_a_stream_is_the_same_again_and_no_other():
 def test_streams_stay_what_they_are():
     """Every number that was ever reported hangs on them."""
     assert generator("order of images", 0, 0).initial_seed() == 1405642896316313943
+
+
+def test_no_stream_is_made_elsewhere_and_none_serves_two_purposes():
+    files = {path.relative_to(ROOT / "robustft").as_posix(): path for path in (ROOT / "robustft").rglob("*.py")}
+    texts = {name: path.read_text("utf-8") for name, path in files.items() if name not in OWN}
+    made = re.compile(r"manual_seed\(|Generator\(\)|default_rng|SeedSequence|np\.random|^import random$", re.M)
+    assert [name for name, text in texts.items() if made.search(text)] == []
+    used: dict[str, set[str]] = {}
+    for name, text in texts.items():
+        for purpose in re.findall(r"\b(?:generator|seeded)\(\s*\"([^\"]+)\"", text):
+            used.setdefault(purpose, set()).add(name)
+    assert len(used) > 10 and {purpose for purpose, places in used.items() if len(places) > 1} == {"weights"}
 
 
 def test_seeds_that_are_next_to_each_other_have_nothing_in_common():

@@ -364,12 +364,14 @@ def test_runs_of_an_earlier_version_are_still_the_same(path):
 
 
 def test_results_of_studies_are_those_of_todays_config():
-    results = store.read(CONF.parent / "experiments" / "targets" / store.FILE)
+    studies = CONF.parent / "experiments"
+    results = store.read(studies / "targets" / store.FILE) | store.read(studies / "probe" / store.FILE)
     for name, typed in {
         "zeroshot_draw-1000": ("method=zeroshot",),
         "vanilla_draw-1000_seed-100": ("method=finetune", "seed=100"),
         "logits_beta-0.1_draw-1000_seed-102": ("method=kd", "seed=102"),
         "features_beta-3_draw-1000_seed-101": ("mask=none", "seed=101", "beta=3"),
+        "lr-0.03_epochs-20_seed-100": ("method=linear_probe", "seed=100"),
     }.items():
         cfg = whole("data.data_seed=1000", *typed)
         identity.resolve(cfg)
