@@ -17,15 +17,17 @@ from robustft.cli import checks
 from robustft.common.errors import UserError
 from robustft.common.randomness import generator
 from robustft.data.scenes import ScenesData
+from robustft.experiment import make_training
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models import tiny
 from robustft.models.prompts import Prompts
 from robustft.models.text_tower import TextTower
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import text_rows
+from robustft.training.loop import train
 from tests.golden.neighbours import DTYPES, Golden
 from tests.methods.first_gradients import FILE, first_gradients
-from tests.small import ROOT, command, composed, do, prepared, trained, work  # noqa: F401 (a fixture)
+from tests.small import ROOT, command, composed, do, method_of, prepared, work  # noqa: F401 (a fixture)
 from tests.test_resume import go_on_until_done, same_results, stops  # noqa: F401 (a fixture)
 from tests.test_training import counts, difference
 
@@ -102,10 +104,10 @@ def test_a_renewed_head_is_the_zero_shot_head_to_the_bit() -> None:
 
 
 def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:
-    """FLYP as one reads it, with open_clip's own CLIP, whole prompts and whole batches."""
+    """FLYP as one reads it, with open_clip's own CLIP, whole prompts and whole batches, in float64."""
     cfg, data = run.cfg, run.data
     data.setup()
-    clip = create_clip("tiny", cfg.model.pretrained, cfg.seed).train()
+    clip = create_clip("tiny", cfg.model.pretrained, cfg.seed).double().train()
     optimizer = torch.optim.AdamW(clip.parameters(), lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=cfg.optimizer.lr, total_steps=steps, pct_start=cfg.optimizer.warmup
@@ -120,10 +122,10 @@ def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:
         )
         chosen = zip(batch.labels.tolist(), drawn[batch.indices].tolist(), strict=True)
         tokens = tiny.tokenizer()([data.templates[t].format(data.class_names[c]) for c, t in chosen])
-        u, v, scale = clip(run.zeroshot.preprocess.normalise(batch.images), tokens)
-        z, targets = scale * u @ v.T, torch.eye(size)
+        u, v, scale = clip(run.zeroshot.preprocess.normalise(batch.images).double(), tokens)
+        z, targets = scale * u @ v.T, torch.eye(size, dtype=torch.float64)
         if by_class:
-            targets = (batch.labels[:, None] == batch.labels).float()
+            targets = (batch.labels[:, None] == batch.labels).double()
             targets /= targets.sum(1, keepdim=True)
         loss = -((targets * z.log_softmax(1)).sum() + (targets * z.T.log_softmax(1)).sum()) / (2 * size)
         loss.backward()
@@ -137,17 +139,17 @@ def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:
 @pytest.mark.parametrize("positives", ["diagonal", "class"])
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_against_a_plain_loop(work, positives: str, accumulate: int) -> None:  # noqa: F811
-    """In four micro-batches too: the loss is of the whole batch, to rounding."""
+    """In four micro-batches too: the loss is of the whole batch, to rounding in float64."""
     settings = (*FLYP, f"method.positives={positives}", f"trainer.accumulate_grad_batches={accumulate}")
     run = prepared(work / f"plain-{positives}-{accumulate}", *settings, "trainer.check_val_every_n_epoch=9")
     expected = plain_flyp(run, steps=6, by_class=positives == "class")
     start = create_clip("tiny", None, 0).state_dict()
-    model = trained(run)
+    model = train(method_of(run).double(), make_training(run.cfg, run, [])).model
     made = model.state_dict()
     for name, value in expected.state_dict().items():
         ours = made[name if name.startswith("visual.") else f"text.{name}"]
         assert (value - start[name]).abs().max() > 1e-5, name
-        assert difference(name, ours, value) < 2e-6, name
+        assert difference(name, ours, value) < 1e-9, name
     with torch.no_grad():  # the head is made of the tuned text tower, at the end too
         columns = open_clip.build_zero_shot_classifier(
             expected, tiny.tokenizer(), list(run.data.class_names), list(run.data.templates)
