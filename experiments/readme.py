@@ -262,6 +262,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "cam_truth": lambda: (HERE / "cam_truth" / "table.md").read_text("utf-8").rstrip(),
     "targets": lambda: targets()[0],
     "targets_systems": lambda: targets()[1],
+    "retention": lambda: module("retention").table(results("retention")).rstrip(),
     "probe": lambda: (HERE / "probe" / "probe.md").read_text("utf-8").rstrip(),
     "speed": speed,
     "speed_vitb32": lambda: steps("vitb32"),
