@@ -105,7 +105,8 @@ def remarks(looked: Looked) -> list[str]:
         same = sum(pair.distance is None for pair in pairs)
         named = [looked.paths[later][pair.ours] for pair in pairs]
         kinds = f"{same} the same file, {len(pairs) - same} nearly the same"
-        lines.append(f"LEAK: {len(pairs)} image{'s' * (len(pairs) != 1)} of {later} in {earlier} too ({kinds}): {some(named, LISTED)}")
+        images = f"{len(pairs)} image{'s' * (len(pairs) != 1)}"
+        lines.append(f"LEAK: {images} of {later} in {earlier} too ({kinds}): {some(named, LISTED)}")
     for name, found in looked.sets.items():
         if found["odd"]:
             listed = [f"{path} ({what})" for path, what in found["odd"].items()]
