@@ -242,6 +242,7 @@ COMPARED = {
     "**this method, multi-fill**": "object_multi",
 }
 NEEDS = {
+    "retention": "retention/results.jsonl",
     "demo": "demo/results.json",
     "kd_beta": "kd_beta/beta.md",
     "cam_truth": "cam_truth/table.md",

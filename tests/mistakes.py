@@ -162,7 +162,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "SHORT method=finetune init=cut.safetensors": "cut.safetensors",
         "SHORT method=finetune init=code.pt": "code.pt",
         "SHORT model.pretrained=noise.safetensors": "noise.safetensors",
-        "robustft method=evaluate checkpoint=done model=vitb16 data=folders data.train=photos logger=none": "done",
+        "robustft method=evaluate checkpoint=done model=vitb16 model.pretrained=null data=folders data.train=photos logger=none": "done",
     },
     "other commands": {
         "robustft predict": "required",

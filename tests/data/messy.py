@@ -24,7 +24,7 @@ from robustft.data.own.reading import read_upright, why_unreadable
 from tests.small import ROOT
 
 PAGE = ROOT / "docs" / "data.md"
-BLOCK = re.compile(r"(<!-- table: messy -->\n\n)(.*?)(\n?<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- files: messy -->\n\n)(.*?)(\n?<!-- end of files -->)", re.DOTALL)
 RED, BLUE = (200, 0, 0), (0, 0, 200)
 SIZE = (64, 32)
 
@@ -205,7 +205,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         made = table(Path(folder))
     page = PAGE.read_text("utf-8")
-    write(PAGE, BLOCK.sub(lambda found: f"{found[1]}{made}\n<!-- end of table -->", page))
+    write(PAGE, BLOCK.sub(lambda found: f"{found[1]}{made}\n<!-- end of files -->", page))
     return 0
 
 
