@@ -1,7 +1,8 @@
 """Recipes of components: what ``recipe=published`` brings of a method's own, unless it is typed.
 
-A recipe's YAML may name a block (``takes: {own: published}``) that the method and the constraints have in theirs: options
-of groups, and settings by their full names. They stand as if they had been typed, so core knows no method's numbers:
+A recipe's YAML may name a block (``takes: {own: published}``) that the method and the constraints have in theirs:
+options of groups, and settings by their full names. They stand as if they had been typed; core knows no numbers of
+methods:
 
     takes:
       published: {augment: crop, schedule: warmup_cosine, optimizer.lr: 1.0e-5, trainer.max_epochs: 10}
