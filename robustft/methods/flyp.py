@@ -45,6 +45,9 @@ class FLYP(Contrastive):
     def taught(self, pairs: Pairs, sample: Counterfactual) -> Seen:
         return {} if self.teacher is None else {"counterfactuals": encode_frozen(self.teacher, sample)}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        return self.of_sample
+
     def objective(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         z = similarities(ours["images"], ours["texts"], self.student.scale)
         infonce = info_nce(z, theirs["labels"] if self.by_class else None)

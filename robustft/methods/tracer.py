@@ -74,6 +74,10 @@ class TRACER(Contrastive):
     def taught_texts(self, pairs: Pairs) -> Seen:
         return {} if self.teacher is None else {"texts": encode_texts_frozen(self.teacher, pairs)}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        factual = self.mask is not None and bool(self.weights["icl"])
+        return self.of_sample + text + factual
+
     def objective(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         student = self.student
         terms = {"infonce": info_nce(similarities(ours["images"], ours["texts"], student.scale))}

@@ -165,7 +165,12 @@ def _accuracy(group: Group, metric: str) -> Cell:
     elif std is not None:
         text += f" ± {percent(std)}"
     low_high = {f"{metric}_min": min(values), f"{metric}_max": max(values)}
-    numbers = {metric: mean, f"{metric}_std": std, **low_high, f"{metric}_sampling": sampling(group, metric)}
+    numbers: dict[str, float | int | str | None] = {
+        metric: mean,
+        f"{metric}_std": std,
+        **low_high,
+        f"{metric}_sampling": sampling(group, metric),
+    }
     return Cell(text, numbers, rank=mean)
 
 
