@@ -61,7 +61,14 @@ def similarities(
     images: Float[Tensor, "batch features"], texts: Float[Tensor, "prompts features"], scale: Float[Tensor, ""]
 ) -> Float[Tensor, "batch prompts"]:
     """Return z = s · u vᵀ of features that are not normalised yet."""
-    return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    return of_units(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
+
+
+def of_units(
+    u: Float[Tensor, "batch features"], v: Float[Tensor, "prompts features"], scale: Float[Tensor, ""]
+) -> Float[Tensor, "batch prompts"]:
+    """Return z = s · u vᵀ."""
+    return scale * u @ v.T
 
 
 def info_nce(z: Float[Tensor, "batch batch"], labels: Int64[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:
