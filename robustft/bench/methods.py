@@ -22,9 +22,9 @@ from robustft.cli.described import takes
 from robustft.common import configs
 from robustft.common.errors import UserError
 from robustft.components import component, make_moving, make_parts, make_recipe, make_tokenizer
-from robustft.data.datamodule import Devices
+from robustft.data.datamodule import Devices, RobustnessData
 from robustft.data.scenes import ScenesData
-from robustft.data.sets import Batch
+from robustft.data.sets import Batch, EvaluationSet, TensorImages
 from robustft.methods.contrastive import Contrastive
 from robustft.models.classifier import Architecture, Classifier
 from robustft.models.frozen_text import FrozenText
@@ -33,23 +33,24 @@ from robustft.models.weights import create_clip, model_config
 from robustft.models.zeroshot import open_clip_tokenizer, preprocess_of, prompts_of
 from robustft.training.method import AUTOCAST, Method
 
-STEPS = 1000  # of the training that is stood in for
+STEPS, IMAGES = 1000, 1000  # of the training that is stood in for
 ALL = "all"
 WHOLE = "prompts of whole length"
 
 
-@dataclass(frozen=True)
-class StandIn:
-    """What methods ask the data for."""
+class StandIn(RobustnessData):
+    """What methods ask the data for: classes, prompts, and how many images there are."""
 
-    images: int
-    batch_size: int
-    class_names: Sequence[str]
-    templates: Sequence[Any]
-    devices: Devices
+    def __init__(self, names: Sequence[str], templates: Sequence[Any], **options: Any) -> None:
+        super().__init__(**options, seed=0, holdout=0, holdout_seed=0)
+        self.name, self.class_names, self.templates = "stand-in", list(names), list(templates)
 
-    def training_set(self) -> range:
-        return range(self.images)
+    def training_set(self) -> TensorImages:
+        labels = torch.arange(max(IMAGES, self.batch_size)) % len(self.class_names)
+        return TensorImages(torch.zeros(len(labels), 3, 1, 1, dtype=torch.uint8), labels)
+
+    def evaluation_sets(self) -> list[EvaluationSet]:
+        return []
 
 
 class Offer(Mapping[str, Any]):
@@ -61,7 +62,9 @@ class Offer(Mapping[str, Any]):
         templates: Sequence[Any] = OPENAI_IMAGENET_TEMPLATES
         if cfg.model.name == "tiny":
             names, templates = ScenesData.class_names, ScenesData.templates
-        self.data = StandIn(max(1000, batch), batch, names, templates, Devices(cuda=device == "cuda"))
+        transform = preprocess_of(cfg.model.architecture, None)
+        self.data = StandIn(names, templates, preprocess=transform, batch_size=batch, eval_batch_size=batch)
+        self.data.devices = Devices(cuda=device == "cuda")
         self.tokenizer = make_tokenizer(cfg.model) or open_clip_tokenizer(cfg.model.architecture)
         plain = configs.plain(cfg)
         self._makers: dict[str, Any] = {
