@@ -24,6 +24,8 @@ from robustft.common import terminal
 from robustft.common.files import write
 from robustft.evaluation.summary import percent, print_table, signed
 from robustft.report.groups import Group
+from robustft.report.published import SETS
+from robustft.report.published import rows as rows_of
 from robustft.report.runs import Run
 from robustft.report.stats import Difference, paired_difference
 from robustft.report.table import comparison
@@ -220,6 +222,33 @@ def targets() -> list[str]:
     return (HERE / "targets" / "targets.md").read_text("utf-8").rstrip().split("\n\n")
 
 
+BACKBONES = {"vitb32": "B/32", "vitb16": "B/16"}
+
+
+def published() -> str:
+    """Published numbers of every method, their source and their trap; ours beside them once the study has been run."""
+    ours = results("neighbours") if (HERE / "neighbours" / store.FILE).is_file() else {}
+    head = ["published system", "ID", "OOD avg", "source", "what to know", "command"]
+    rows = []
+    for row in rows_of(HERE / "neighbours" / "published.csv"):
+        shifts = [float(row[name]) for name in SETS[1:-1] if row[name]]
+        average = row["ood_avg"] or f"({percent(sum(shifts) / len(shifts) / 100)} of {len(shifts)})"
+        command = f"`{row['command']}`" if row["command"] else "not here"
+        system = f"{BACKBONES[row['model']]} {row['system'].replace('_', ' ')}"
+        cells = [system, row["imagenet"], average, row["source"], row["trap"] or "–", command]
+        rows.append([*cells, *([_ours(row, ours)] if ours else [])])
+    return markdown([*head, *(["ours, embedded benchmark: ID / OOD avg"] if ours else [])], rows)
+
+
+def _ours(row: Mapping[str, str], ours: Mapping[str, dict[str, Any]]) -> str:
+    """Mean over seeds of the system of that name; a dash where there is none."""
+    system = row["system"].partition(" (")[0]
+    if not any(re.fullmatch(rf"{re.escape(system)}(_seed-\d+)?", name) for name in ours):
+        return "–"
+    found = group("neighbours", system)
+    return " / ".join(percent(sum(values) / len(values)) for values in map(found.values, ("id", "ood_avg")))
+
+
 BETA_1 = {
     "zero-shot": "zeroshot",
     "vanilla fine-tuning": "vanilla",
@@ -260,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "variants": variants,
     "weight_space": weight_space,
     "kd_beta": kd_beta,
+    "published": published,
     "cam_truth": lambda: (HERE / "cam_truth" / "table.md").read_text("utf-8").rstrip(),
     "targets": lambda: targets()[0],
     "targets_systems": lambda: targets()[1],
@@ -371,12 +401,13 @@ def faults(change: bool) -> Iterator[str]:
     for page in pages():
         text = page.read_text("utf-8")
         where = page.relative_to(ROOT)
-        for _, name, found, _ in BLOCK.findall(text):
+        for start, name, found, end in BLOCK.findall(text):
             used.add(name)
             if name not in TABLES:
                 yield f"{where}: there is no table {name}; there are {', '.join(TABLES)}"
             elif found != table(name):
-                text = text.replace(f"<!-- table: {name} -->\n\n{found}", f"<!-- table: {name} -->\n\n{table(name)}")
+                end_line = end if found else f"\n{end}"  # an empty one shares its blank line
+                text = text.replace(f"{start}{found}{end}", f"{start}{table(name)}{end_line}")
                 if not change:
                     yield f"{where}: the table {name} differs from the result files"
         if text.count("<!-- table:") != len(BLOCK.findall(text)):

@@ -15,7 +15,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robustft.cli import resuming
+from robustft.cli import compose, recipes, resuming
 from robustft.cli.checks import least_images
 from robustft.cli.display import dials, display
 from robustft.cli.run_folder import start_over
@@ -36,13 +36,13 @@ from robustft.evaluation.gallery import write_gallery
 from robustft.evaluation.metrics import described
 from robustft.evaluation.predictions import FILE as PREDICTIONS
 from robustft.evaluation.predictions import LOGITS, write_predictions
-from robustft.evaluation.results import Scores, results_record, write_results
+from robustft.evaluation.results import Scores, read_results, results_record, write_results
 from robustft.evaluation.retention import Retention, retained
 from robustft.evaluation.summary import print_table
 from robustft.evaluation.verdict import verdict
 from robustft.inputs import Inputs, make_constraints, make_metrics, make_retention
 from robustft.models.classifier import Classifier
-from robustft.models.files import BEST, MODEL, why_no_model
+from robustft.models.files import BEST, MODEL, model_files, why_no_model
 from robustft.models.weights import save_classifier
 from robustft.training import tracking
 from robustft.training.accumulation import micro_batches_that_fit
@@ -322,14 +322,13 @@ def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
     """How the model was trained and is evaluated, as far as readers of results compare by it."""
     takes, trains = cfg.method.takes, bool(cfg.method.takes.trains)
     untrained_head = "random" if cfg.model.pretrained is None else "zeroshot"
-    typed = [name for name in ("lr", "weight_decay", "warmup") if cfg.optimizer[name] != cfg.model.recipe.get(name)]
     return {
         "selection": ("last" if inputs.data.holdout == 0 else "holdout") if trains else None,
         "head": takes.get("head", "text" if inputs.with_text else untrained_head),
         "augment": (cfg.augment.kind or "none") if trains else None,
         "schedule": cfg.schedule.name if trains else None,
         "train": "head" if takes.get("features") else cfg.train.name if trains else None,
-        "recipe": ("typed" if typed else "model") if trains else None,
+        "recipe": recipe(cfg, inputs),
         "models_at_inference": takes.get("models", 1),
         "transductive": bool(takes.get("transductive", False)),
         "test_set_used": False,
@@ -337,6 +336,26 @@ def protocol(cfg: DictConfig, inputs: Inputs) -> dict[str, Any]:
         "leaks": known_leaks(inputs.data),
         **inputs.data.protocol(),
     }
+
+
+def recipe(cfg: DictConfig, inputs: Inputs) -> str | None:
+    """By which recipe the model was trained: here, or where the models that it is made of were; None: it was not.
+
+    None too of models of which nothing tells. Of several recipes it is a mixture, "typed".
+    """
+    if cfg.method.takes.trains:
+        return recipes.in_use(cfg, compose.parse(resuming.saved_overrides(inputs.folder)))
+    given = [*([] if cfg.checkpoint is None else [cfg.checkpoint]), *model_files(cfg.checkpoints or [])]
+    found = {told.get("recipe") for path in given if (told := told_protocol(Path(path).with_name("results.json")))}
+    return recipes.TYPED if len(found) > 1 else next(iter(found), None)
+
+
+def told_protocol(path: Path) -> dict[str, Any]:
+    """The protocol in a results file; empty where there is none that can be read."""
+    try:
+        return read_results(path).get("protocol") or {}
+    except UserError:
+        return {}
 
 
 @contextmanager

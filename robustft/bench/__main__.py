@@ -6,6 +6,7 @@ picks on this machine and in float32.
 """
 
 import argparse
+import gc
 import json
 import math
 import os
@@ -32,6 +33,11 @@ CAPTION = (
     " Share of floor: what the passes that a step cannot do without would cost at the vanilla step's speed,"
     " as a share of what it costs."
 )
+COLUMNS = ("images_per_s", "vs_vanilla", "forwards", "floor", "floor_share")
+OF_METHODS = (
+    "A forward is one of the image tower over the batch: a vanilla step is three. Floor: those that a method cannot do"
+    " without, the text tower's and the teacher's among them. Each was timed in turn with vanilla steps."
+)
 
 
 def main(arguments: list[str]) -> None:
@@ -46,6 +52,9 @@ def main(arguments: list[str]) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = resolve_precision(options.precision, options.device)
+    if options.methods is not None:
+        time_methods(options, precision)
+        return
     bench = Bench(options.model, options.batch, precision, options.device)
     if options.peak_of:
         print(peak_bytes(bench.step(options.peak_of), options.device))
@@ -92,6 +101,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7, help="medians are taken over so many rounds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="with --methods: cpu counts processor time, which other programs hardly lengthen (use --threads 1)",
+    )
     parser.add_argument("--json", type=paths.expand, help="where to write the numbers")
     parser.add_argument(
         "--more",
@@ -100,8 +115,69 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default=[],
         help="also ours with x's graph kept to the end; with the map of the last layer alone; random masks, no-fill",
     )
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        metavar="METHOD",
+        help="time these training methods instead, each in turn with vanilla fine-tuning, against what it says it costs"
+        " at least: all (the default), or names, with settings of their own behind commas (counterfactual,mask=none)",
+    )
+    parser.add_argument(
+        "--whole-prompts", action="store_true", help="with --methods: those with a text tower once more, prompts uncut"
+    )
     parser.add_argument("--peak-of", metavar="VARIANT", help="print the peak memory of one step, in bytes; no more")
     return parser.parse_args(arguments)
+
+
+def time_methods(options: argparse.Namespace, precision: str) -> None:
+    """Time training methods side by side, print the table, write the JSON.
+
+    Raises:
+        UserError: an unknown method, or one without a step.
+    """
+    from robustft.bench.methods import ALL, MethodBench, chosen, rows, time_method
+
+    todo = rows(chosen(options.methods or [ALL]), options.whole_prompts)
+    shared = (options.model, options.batch, precision, options.device)
+    found: dict[str, dict[str, float]] = {}
+    vanilla = MethodBench("finetune", *shared)
+    with _progress(2 * (options.rounds + 1) * len(todo)) as begin:
+        for typed, whole in todo:
+            method = MethodBench(typed, *shared, whole)
+            timed = time_method(method, vanilla, options.rounds, begin, wall=options.clock == "wall")
+            found[method.name] = {
+                "images_per_s": options.batch / timed.seconds,
+                "vs_vanilla": timed.vs_vanilla,
+                "forwards": timed.forwards,
+                "floor": timed.floor,
+                "floor_share": timed.floor_share,
+            }
+            del method
+            gc.collect()
+    record = {
+        "model": options.model,
+        "batch": options.batch,
+        "rounds": options.rounds,
+        "precision": precision,
+        "clock": options.clock,
+        "machine": machine(options.device),
+        "methods": found,
+    }
+    shown = Table(title=_heading(record), caption=OF_METHODS, caption_justify="left")
+    shown.add_column("method")
+    for heading in ("images/s", "cost in vanilla steps", "in forwards", "floor", "share of floor"):
+        shown.add_column(heading, justify="right")
+    for name, values in found.items():
+        shown.add_row(name, *(f"{values[key]:.2f}" for key in COLUMNS))
+    terminal.print_table(terminal.console(), shown)
+    if options.json:
+        files.write(options.json, json.dumps(record, indent=2) + "\n")
+
+
+def _heading(record: dict[str, Any]) -> str:
+    of = record["machine"]
+    what = f"{record['model']}, batch {record['batch']}, {of.get('gpu') or of['cpu']}"
+    return f"{what}, medians of {record['rounds']} rounds"
 
 
 @contextmanager
@@ -158,9 +234,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def table(record: dict[str, Any]) -> Table:
-    machine = record["machine"]
-    what = f"{record['model']}, batch {record['batch']}, {machine.get('gpu') or machine['cpu']}"
-    shown = Table(title=f"{what}, medians of {record['rounds']} rounds", caption=CAPTION, caption_justify="left")
+    shown = Table(title=_heading(record), caption=CAPTION, caption_justify="left")
     shown.add_column("step")
     for heading in ("images/s", "× direct fp32", "cost in vanilla steps", "share of floor", "peak memory"):
         shown.add_column(heading, justify="right")

@@ -19,12 +19,23 @@ Step = Callable[[], None]
 def median_seconds(
     steps: Mapping[str, Step], rounds: int, device: str, progress: Callable[[str], None]
 ) -> dict[str, float]:
-    """Median time of every step over ``rounds`` rounds, each of them a step of every kind.
+    """Median time of every step over ``rounds`` rounds; see ``seconds_by_round``."""
+    taken = seconds_by_round(steps, rounds, device, progress)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def seconds_by_round(
+    steps: Mapping[str, Step], rounds: int, device: str, progress: Callable[[str], None], wall: bool = True
+) -> dict[str, list[float]]:
+    """Time of every step in each of ``rounds`` rounds, which are a step of every kind.
 
     What else the machine does, and its clock, then meets all of them alike; every other round goes backwards. A round
     before the first warms up.
+
+    Args:
+        wall: False: on a CPU, processor time of all threads, which other programs hardly lengthen.
     """
-    clock = _cuda_seconds if device == "cuda" else _seconds
+    clock = _cuda_seconds if device == "cuda" else _seconds if wall else _processor_seconds
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name in list(steps)[:: -1 if number % 2 else 1]:
@@ -32,13 +43,19 @@ def median_seconds(
             seconds = clock(steps[name])
             if number:
                 taken[name].append(seconds)
-    return {name: statistics.median(times) for name, times in taken.items()}
+    return taken
 
 
 def _seconds(step: Step) -> float:
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
+
+
+def _processor_seconds(step: Step) -> float:
+    start = time.process_time()
+    step()
+    return time.process_time() - start
 
 
 def _cuda_seconds(step: Step) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robustft.cli import places
+from robustft.cli import places, recipes
 from robustft.cli.accepted import accepts, expected, shown
 from robustft.cli.core_settings import CHOSEN, REFUSED
 from robustft.cli.identity import WHERE, seen
@@ -102,7 +102,8 @@ def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: 
             unread.append(job)
             continue
         first = first or settings
-        left = [name for name in left if not _means_something(settings, name, typed[name])]
+        said = recipes.says(settings)  # what a recipe brings may mean nothing beside what is typed
+        left = [name for name in left if name not in said and not _means_something(settings, name, typed[name])]
     if left and first is not None and not unread:
         name = left[0]
         reason = first.why_idle(name) or first.chosen("method")

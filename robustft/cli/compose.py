@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from robustft.cli import described, hydra_private, sources
+from robustft.cli import described, hydra_private, recipes, sources
 from robustft.cli.core_settings import REFUSED, spelled
 from robustft.cli.hydra_private import IntervalSweep, Override
 from robustft.cli.sources import CONF, groups
@@ -115,8 +115,13 @@ def options(override: Override) -> list[str]:
 
 
 def complete(overrides: Sequence[Override]) -> list[Override]:
-    """What was typed, with what it brings along: data=folders brings a model for photographs."""
-    return [*parse(described.brought(overrides)), *overrides]
+    """What was typed, with what it brings along: data=folders a model for photographs, recipe=published its settings.
+
+    Raises:
+        UserError: a component has no recipe of its own, and one is asked for.
+    """
+    overrides = [*parse(described.brought(overrides)), *overrides]
+    return [*parse(recipes.brought(overrides)), *overrides]
 
 
 def compose_first(overrides: Sequence[Override]) -> DictConfig:

@@ -122,6 +122,7 @@ CHOSEN = {
     "method.name": "choose the method by its group: method=NAME",
     "mask.kind": "choose the mask by its group: mask=NAME",
     "fill.kind": "choose the fill by its group: fill=NAME",
+    "recipe.name": "choose the recipe by its group: recipe=NAME",
     "schedule.name": "choose the schedule by its group: schedule=NAME",
     "moving.name": "choose how an average moves by its group: moving=NAME",
     "train.name": "choose what is trained by its group: train=NAME",

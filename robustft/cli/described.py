@@ -1,5 +1,6 @@
 """What components say of themselves in their YAML files, read before anything is composed."""
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -9,6 +10,7 @@ import yaml
 
 from robustft.cli import sources
 from robustft.cli.hydra_private import Override
+from robustft.common.configs import flatten
 
 
 def opens(name: str) -> bool:
@@ -27,7 +29,7 @@ def brought(overrides: Sequence[Override]) -> list[str]:
         return []
     wanted: dict[str, set[str]] = {}
     for group, override in typed.items():
-        for option in _options(override):
+        for option in options(override):
             for other, choice in (takes(group, option).get("brings") or {}).items():
                 wanted.setdefault(other, set()).add(choice)
     return [f"{group}={choice}" for group, (choice, *more) in wanted.items() if group not in typed and not more]
@@ -40,11 +42,28 @@ def takes(group: str, option: str) -> dict[str, Any]:
     for default in read.get("defaults") or []:
         if isinstance(default, str) and default not in ("_self_", option):
             found |= takes(group, default)
-    own = read.get("takes")
-    return found | own if isinstance(own, dict) else found
+    inside = read.get(group, {})  # of a file with settings of other groups too
+    nodes = (read, read.get(option), inside, inside.get(option) if isinstance(inside, dict) else None)
+    own = (node["takes"] for node in nodes if isinstance(node, dict) and isinstance(node.get("takes"), dict))
+    return found | next(own, {})
 
 
-def _options(override: Override) -> list[str]:
+def preset(option: str) -> dict[str, Any]:
+    """What a preset of `experiment=` names: settings, what it sweeps, and options of groups by their group."""
+    read = _read(_path("experiment", option))
+    found: dict[str, Any] = {}
+    for default in read.get("defaults") or []:
+        if isinstance(default, str) and default not in ("_self_", option):
+            found |= preset(default)
+        for key, choice in default.items() if isinstance(default, dict) else ():
+            found[re.sub(r"^override |[ /]", "", key)] = choice
+    own = {key: value for key, value in read.items() if key not in ("defaults", "hydra")}
+    swept = ((read.get("hydra") or {}).get("sweeper") or {}).get("params") or {}
+    return found | dict(flatten(own)) | swept
+
+
+def options(override: Override) -> list[str]:
+    """The options of a group that an override names: several in a sweep."""
     if not override.is_sweep_override():
         return [override.get_value_element_as_str()]
     return list(override.sweep_string_iterator()) if override.is_choice_sweep() else []

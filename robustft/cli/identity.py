@@ -122,6 +122,7 @@ def renewed(saved: Mapping[str, Any]) -> dict[str, Any]:
             config["optimizer"] = {"beta1": 0.9, **config["optimizer"]}
     if "moving" not in config:
         config |= {"moving": {"name": "none"}, "result": "student", "train": {"name": "all"}}
+    config.setdefault("recipe", {"name": "model"})
     if isinstance(config.get("method"), dict):
         traits = ("trains", "masks", "needs", "uses")  # of the code
         config["method"] = {key: value for key, value in config["method"].items() if key not in traits}

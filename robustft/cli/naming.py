@@ -48,7 +48,8 @@ def name(cfg: DictConfig) -> str:
     unmasked = cfg.mask.kind == "none" or OmegaConf.select(cfg, "method.takes.masks") is False
     masks = [] if unmasked else [cfg.mask.kind, cfg.fill.kind]
     constraints = [name for name, node in cfg.constraint.items() if OmegaConf.is_dict(node)]
-    parts = [cfg[group].name for group, usual in (("moving", "none"), ("train", "all")) if cfg[group].name != usual]
+    usual = {"moving": "none", "train": "all", "recipe": "model"}
+    parts = [cfg[group].name for group, name in usual.items() if cfg[group].name != name]
     return "_".join(slug(part) for part in (cfg.method.name, *masks, *constraints, *parts, cfg.model.name))
 
 

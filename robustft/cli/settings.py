@@ -16,6 +16,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       leaves_model: false         # a method: what it gives is no single model that could be saved
       transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
+      published: {optimizer.lr: 1.0e-5}  # a method or constraint: what recipe=published sets (robustft/cli/recipes.py)
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
       label: KD                   # what reports call it; see robustft/cli/display.py for this and the next three
@@ -50,8 +51,9 @@ from robustft.cli.core_settings import CORE, Case
 from robustft.common.configs import flatten, without_takes
 
 ALWAYS: Description = {"kind": "anything"}
-OF_TRAINING = ("schedule", "constraint", "moving", "train")  # groups that a method makes something of if it trains
-OF_WHOLE = ("moving", "train")  # and if it trains more than a head on known features
+# Groups that a method makes something of if it trains.
+OF_TRAINING = ("recipe", "schedule", "constraint", "moving", "train")
+OF_WHOLE = ("moving", "train")  # if it trains more than a head on known features
 
 
 def _takes(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

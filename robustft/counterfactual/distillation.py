@@ -88,6 +88,27 @@ def make_masking(mask: Mapping[str, Any], fill: str, student: Classifier) -> tup
     return made, make_fill(fill, student.patch_size, kept)
 
 
+def forwards_of_map(mask: Mapping[str, Any], student: Classifier) -> float:
+    """What the map for a mask costs, in forward passes of the image tower: a backward pass to activations is one.
+
+    The student's forward pass is there for the cross-entropy, a teacher's is not. Of the last ``layers`` alone the
+    backward pass goes no further.
+    """
+    if mask["kind"] in ("none", "random"):
+        return 0.0
+    layers = max(1, len(student.tower.attentions()))
+    seen = layers if mask["layers"] is None else min(mask["layers"], layers)
+    return (mask["source"] == "teacher") + (seen / layers if mask["cam"] == "relevance" else 1 / layers)
+
+
+def forwards_of_sample(mask: Mapping[str, Any], fill: str, student: Classifier) -> float:
+    """What encoding the counterfactual sample once costs: patches that are left out cost nothing."""
+    if mask["kind"] != "random" or fill != "none":
+        return 1.0
+    prefix = student.tower.prefix
+    return (prefix + kept_patches(student.patches, mask["rate"])) / (prefix + student.patches)
+
+
 def make_explain(mask: Mapping[str, Any]) -> Explain:
     """(student, teacher, images, labels) → the student's features and logits and, if the mask needs one, the map.
 

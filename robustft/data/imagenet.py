@@ -22,12 +22,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.data.filedata import FileData
 from robustft.data.folders import ImageFiles, ImageFolders, folder_set
 from robustft.data.objectnet import BORDER, read_label_sets
+from robustft.data.own import prompts
 from robustft.data.sets import EvaluationSet, ImageSet
 
 # In the order of the reports: the ID set, then the shifts.
@@ -84,6 +86,7 @@ class ImageNetData(FileData):
     Args:
         sets: per set its own path, or False to leave it out; None (or absent): look under `root`.
         classes: other classes than the 1000 (tests).
+        templates: of prompts, see `own.prompts.templates_of`; None: the 80 of OpenAI's ensemble.
         options: of all data of files, see `FileData`: `root`, the folder under which the sets are looked for, …
     """
 
@@ -96,14 +99,14 @@ class ImageNetData(FileData):
         *,
         sets: Mapping[str, str | bool | None] | None = None,
         classes: ImageNetClasses | None = None,
+        templates: str | Sequence[str] | None = None,
         **options,
     ) -> None:
-        from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
-
         super().__init__(**options)
         self.classes = classes or official_classes()
         self.class_names = self.classes.names
-        self.templates = OPENAI_IMAGENET_TEMPLATES  # the 80 prompts of OpenAI's ensemble
+        self.templates = prompts.templates_of(templates or "imagenet")
+        self._told = {} if templates is None else {"templates": prompts.shown(self.templates)}
         self.paths = dict(sets or {})
         for name in self.paths.keys() - USUAL_NAMES.keys():
             near = difflib.get_close_matches(name, USUAL_NAMES, n=1, cutoff=0) or list(USUAL_NAMES)
@@ -112,6 +115,9 @@ class ImageNetData(FileData):
             raise UserError("data.sets.imagenet=false: the ID set cannot be left out, only the shift sets can.")
         self.set_names = [name for name in USUAL_NAMES if self.paths.get(name) is not False]
         self._kept: dict[str, EvaluationSet] = {}
+
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), **self._told}
 
     def training_set(self) -> ImageSet:
         return self.images(self.training_name)

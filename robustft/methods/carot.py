@@ -58,6 +58,9 @@ class CaRot(Contrastive):
     def taught_texts(self, pairs: Pairs) -> Seen:
         return {} if self.teacher is None else {"texts": encode_texts_frozen(self.teacher, pairs)}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        return self.of_sample + text
+
     def objective(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         student, scale = self.student, self.student.scale
         z = similarities(ours["images"], ours["texts"], scale)

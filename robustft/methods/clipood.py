@@ -32,7 +32,7 @@ class CLIPood(Method):
 
     def __init__(self, student: Classifier, margin: float, template: str) -> None:
         assert student.prompts is not None
-        scale = float(student.scale)
+        scale = float(student.scale.detach())
         student.prompts = replace(student.prompts, templates=[template])
         student.renew_head()
         model = student.without_text()

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from robustft.common.errors import UserError
 from robustft.common.randomness import generator
 from robustft.counterfactual.cam import make_cam
-from robustft.counterfactual.distillation import make_masking
+from robustft.counterfactual.distillation import forwards_of_map, forwards_of_sample, make_masking
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
+from robustft.models.work import flops
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import Method
 
@@ -77,7 +78,7 @@ class Contrastive(Method):
             student.text.logit_bias.requires_grad_(False)  # the same for all pairs: a softmax does not see it
         self.prompts = student.prompts
         self.images, self.pins = len(data.training_set()), data.devices.cuda  # not the data: methods are copied
-        self.options = dict(mask)
+        self.options, self.fill_kind = dict(mask), fill
         self.mask, self.fill = make_masking(mask, fill, student)
         self._templates: tuple[int, Int64[Tensor, " images"]] | None = None
         self._waiting: list[Waiting] = []
@@ -102,7 +103,28 @@ class Contrastive(Method):
         """The teacher's features of the prompts, as ``texts``."""
         return {}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        """What ``taught`` and ``taught_texts`` cost, in forward passes of the image tower; one of the text tower is
+        ``text`` of them.
+        """
+        return 0.0
+
     # One step
+
+    def forwards(self, batch: Batch | Pairs) -> float:
+        """Forward and backward of both towers, of x_cf where there is one, its map, and the teacher."""
+        pairs = batch if isinstance(batch, Pairs) else self._on_device(self.pairs(batch))
+        encode, encode_text = self.student.encode, self.student.encode_text
+        text = flops(lambda: encode_text(pairs.tokens)) / flops(lambda: encode(pairs.images))
+        needed = 3 + 3 * text + (0.0 if self.teacher is None else self.forwards_of_teacher(text))
+        if self.mask is None:
+            return needed
+        return needed + forwards_of_map(self.options, self.student) + 3 * self.of_sample
+
+    @property
+    def of_sample(self) -> float:
+        """A forward pass of x_cf in those of x."""
+        return forwards_of_sample(self.options, self.fill_kind, self.student)
 
     def parameters_to_train(self) -> Sequence[nn.Parameter]:
         return [p for p in self.student.parameters() if p.requires_grad]

@@ -18,6 +18,8 @@ from robustft.counterfactual.distillation import (
     classify,
     direction_distance,
     feature_distance,
+    forwards_of_map,
+    forwards_of_sample,
     make_explain,
     make_masking,
 )
@@ -57,7 +59,7 @@ class CounterfactualFinetune(Method):
         normalised: bool = False,
     ) -> None:
         super().__init__(student, teacher if beta else None)
-        self.beta, self.options = beta, dict(mask)
+        self.beta, self.options, self.fill_kind = beta, dict(mask), fill
         self.explain = make_explain(mask)
         self.mask, self.fill = make_masking(mask, fill, student)
         self.distance: Distance = direction_distance if normalised else feature_distance
@@ -73,6 +75,14 @@ class CounterfactualFinetune(Method):
         else:
             self.maps = teacher_maps(self.teacher, training, self.options)
         return training
+
+    def forwards(self, batch: Batch) -> float:
+        if self.teacher is None:
+            return 3.0
+        if self.mask is None:
+            return 4.0
+        of_map = 0.0 if self.maps is not None else forwards_of_map(self.options, self.student)
+        return 3 + of_map + 4 * forwards_of_sample(self.options, self.fill_kind, self.student)
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

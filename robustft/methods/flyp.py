@@ -45,6 +45,9 @@ class FLYP(Contrastive):
     def taught(self, pairs: Pairs, sample: Counterfactual) -> Seen:
         return {} if self.teacher is None else {"counterfactuals": encode_frozen(self.teacher, sample)}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        return self.of_sample
+
     def objective(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         z = similarities(ours["images"], ours["texts"], self.student.scale)
         infonce = info_nce(z, theirs["labels"] if self.by_class else None)
@@ -58,7 +61,14 @@ def similarities(
     images: Float[Tensor, "batch features"], texts: Float[Tensor, "prompts features"], scale: Float[Tensor, ""]
 ) -> Float[Tensor, "batch prompts"]:
     """Return z = s · u vᵀ of features that are not normalised yet."""
-    return scale * F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
+    return of_units(F.normalize(images, dim=-1), F.normalize(texts, dim=-1), scale)
+
+
+def of_units(
+    u: Float[Tensor, "batch features"], v: Float[Tensor, "prompts features"], scale: Float[Tensor, ""]
+) -> Float[Tensor, "batch prompts"]:
+    """Return z = s · u vᵀ."""
+    return scale * u @ v.T
 
 
 def info_nce(z: Float[Tensor, "batch batch"], labels: Int64[Tensor, " batch"] | None = None) -> Float[Tensor, ""]:

@@ -16,6 +16,7 @@ from robustft.counterfactual.fill import Counterfactual
 from robustft.data.sets import Batch
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Classifier
+from robustft.models.work import flops
 
 EPSILON = 1e-10  # added to lengths
 States = Sequence[Float[Tensor, "batch tokens channels"]]
@@ -46,6 +47,16 @@ class LDIFS(CounterfactualFinetune):
         super().__init__(student, teacher, beta=beta, mask=mask, fill=fill)
         self.axis = axis
         self.distance = self._distance
+
+    def forwards(self, batch: Batch) -> float:
+        """The last block runs for all tokens here, where features need the class token's alone."""
+        needed = super().forwards(batch)
+        if self.teacher is None:
+            return needed
+        encode, states = self.student.encode, self.student.encode_with_states
+        whole = flops(lambda: states(batch.images)[0]) / flops(lambda: encode(batch.images))
+        factual = 0 if self.mask is None else 3
+        return factual + (needed - factual) * whole
 
     def _factual_step(self, batch: Batch) -> Float[Tensor, ""]:
         assert self.teacher is not None

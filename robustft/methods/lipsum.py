@@ -17,6 +17,7 @@ from robustft.data.sets import Batch
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Classifier
 from robustft.models.frozen_text import FrozenText
+from robustft.models.work import flops
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import ParameterGroup
 
@@ -63,6 +64,13 @@ class LipsumFT(CounterfactualFinetune):
             return [rest, {"params": head}]
         decay = self.recipe.adam["weight_decay"] / self.text.scale  # decay is times the learning rate
         return [rest, {"params": head, "lr_scale": self.text.scale, "weight_decay": decay}]
+
+    def forwards(self, batch: Batch) -> float:
+        if self.teacher is None:
+            return super().forwards(batch)
+        texts = self.text.random_tokens(self.texts, self.length, generator("random texts", 0, device=batch.images.device))
+        share = flops(lambda: self.text.encode(texts)) / flops(lambda: self.student.encode(batch.images))
+        return super().forwards(batch) + share
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -17,7 +17,7 @@ from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
 from robustft.methods.carot import overlap
 from robustft.methods.contrastive import Contrastive, Pairs, Seen, encode_texts_frozen
-from robustft.methods.flyp import info_nce, similarities
+from robustft.methods.flyp import info_nce, of_units
 from robustft.models.classifier import Classifier
 from robustft.models.projections import image_projection, text_projection
 
@@ -74,48 +74,64 @@ class TRACER(Contrastive):
     def taught_texts(self, pairs: Pairs) -> Seen:
         return {} if self.teacher is None else {"texts": encode_texts_frozen(self.teacher, pairs)}
 
+    def forwards_of_teacher(self, text: float) -> float:
+        factual = self.mask is not None and bool(self.weights["icl"])
+        return self.of_sample + text + factual
+
     def objective(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
-        student = self.student
-        terms = {"infonce": info_nce(similarities(ours["images"], ours["texts"], student.scale))}
+        student, scale = self.student, self.student.scale
+        ours, theirs = _units(ours), _units(theirs)
+        z = of_units(ours["images"], ours["texts"], scale)
+        terms = {"infonce": info_nce(z)}
         loss = terms["infonce"]
         if self.teacher is not None:
-            terms |= self.distillation(ours, theirs, self.teacher)
+            z_cf = of_units(ours["counterfactuals"], ours["texts"], scale) if "counterfactuals" in ours else z
+            terms |= self.distillation(ours, theirs, z_cf, self.teacher.scale)
             loss = loss + self.weight * sum(w * terms[name] for name, w in self.weights.items() if w)
         if self.cross:
             terms["cross"] = overlap(image_projection(student), text_projection(student))
             loss = loss + self.cross * terms["cross"]
         return {"loss": loss, **terms}
 
-    def distillation(self, ours: Seen, theirs: Seen, teacher: Classifier) -> dict[str, Float[Tensor, ""]]:
-        """The four terms that have a weight."""
+    def distillation(
+        self, ours: Seen, theirs: Seen, z: Float[Tensor, "batch batch"], their_scale: Float[Tensor, ""]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The four terms that have a weight, of unit features.
+
+        Args:
+            z: the student's similarities of (counterfactual) images and prompts, times its scale.
+            their_scale: the teacher's.
+        """
         scale, weights = self.student.scale, self.weights
         images, texts = ours.get("counterfactuals", ours["images"]), ours["texts"]
         their_images, their_texts = theirs["images"], theirs["texts"]
         terms = {}
         if weights["fd"]:
-            terms["fd"] = unit_distance(images, their_images) + unit_distance(texts, their_texts)
-        target = similarities(their_images, their_texts, teacher.scale)
+            terms["fd"] = F.mse_loss(images, their_images) + F.mse_loss(texts, their_texts)
+        target = of_units(their_images, their_texts, their_scale)
+        rows, columns = target.log_softmax(1), target.T.log_softmax(1)
         if weights["crd"]:
-            z = similarities(images, texts, scale)
-            terms["crd"] = (divergence(target, z) + divergence(target.T, z.T)) / 2
+            terms["crd"] = (divergence(rows, z) + divergence(columns, z.T)) / 2
+        if weights["icl"] or weights["xkd"]:
+            to_texts, to_images = of_units(images, their_texts, scale), of_units(texts, their_images, scale)
         if weights["icl"]:
-            rows = similarities(ours["images"], their_texts, scale)
-            columns = similarities(texts, theirs.get("factual", their_images), scale)
-            terms["icl"] = (own_pair(rows) + own_pair(columns)) / 2
+            factual = "counterfactuals" not in ours
+            own = to_texts if factual else of_units(ours["images"], their_texts, scale)
+            back = to_images if factual else of_units(texts, theirs["factual"], scale)
+            terms["icl"] = (own_pair(own) + own_pair(back)) / 2
         if weights["xkd"]:
-            rows, columns = similarities(images, their_texts, scale), similarities(texts, their_images, scale)
-            terms["xkd"] = (divergence(target, rows) + divergence(target.T, columns)) / 2
+            terms["xkd"] = (divergence(rows, to_texts) + divergence(columns, to_images)) / 2
         return terms
 
 
-def unit_distance(ours: Float[Tensor, "batch features"], theirs: Float[Tensor, "batch features"]) -> Float[Tensor, ""]:
-    """Mean over batch and dimensions of the squared difference of unit vectors."""
-    return F.mse_loss(F.normalize(ours, dim=-1), F.normalize(theirs, dim=-1))
+def _units(seen: Seen) -> Seen:
+    """Features by name, of unit norm; labels stay."""
+    return {name: F.normalize(value, dim=-1) if value.is_floating_point() else value for name, value in seen.items()}
 
 
 def divergence(target: Float[Tensor, "batch keys"], z: Float[Tensor, "batch keys"]) -> Float[Tensor, ""]:
-    """KL(softmax(target) ‖ softmax(z)) of rows, batch mean."""
-    return F.kl_div(z.log_softmax(1), target.log_softmax(1), reduction="batchmean", log_target=True)
+    """KL(p ‖ softmax(z)) of rows, batch mean; ``target`` is log p."""
+    return F.kl_div(z.log_softmax(1), target, reduction="batchmean", log_target=True)
 
 
 def own_pair(z: Float[Tensor, "batch batch"]) -> Float[Tensor, ""]:

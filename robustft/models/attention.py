@@ -45,30 +45,36 @@ class WatchedAttention(nn.MultiheadAttention):
         attn_mask: Float[Tensor, "batch 1 1 tokens"] | None = None,
     ) -> tuple[Float[Tensor, "batch queries width"], None]:
         """Attend from ``query`` (all tokens or some) to ``key``; ``value`` is the same tensor as ``key``."""
-        q, k, v = self._heads(query, key)
+        q, k, v = heads(self, query, key)
         out = attend(q, k, v, None if attn_mask is None else attn_mask.to(q.dtype))
         watcher, self.watcher = self.watcher, None  # activation checkpointing comes here again in the backward pass
         if watcher is not None:
             watcher(q, k, v, out)
         return self.out_proj(out.transpose(1, 2).flatten(2)), None
 
-    def _heads(self, query: Tensor, key: Tensor) -> Heads:
-        weight, bias = self.in_proj_weight, self.in_proj_bias
-        if query is key:
-            q, k, v = F.linear(query, weight, bias).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-            return q, k, v
-        rows = [self.embed_dim, 2 * self.embed_dim]
-        (of_query, of_key), (query_bias, key_bias) = weight.split(rows), bias.split(rows)
-        q = F.linear(query, of_query, query_bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        k, v = F.linear(key, of_key, key_bias).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+def heads(
+    attention: nn.MultiheadAttention,
+    query: Float[Tensor, "batch queries width"],
+    key: Float[Tensor, "batch tokens width"],
+) -> Heads:
+    """q, k and v of each head; where ``query`` is ``key`` in one product."""
+    weight, bias, number = attention.in_proj_weight, attention.in_proj_bias, attention.num_heads
+    if query is key:
+        q, k, v = F.linear(query, weight, bias).unflatten(-1, (3, number, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
+    rows = [attention.embed_dim, 2 * attention.embed_dim]
+    (of_query, of_key), (query_bias, key_bias) = weight.split(rows), bias.split(rows)
+    q = F.linear(query, of_query, query_bias).unflatten(-1, (number, -1)).transpose(1, 2)
+    k, v = F.linear(key, of_key, key_bias).unflatten(-1, (2, number, -1)).permute(2, 0, 3, 1, 4)
+    return q, k, v
 
 
 def attend(
     q: Float[Tensor, "batch heads queries dim"],
     k: Float[Tensor, "batch heads tokens dim"],
     v: Float[Tensor, "batch heads tokens dim"],
-    bias: Float[Tensor, "batch 1 1 tokens"] | None,
+    bias: Float[Tensor, "#batch 1 #queries tokens"] | None,
 ) -> Float[Tensor, "batch heads queries dim"]:
     """softmax(q kᵀ / √dim + bias) v.
 

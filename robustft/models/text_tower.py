@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustft.models.attention import attend, heads
 from robustft.models.open_clip_private import ResidualAttentionBlock, can_be_cut, text_features, text_tower
 
 
@@ -49,10 +50,10 @@ class TextTower:
             return features.to(torch.promote_types(features.dtype, torch.float32))
         length, end = tokens.shape[1], tokens.argmax(1)
         states = tower.token_embedding(tokens) + tower.positional_embedding[:length]
-        causal = tower.attn_mask[:length, :length]
+        causal = tower.attn_mask[None, None, :length, :length]
         *blocks, last = tower.transformer.resblocks
         for block in blocks:
-            states = self._run(block, states, None, None, causal)
+            states = self._run(_all_tokens, block, states, causal)
         pooled = tower.ln_final(self._run(_token_at, last, states, end))
         with torch.autocast(pooled.device.type, enabled=False):  # cheap, and the loss sees these numbers
             projection = tower.text_projection
@@ -87,6 +88,27 @@ class TextTower:
         tower.transformer.grad_checkpointing = enable
 
 
+def _all_tokens(
+    block: ResidualAttentionBlock,
+    states: Float[Tensor, "texts length width"],
+    causal: Float[Tensor, "1 1 length length"],
+) -> Float[Tensor, "texts length width"]:
+    """What ``block`` makes of a sequence; torch's own attention takes more operations for a mask."""
+    seen = block.ln_1(states)
+    states = states + block.ls_1(_attended(block.attn, seen, seen, causal))
+    return states + block.ls_2(block.mlp(block.ln_2(states)))
+
+
+def _attended(
+    attention: nn.MultiheadAttention,
+    query: Float[Tensor, "texts queries width"],
+    key: Float[Tensor, "texts length width"],
+    bias: Float[Tensor, "#texts 1 #queries length"],
+) -> Float[Tensor, "texts queries width"]:
+    q, k, v = heads(attention, query, key)
+    return attention.out_proj(attend(q, k, v, bias.to(q.dtype)).transpose(1, 2).flatten(2))
+
+
 def _token_at(
     block: ResidualAttentionBlock, states: Float[Tensor, "texts length width"], end: Int64[Tensor, " texts"]
 ) -> Float[Tensor, "texts width"]:
@@ -94,6 +116,7 @@ def _token_at(
     rows, places = torch.arange(len(end), device=end.device), torch.arange(states.shape[1], device=end.device)
     seen = block.ln_1(states)
     hidden = places > end[:, None]
-    attended, _ = block.attn(seen[rows, end].unsqueeze(1), seen, seen, key_padding_mask=hidden, need_weights=False)
+    bias = torch.zeros(hidden.shape, dtype=seen.dtype, device=seen.device).masked_fill(hidden, -torch.inf)
+    attended = _attended(block.attn, seen[rows, end].unsqueeze(1), seen, bias[:, None, None])
     token = states[rows, end].unsqueeze(1) + block.ls_1(attended)
     return (token + block.ls_2(block.mlp(block.ln_2(token)))).squeeze(1)

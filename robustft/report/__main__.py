@@ -12,8 +12,8 @@ from rich.console import Console
 from robustft.common import entry, paths, terminal
 from robustft.common.errors import UserError
 from robustft.common.files import write
-from robustft.report.groups import Group, group_over_seeds, reading_order
-from robustft.report.published import SEED
+from robustft.report import paired, published, wise
+from robustft.report.groups import Group, group_over_seeds, panel_title, reading_order
 from robustft.report.runs import Run, comparable_averages, read_runs, refuse_mixed, retention_tasks, zeroshot_runs
 from robustft.report.stats import LogitLine, logit_fit
 from robustft.report.table import (
@@ -25,12 +25,14 @@ from robustft.report.table import (
     markdown,
     print_comparison,
     repeated_note,
+    sampling_note,
 )
 
 SEEDS = "Mean ± standard deviation over seeds."
 RANGE = "Members: mean (lowest–highest)."
 KNOWS = "knows: top-1 on other tasks by their prompts; Δ knows: mean change against zero-shot, in points."
 TRANSDUCTIVE = "Transductive systems have looked at the whole unlabelled test sets: they stand apart."
+RECIPES = "Runs by other recipes stand in tables of their own: recipes differ as much as methods do."
 PAIRED = "Differences in points, paired by seed, with 95% t intervals."
 
 
@@ -63,6 +65,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="NAME",
         help="a column and a plot of another metric than top-1, as results hold it: ece, nll ... (repeatable)",
+    )
+    parser.add_argument(
+        "--paired", action="store_true", help="differences to --baseline image by image too, from predictions"
+    )
+    parser.add_argument(
+        "--published", type=paths.expand, metavar="FILE", help="a CSV of published numbers, to put beside these"
     )
     parser.add_argument("--partial", action="store_true", help="include evaluations that were cut short")
     parser.add_argument("--all", action="store_true", help="a row for every run, not only for every system")
@@ -103,11 +111,18 @@ def metrics_of(runs: Sequence[Run], names: Sequence[str]) -> dict[str, dict[str,
 
 
 def panels_of(runs: Sequence[Run]) -> list[list[Group]]:
-    """Groups by model and ID set, in a reader's order."""
+    """Groups by model, ID set and recipe, in a reader's order; the zero-shot model is in the panels of all recipes."""
     groups = group_over_seeds([*zeroshot_runs(runs), *runs])
-    panels: dict[tuple[str, str], list[Group]] = {}
+    recipes: dict[tuple[str, str], set[str | None]] = {}
+    for group in groups:
+        if not group.reference:
+            recipes.setdefault(group.runs[0].panel, set()).add(group.recipe)
+    panels: dict[tuple[str, str, str], list[Group]] = {}
     for group in sorted(groups, key=reading_order):
-        panels.setdefault(group.runs[0].panel, []).append(group)
+        panel = group.runs[0].panel
+        found = recipes.get(panel, {None}) if group.reference else {group.recipe}
+        for recipe in sorted(name or "" for name in found):
+            panels.setdefault((*panel, recipe), []).append(Group(group.label, group.runs))
     return list(panels.values())
 
 
@@ -127,6 +142,8 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
         paths.for_file(arguments.html, "--html")
     if out:
         paths.make_folder(out, "--out")
+    if arguments.paired and not arguments.baseline:
+        raise UserError("--paired: say what the others are compared with, --baseline NAME")
     line = baseline_line(arguments.baselines, arguments.partial, runs)
     panels = panels_of(runs)
     everything = [group for groups in panels for group in groups]
@@ -137,11 +154,11 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
                 f"No system fits the baseline {name}. There are {known}{' …' if len(everything) > 8 else ''}."
             )
     more = metrics_of(runs, arguments.metric)
-    tables = []
+    tables, texts, errors = [], [], []
     for groups in panels:
         names = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
         found = {name: find_baseline(groups, name) for name in arguments.baseline}
-        short = {name: SEED.sub("", name) for name in found}
+        short = {name: published.SEED.sub("", name) for name in found}
         heads = [short[name] for name in found]
         baselines = [
             (short[name] if heads.count(short[name]) == 1 else name, base)
@@ -149,6 +166,7 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
             if base is not None
         ]
         tasks = retention_tasks(run for group in groups for run in group.runs)
+        by_seed = wise.curves(groups)
         for apart in (False, True):
             rows = [
                 row
@@ -157,11 +175,24 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
                 for row in (_with_members(group) if arguments.all else [group])
             ]
             if rows:
-                tables.append(comparison(rows, list(names), baselines, line, more, tasks))
+                gaps = {row.label: wise.gaps(row, by_seed) for row in rows} if by_seed else None
+                tables.append(comparison(rows, list(names), baselines, line, more, tasks, gaps))
                 print_comparison(console, tables[-1])
+        if note := sampling_note(groups, list(names)):
+            errors.append(note if len(panels) == 1 else f"{panel_title(groups)}: {note[0].lower()}{note[1:]}")
+        if arguments.paired:
+            texts += [paired.markdown(groups, base, panel_title(groups)) for _, base in baselines]
+    if arguments.published:
+        texts.append(_beside(runs, arguments.published))
+    for text in texts:
+        terminal.print_markdown(console, text)
     notes = [SEEDS] if any(len(group.runs) > 1 and not group.published for group in everything) else []
     notes += [RANGE] if any(len(group.runs) > 1 and group.published for group in everything) else []
+    notes += errors
     notes += [PAIRED] if arguments.baseline else []
+    notes += [paired.NOTE] if arguments.paired else []
+    notes += [wise.NOTE] if any("gap to WiSE" in table.columns for table in tables) else []
+    notes += [RECIPES] if len({group.recipe for group in everything if not group.reference}) > 1 else []
     notes += [KNOWS] if retention_tasks(run for group in everything for run in group.runs) else []
     notes += [TRANSDUCTIVE] if any(group.transductive for group in everything) else []
     notes += [note] if (note := repeated_note(everything)) else []
@@ -174,7 +205,27 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
 
         say(f"Page: {write_page(arguments.html, panels)}")
     if out:
-        say(f"Written to {out}: {', '.join(_write(out, tables, notes, panels, line, more))}")
+        say(f"Written to {out}: {', '.join(_write(out, tables, [*texts, *notes], panels, line, more))}")
+
+
+def _beside(runs: Sequence[Run], file: Path) -> str:
+    """Published numbers beside those of runs, which are called as a study does or after their folder.
+
+    Raises:
+        UserError: the file is not there or cannot be read, or nothing in it was run.
+    """
+    named: dict[str, Run] = {}
+    for number, run in enumerate(runs):
+        record = run.record
+        name = record.get("entry") or record["name"].removesuffix(f"_{record['model']}")
+        system = published.SEED.sub("", name)
+        named[f"{'vanilla' if system == 'finetune' else system}_seed-{number}"] = run
+    known = published.read(file)
+    text = published.beside({name: run.record for name, run in named.items()}, known)
+    if text is None:
+        systems = ", ".join(dict.fromkeys(published.SEED.sub("", name) for name in named))
+        raise UserError(f"--published {file}: none of its systems is among the runs on ImageNet. Here are {systems}")
+    return text
 
 
 def _write(

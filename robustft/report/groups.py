@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustft.evaluation.summary import set_label
 from robustft.report.runs import Record, Run
 from robustft.report.stats import mean_std, within_seeds
 
@@ -34,6 +35,11 @@ class Group:
     def reference(self) -> bool:
         """The zero-shot model, which others are compared with."""
         return self.record["method"] == "zeroshot"
+
+    @property
+    def recipe(self) -> str | None:
+        """The recipe by which it stands apart; see ``Run.recipe``."""
+        return self.runs[0].recipe
 
     @property
     def transductive(self) -> bool:
@@ -75,16 +81,23 @@ def group_over_seeds(runs: Iterable[Run]) -> list[Group]:
     settings: dict[tuple[Any, ...], dict[str, Any]] = {}
     for run in runs:
         given = run.settings
-        key = (*run.panel, json.dumps(given, sort_keys=True))
+        key = (*run.panel, run.recipe, json.dumps(given, sort_keys=True))
         parts.setdefault(key, []).append(run)
         settings[key] = given
     labels = {key: label(members[0], len(members)) for key, members in parts.items()}
     groups = []
     for key, members in parts.items():
-        twins = [settings[k] for k in parts if labels[k] == labels[key] and k[:2] == key[:2]]
+        twins = [settings[k] for k in parts if labels[k] == labels[key] and k[:3] == key[:3]]
         own = [_short(name, value) for name, value in settings[key].items() if len(_kinds(twins, name)) > 1]
         groups.append(Group(f"{labels[key]} ({', '.join(own)})" if own else labels[key], members))
     return groups
+
+
+def panel_title(groups: Sequence[Group]) -> str:
+    """Name what systems of one panel have in common: "tiny on Scenes, recipe=common"."""
+    model, id_name = groups[0].runs[0].panel
+    recipe = next(filter(None, (group.recipe for group in groups)), None)
+    return f"{model} on {set_label(id_name)}" + (f", recipe={recipe}" if recipe else "")
 
 
 def reading_order(group: Group) -> tuple[Any, ...]:
@@ -119,7 +132,7 @@ def curves(groups: Iterable[Group]) -> list[Curve]:
         dial = None if group.published else run.display["dial"]
         if dial is not None and run.dial(dial) is not None and group.values("ood_avg"):
             rest = {key: value for key, value in run.settings.items() if key != dial}
-            key = json.dumps([run.panel, rest], sort_keys=True)
+            key = json.dumps([run.panel, run.recipe, rest], sort_keys=True)
             parts.setdefault((dial, key), []).append(group)
     found = []
     for (dial, _), members in parts.items():

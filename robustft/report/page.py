@@ -16,7 +16,7 @@ from typing import Any
 from robustft.common.configs import flatten
 from robustft.common.files import write
 from robustft.evaluation.summary import set_label
-from robustft.report.groups import Group, curves
+from robustft.report.groups import Group, curves, panel_title
 from robustft.report.runs import Record, Run, retention_tasks
 from robustft.report.table import repeated_note
 
@@ -74,7 +74,7 @@ def payload(panels: Sequence[Sequence[Group]]) -> dict[str, Any]:
 
 
 def _about(panels: Sequence[Sequence[Group]], runs: Sequence[tuple[int, Run]]) -> str:
-    titles = ", ".join(f"{model} on {set_label(name)}" for model, name in (p[0].runs[0].panel for p in panels))
+    titles = ", ".join(map(panel_title, panels))
     partial = sum(run.record["partial"] and run.record["method"] != "zeroshot" for _, run in runs)
     remark = f" {partial} runs are partial evaluations." if partial else ""
     if note := repeated_note([group for groups in panels for group in groups]):
@@ -83,11 +83,11 @@ def _about(panels: Sequence[Sequence[Group]], runs: Sequence[tuple[int, Run]]) -
 
 
 def _panel(groups: Sequence[Group], place: dict[int, int], members: list[list[int]]) -> dict[str, Any]:
-    model, id_name = groups[0].runs[0].panel
+    _, id_name = groups[0].runs[0].panel
     numbers = [place[id(group)] for group in groups]
     sets = dict.fromkeys(name for group in groups for run in group.runs for name in run.record["ood"])
     return {
-        "title": f"{model} on {set_label(id_name)}",
+        "title": panel_title(groups),
         "id_label": set_label(id_name),
         "sets": [[name, set_label(name)] for name in sets],
         "metrics": _metrics(groups),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from robustft.common import homes
 from robustft.evaluation.summary import set_label
-from robustft.report.groups import Group, curves
+from robustft.report.groups import Group, curves, panel_title
 from robustft.report.stats import LogitLine, mean_std
 
 if TYPE_CHECKING:
@@ -103,12 +103,12 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, metric: s
         fit = [100 * line.ood(x / 100) for x in at]
         (drawn["baselines' line"],) = ax.plot(at, fit, "--", color="#777777", linewidth=0.9, zorder=1)
         ax.set_xlim(low, high)
-    model, id_name = groups[0].runs[0].panel
+    _, id_name = groups[0].runs[0].panel
     unit = f" ({told['unit']})" if told["unit"] else ""
     ax.set(
         xlabel=f"ID: {set_label(id_name)}, {told['label']}{unit}",
         ylabel=f"OOD: mean of the shifts, {told['label']}{unit}",
-        title=model,
+        title=panel_title(groups).replace(f" on {set_label(id_name)}", ""),
     )
     ax.grid(color="#dddddd", linewidth=0.5)
     ax.set_axisbelow(True)

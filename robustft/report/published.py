@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustft.common.errors import UserError
 from robustft.evaluation.summary import percent, set_label, signed
 from robustft.report.runs import Record
 from robustft.report.stats import mean_std
@@ -26,14 +27,38 @@ def read(path: Path) -> dict[tuple[str, str], Published]:
     """By model and system, from a CSV with percents; what was not published is left out.
 
     In parentheses after a system is what is different about the published one.
+
+    Raises:
+        UserError: it cannot be read, lacks a column, or has a system twice.
     """
-    with path.open(newline="") as file:
-        return {
-            (row["model"], row["system"].partition(" (")[0]): Published(
-                row["system"], {name: float(row[name]) / 100 for name in SETS if row[name]}
-            )
-            for row in csv.DictReader(file)
-        }
+    found: dict[tuple[str, str], Published] = {}
+    for number, row in enumerate(rows(path), 2):
+        key = (row["model"], row["system"].partition(" (")[0])
+        if key in found:
+            raise UserError(f"{path}, line {number}: {' '.join(key)} is there twice. Give them two names")
+        try:
+            top1 = {name: float(row[name]) / 100 for name in SETS if row[name]}
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}. Expected percents") from error
+        found[key] = Published(row["system"], top1)
+    return found
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    """Read the rows of such a CSV.
+
+    Raises:
+        UserError: it cannot be read, or lacks a column.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            lacking = [name for name in ("model", "system", *SETS) if name not in (reader.fieldnames or ())]
+            if lacking:
+                raise UserError(f"{path} has no column {lacking[0]}. Expected model, system, {', '.join(SETS)}")
+            return list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}). Expected a CSV of published numbers") from error
 
 
 def beside(results: Mapping[str, Record], published: Mapping[tuple[str, str], Published]) -> str | None:

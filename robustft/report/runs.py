@@ -61,6 +61,15 @@ class Run:
         return self.record["model"], self.record["id"]["name"]
 
     @property
+    def recipe(self) -> str | None:
+        """The recipe by which it stands apart from others: results by two recipes are not compared.
+
+        None where it was trained by the model's, by one that was typed, or not at all.
+        """
+        told = None if self.record["method"] == "zeroshot" else (self.record.get("protocol") or {}).get("recipe")
+        return None if told in (None, "model", "typed") else str(told)
+
+    @property
     def constant(self) -> bool:
         """Its scores are those of every seed: nothing was drawn."""
         return self.record["seed"] is None or self.record["method"] == "zeroshot"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,11 @@ from rich.table import Table as RichTable
 from robustft.common import terminal
 from robustft.common.errors import UserError
 from robustft.evaluation.summary import metric_heading, metric_value, percent, set_label, signed
-from robustft.report.groups import Group
+from robustft.report.groups import Group, panel_title
 from robustft.report.runs import Run
 from robustft.report.stats import LogitLine, effective_robustness, mean_std, paired_difference
 
-LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$"}
+LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "α": r"$\alpha$", "β": r"$\beta$", "Δ": r"$\Delta$", "†": r"\dag{}"}
 LATEX |= {"…": r"\ldots{}", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {letter: f"\\{letter}" for letter in "%_&#${}"}
 
@@ -65,20 +66,23 @@ def comparison(
     line: LogitLine | None = None,
     more: Mapping[str, Mapping[str, Any]] | None = None,
     tasks: Sequence[str] = (),
+    gaps: Mapping[str, tuple[Sequence[float], bool]] | None = None,
 ) -> Table:
     """The groups of one panel as rows: accuracies in %, differences and effective robustness in points.
 
     Args:
         more: further metrics by name, as results describe them: a column each for the ID set and the shifts' mean.
         tasks: other tasks, to see what is still known of them: a column each, and one of the mean change.
+        gaps: by label, the gap to the WiSE-FT curve of each seed, and whether one is beyond it.
     """
-    model, id_name = groups[0].runs[0].panel
+    _, id_name = groups[0].runs[0].panel
     metrics = {"id": f"ID {set_label(id_name)}", "ood_avg": "OOD avg"} if sets else {"id": f"ID {set_label(id_name)}"}
     metrics |= {name: set_label(name) for name in sets}
     versus = [(name, base, metric) for name, base in baselines for metric in ("id", "ood_avg")]
     columns = ["system", "seeds", *metrics.values()]
     columns += [f"Δ {'ID' if metric == 'id' else 'OOD'} to {name}" for name, _, metric in versus]
     columns += ["eff. robustness"] if line else []
+    columns += ["gap to WiSE"] if gaps else []
     further = {
         f"{place}.{name}": (f"{where} {metric_heading(told)}", told)
         for name, told in (more or {}).items()
@@ -93,12 +97,13 @@ def comparison(
         row += [_accuracy(group, metric) for metric in metrics]
         row += [_difference(group, base, name, metric) for name, base, metric in versus]
         row += [_robustness(group, line)] if line else []
+        row += [_gap(*gaps[group.label])] if gaps else []
         row += [_further(group, key, told) for key, (_, told) in further.items()]
         row += [*(_accuracy(group, f"retention.{name}") for name in tasks), _retention(group)] if tasks else []
         rows.append(row)
     place = columns.index("OOD avg") + 1 if sets else 0
     apart = ", transductive" if groups[0].transductive else ""
-    return Table(f"{model} on {set_label(id_name)}{apart}", columns, rows, range(place, place + len(sets)))
+    return Table(f"{panel_title(groups)}{apart}", columns, rows, range(place, place + len(sets)))
 
 
 def find_baseline(groups: Sequence[Group], name: str) -> Group | None:
@@ -125,6 +130,7 @@ def _fields(group: Group) -> dict[str, float | int | str | None]:
     record, mask = group.record, group.record["mask"] or {}
     return {
         **{key: record[key] for key in ("model", "method")},
+        "recipe": (record.get("protocol") or {}).get("recipe"),
         "mask": mask.get("kind"),
         **{key: mask.get(key) for key in ("threshold", "rate")},
         **{key: record[key] for key in ("fill", "beta", "alpha", "temperature")},
@@ -150,7 +156,8 @@ def _seeds(group: Group) -> Cell:
 def _accuracy(group: Group, metric: str) -> Cell:
     values = group.values(metric)
     if not values:
-        return Cell("–", dict.fromkeys((metric, f"{metric}_std", f"{metric}_min", f"{metric}_max")))
+        empty = (metric, *(f"{metric}_{what}" for what in ("std", "min", "max", "sampling")))
+        return Cell("–", dict.fromkeys(empty))
     mean, std = mean_std(values)
     text = percent(mean)
     if std is not None and group.published:
@@ -158,7 +165,52 @@ def _accuracy(group: Group, metric: str) -> Cell:
     elif std is not None:
         text += f" ± {percent(std)}"
     low_high = {f"{metric}_min": min(values), f"{metric}_max": max(values)}
-    return Cell(text, {metric: mean, f"{metric}_std": std, **low_high}, rank=mean)
+    numbers: dict[str, float | int | str | None] = {
+        metric: mean,
+        f"{metric}_std": std,
+        **low_high,
+        f"{metric}_sampling": sampling(group, metric),
+    }
+    return Cell(text, numbers, rank=mean)
+
+
+def sampling(group: Group, place: str) -> float | None:
+    """Half the 95% interval that the draw of images leaves to one run: 1.96 √(p (1 − p)/n).
+
+    Of the shifts' mean it follows from the sets'. None where it is not known how many images there were.
+
+    Args:
+        place: "id", "ood_avg" or the name of a shift set.
+    """
+    if place == "ood_avg":
+        each = [sampling(group, name) for name in group.record["ood"]]
+        known = [error for error in each if error is not None]
+        return math.sqrt(sum(error**2 for error in known)) / len(each) if each and len(known) == len(each) else None
+    score = group.record["id"] if place == "id" else group.record["ood"].get(place)
+    values = group.values(place)
+    if score is None or not score["n"] or not values:
+        return None
+    mean = mean_std(values)[0]
+    return 1.96 * math.sqrt(mean * (1 - mean) / score["n"])
+
+
+def sampling_note(groups: Sequence[Group], sets: Sequence[str]) -> str | None:
+    """How far the draw of images alone moves one run of these systems; None where nobody knows."""
+    shown = []
+    for place in ("id", "ood_avg", *sets):
+        errors = [error for group in groups if (error := sampling(group, place)) is not None]
+        if errors:
+            name = {"id": "ID", "ood_avg": "OOD avg"}.get(place, set_label(place))
+            shown.append(f"{name} ± {percent(max(errors))}")
+    return f"Sampling error of one run, 95%, at most: {', '.join(shown)}." if shown else None
+
+
+def _gap(values: Sequence[float], beyond: bool) -> Cell:
+    if not values:
+        return Cell("–", {"wise_gap": None, "wise_gap_std": None, "wise_gap_beyond": None})
+    mean, std = mean_std(values)
+    text = signed(mean) + ("" if std is None else f" ± {percent(std)}") + "†" * beyond
+    return Cell(text, {"wise_gap": mean, "wise_gap_std": std, "wise_gap_beyond": int(beyond)}, rank=mean)
 
 
 def _retention(group: Group) -> Cell:

@@ -112,6 +112,14 @@ class Method(Evaluator, ABC):
         """What the run leaves, once ``classifier()`` has its best weights back."""
         return self.classifier()
 
+    def forwards(self, batch: Batch) -> float:
+        """What a step on ``batch`` cannot cost less than, in forward passes of the image tower over it.
+
+        Forward and backward of the student are three. ``robustft bench --methods`` compares a step's time with it; of
+        one that takes more passes (a teacher's, say) the method says so here.
+        """
+        return 0.0 if self.light else 3.0
+
     # What a training step is written with
 
     def random(self, batch_idx: int) -> torch.Generator:
@@ -216,6 +224,10 @@ class Method(Evaluator, ABC):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.complete_step(optimizer)
+
+    def complete_step(self, optimizer: Any) -> None:
+        """Do what follows a step of the optimiser: fresh gradients, projections, the moving average."""
         optimizer.zero_grad()
         for constraint in self.constraints:
             constraint.project()

@@ -3,8 +3,12 @@
 import json
 from pathlib import Path
 
-from robustft.evaluation.results import Score, Scores, results_record
-from robustft.report.published import beside, read
+import pytest
+
+from robustft.common.errors import UserError
+from robustft.evaluation.results import Score, Scores, results_record, write_results
+from robustft.report.__main__ import main
+from robustft.report.published import beside, read, rows
 
 CSV = """model,system,imagenet,imagenet_v2,imagenet_r,imagenet_sketch,objectnet,imagenet_a,ood_avg
 vitb32,vanilla,75.9,64.7,57.0,39.8,39.5,20.0,44.2
@@ -59,3 +63,50 @@ def test_the_shipped_table_averages_its_shift_sets() -> None:
         if "ood_avg" in row:
             mean = sum(row[name] for name in SHIFTS) / 5
             assert abs(mean - row["ood_avg"]) < 0.0006, (key, json.dumps(row))
+
+
+NEIGHBOURS = Path(__file__).parents[2] / "experiments" / "neighbours" / "published.csv"
+
+
+def test_the_table_of_neighbours() -> None:
+    """Averages are of rounded numbers, themselves rounded; every row says where it is from."""
+    known = read(NEIGHBOURS)
+    for key, published in known.items():
+        row = published.top1
+        if "ood_avg" in row:
+            assert abs(sum(row[name] for name in SHIFTS) / 5 - row["ood_avg"]) < 0.00101, key
+    listed = rows(NEIGHBOURS)
+    assert len(listed) == len(known) and all(row["source"] and None not in row for row in listed)
+    (flyp,) = [row for row in listed if row["system"] == "flyp_as_published"]
+    assert flyp["objectnet"] == "58.7" and "ObjectNet is wrong" in flyp["trap"]
+    assert known["vitb16", "flyp"].top1["objectnet"] == pytest.approx(0.548)
+    assert known["vitb16", "tracer"].top1["ood_avg"] == pytest.approx(0.641)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (CSV + "vitb16,lpft (ours),1,1,1,1,1,1,1\n", "line 4: vitb16 lpft is there twice"),
+        (CSV.replace("75.9", "much"), "line 2: could not convert"),
+        (CSV.replace("objectnet", "things"), "has no column objectnet"),
+    ],
+)
+def test_mistakes_in_a_table(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "published.csv").write_text(text)
+    with pytest.raises(UserError, match=expected):
+        read(tmp_path / "published.csv")
+
+
+def test_runs_beside_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through the command: runs are called by their names, seeds are averaged."""
+    for number, (name, top1) in enumerate((("finetune_vitb32", 0.76), ("finetune_vitb32", 0.77), ("kd_vitb32", 0.5))):
+        made = {**record("vitb32", top1, 0.45), "name": name, "seed": number}
+        write_results(tmp_path / "runs" / str(number) / "results.json", made)
+    (tmp_path / "published.csv").write_text(CSV)
+    line = [str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--published", str(tmp_path / "published.csv")]
+    assert main(line) == 0
+    assert "| vitb32 | vanilla | 2 | 75.9 / 76.5 / +0.6 |" in (tmp_path / "out" / "comparison.md").read_text()
+    (tmp_path / "published.csv").write_text(CSV.splitlines()[0] + "\nvitb32,flyp,1,1,1,1,1,1,1\n")
+    capsys.readouterr()
+    assert main(line) == 1
+    assert "none of its systems is among the runs on ImageNet. Here are vanilla, kd" in capsys.readouterr().err
