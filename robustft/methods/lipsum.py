@@ -68,7 +68,8 @@ class LipsumFT(CounterfactualFinetune):
     def forwards(self, batch: Batch) -> float:
         if self.teacher is None:
             return super().forwards(batch)
-        texts = self.text.random_tokens(self.texts, self.length, generator("random texts", 0, device=batch.images.device))
+        random = generator("random texts", 0, device=batch.images.device)
+        texts = self.text.random_tokens(self.texts, self.length, random)
         share = flops(lambda: self.text.encode(texts)) / flops(lambda: self.student.encode(batch.images))
         return super().forwards(batch) + share
 
