@@ -92,7 +92,7 @@ def test_each_gets_one_message(tmp_path: Path, imagenet: Path, files: Path) -> N
         ),
         "weights of another shape": (
             (*SHORT[1:], f"model.pretrained={files}/other_shape.safetensors"),
-            ("visual.conv1.weight", "(96, 3, 4, 4)", "expected (96, 3, 8, 8)"),
+            ("visual.conv1.weight", "(96, 3, 4, 4)", "expected (72, 3, 8, 8)"),
         ),
         "a loss that is not finite": (
             (*SHORT, "optimizer.lr=1e30", "trainer.max_epochs=2"),

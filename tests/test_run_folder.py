@@ -344,7 +344,7 @@ def test_a_small_disk(tmp_path):
     """A disk for real: room for one state, not for a second beside it."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", disk], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True)
     if mounted.returncode:
         pytest.skip("cannot mount a disk here")
     try:

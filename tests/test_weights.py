@@ -159,7 +159,7 @@ def test_files_that_are_refused(tmp_path: Path, clip: nn.Module, capsys: pytest.
     refused(cut, "not a readable weights file")
     other = tmp_path / "other.safetensors"
     save_file({**clip.state_dict(), "visual.proj": torch.zeros(5, 5)}, other)
-    refused(other, "visual.proj", "(5, 5)", "(96, 96)")
+    refused(other, "visual.proj", "(5, 5)", "(72, 96)")
     less = tmp_path / "less.safetensors"
     save_file({name: value for name, value in clip.state_dict().items() if name != "visual.proj"}, less)
     refused(less, "visual.proj is missing")
