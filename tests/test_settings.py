@@ -66,6 +66,7 @@ MATTERS = {
     "optimizer.max_momentum optimizer.base_momentum": TRAINED,
     "method.name method._target_ model.name model.architecture model.pretrained model.tokenizer._target_": ALL,
     "schedule.name schedule._target_": TRAINED,
+    "recipe.name": TRAINED,
     "moving.name": [*DISTILLED, "clipood"],
     "result moving._target_ moving.every": MOVING,
     "moving.decay moving.first_decay moving.rise": ["carot"],

@@ -102,8 +102,9 @@ def refuse_idle(jobs: Sequence[DictConfig], typed: Mapping[str, str], *, sweep: 
             unread.append(job)
             continue
         first = first or settings
-        said = recipes.says(settings)  # what a recipe brings may mean nothing beside what is typed
-        left = [name for name in left if name not in said and not _means_something(settings, name, typed[name])]
+        # What a recipe brings may mean nothing beside what is typed.
+        left = [name for name in left if not recipes.is_brought(settings, name, typed[name])]
+        left = [name for name in left if not _means_something(settings, name, typed[name])]
     if left and first is not None and not unread:
         name = left[0]
         reason = first.why_idle(name) or first.chosen("method")

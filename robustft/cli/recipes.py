@@ -106,12 +106,22 @@ def _preset(typed: Mapping[str, Override]) -> dict[str, Any]:
 
 def says(settings: Settings) -> dict[str, Any]:
     """The settings that the recipe of a composed config stands for, by name; options of groups by theirs."""
-    takes = settings.takes.get("recipe", {})
-    found: dict[str, Any] = dict(takes.get("says") or {})
-    if block := takes.get("own"):
-        for name, component in settings.takes.items():
-            if name.partition(".")[0] in OWNERS:
-                found |= component.get(block) or {}
+    return {**(settings.takes.get("recipe", {}).get("says") or {}), **_owned(settings)}
+
+
+def is_brought(settings: Settings, name: str, value: str) -> bool:
+    """Whether a setting stands, as it is typed, in a component's own recipe."""
+    found = _owned(settings)
+    return name in found and value == shown(found[name])
+
+
+def _owned(settings: Settings) -> dict[str, Any]:
+    """What the components' own recipes say, where these are asked for."""
+    block = settings.takes.get("recipe", {}).get("own")
+    found: dict[str, Any] = {}
+    for name, component in settings.takes.items():
+        if block and name.partition(".")[0] in OWNERS:
+            found |= component.get(block) or {}
     return found
 
 
