@@ -323,7 +323,7 @@ def main(target: Path | None) -> int:
 def table(rows: Sequence[tuple[str, str, Answer]]) -> str:
     lines = ["| typed | said | s |", "|---|---|---:|"]
     for _, line, found in rows:
-        shown = line.replace(f"robustft {SHORT}", "SHORT").replace(FOLDERS, "FOLDERS")
+        shown = line.replace(f"robustft {SHORT}", "SHORT").replace(FOLDERS, "FOLDERS").replace(OTHERS, "OTHERS")
         said = found.error.replace("|", "\\|")
         lines.append(f"| `{shown}` | {said} | {found.seconds:.1f} |")
     return "\n".join(lines) + "\n"
