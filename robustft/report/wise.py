@@ -6,6 +6,7 @@ needs no reference models from outside, as effective robustness does.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -20,6 +21,8 @@ NOTE = (
     "gap to WiSE: OOD average above the best that WiSE-FT of vanilla fine-tuning has at no less ID accuracy, in points;"
     " † where it never reaches that ID: above its OOD at its highest ID."
 )
+
+COARSEST = 0.25  # step of α. The curve is bent: straight lines over longer ones lie points below it, and flatter
 
 Point = tuple[float, float]  # ID, OOD average
 
@@ -46,7 +49,7 @@ def gap(model: Point, curve: Sequence[Point]) -> Gap:
     """
     top1, ood = model
     reached = [y for x, y in curve if x >= top1]
-    for (x0, y0), (x1, y1) in zip(curve, curve[1:], strict=False):
+    for (x0, y0), (x1, y1) in pairwise(curve):
         if min(x0, x1) < top1 <= max(x0, x1):  # on a straight line the largest is at an end, or where it gets there
             reached.append(y0 + (y1 - y0) * (top1 - x0) / (x1 - x0))
     best = max(reached) if reached else max(curve)[1]
@@ -57,7 +60,7 @@ def curves(groups: Sequence[Group]) -> dict[int, list[Point]]:
     """The curve of vanilla fine-tuning of every seed: zero-shot, WiSE-FT of it by α, and the model itself.
 
     A WiSE-FT run is vanilla's where its checkpoint is called as a vanilla run's folder is, or where with α = 1 it has a
-    vanilla run's scores. A seed without one between the ends has no curve.
+    vanilla run's scores. A seed has no curve where values of α are more than ``COARSEST`` apart.
 
     Args:
         groups: of one panel.
@@ -75,7 +78,9 @@ def curves(groups: Sequence[Group]) -> dict[int, list[Point]]:
         end = _point(run)
         own = [w for path, members in averages.items() if _is_of(path, members, run) for w in members]
         between = {w.record["alpha"]: p for w in own if 0 < w.record["alpha"] < 1 and (p := _point(w)) is not None}
-        if end is not None and between:
+        alphas = [0.0, *sorted(between), 1.0]
+        fine = max(b - a for a, b in pairwise(alphas)) <= COARSEST + 1e-9
+        if end is not None and fine:
             found[run.record["seed"]] = [zeroshot, *(between[alpha] for alpha in sorted(between)), end]
     return found
 

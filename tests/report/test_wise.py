@@ -57,13 +57,16 @@ def test_gap_against_a_fine_grid() -> None:
         assert found.ood == pytest.approx(model[1] - best, abs=2e-4)
 
 
+ALPHAS = {0.25: (0.75, 0.69), 0.5: (0.80, 0.65), 0.75: (0.82, 0.60)}  # ID and OOD, of seed 0
+
+
 @pytest.fixture
 def curve(make_run, tmp_path: Path) -> Path:
     """Two seeds: vanilla and its WiSE-FT, another model's WiSE-FT, a method."""
     for seed in (1, 2):
         up = seed / 100
         make_run("finetune", seed, 0.84 + up, 0.50, name=f"vanilla_seed-{seed}")
-        for alpha, point in ((0.3, (0.75, 0.69)), (0.6, (0.80, 0.65))):
+        for alpha, point in ALPHAS.items():
             config = {"checkpoint": f"/there/vanilla_seed-{seed}/model.safetensors"}
             make_run("wiseft", seed, point[0] + up, point[1], alpha=alpha, config=config)
             config = {"checkpoint": "/there/other/model.safetensors"}
@@ -77,7 +80,7 @@ def test_curves_are_vanillas(curve: Path) -> None:
     (groups,) = panels_of(read_runs([curve]))
     ends = (0.65, pytest.approx(0.66)), {1: (0.85, pytest.approx(0.5)), 2: (0.86, pytest.approx(0.5))}
     for seed, points in curves(groups).items():
-        between = [(pytest.approx(x + seed / 100), pytest.approx(y)) for x, y in ((0.75, 0.69), (0.80, 0.65))]
+        between = [(pytest.approx(x + seed / 100), pytest.approx(y)) for x, y in ALPHAS.values()]
         assert points == [ends[0], *between, ends[1][seed]]
     assert sorted(curves(groups)) == [1, 2]
     assert curves([group for group in groups if group.record["method"] != "wiseft"]) == {}
@@ -87,11 +90,14 @@ def test_curves_are_vanillas(curve: Path) -> None:
 def test_curves_are_found_by_their_end_too(make_run, tmp_path: Path) -> None:
     """Runs of their own are in folders called by the time."""
     make_run("finetune", 0, 0.85, 0.5)
-    for alpha, point in ((0.5, (0.8, 0.65)), (1.0, (0.85, 0.5))):
+    for alpha, point in (ALPHAS | {1.0: (0.85, 0.5)}).items():
         config = {"checkpoint": "/elsewhere/2026-01-01_00-00-00/model.safetensors"}
         make_run("wiseft", 0, *point, alpha=alpha, config=config)
     (groups,) = panels_of(read_runs([tmp_path / "runs"]))
-    assert curves(groups) == {0: [(0.65, pytest.approx(0.66)), (0.8, pytest.approx(0.65)), (0.85, pytest.approx(0.5))]}
+    expected = [(0.65, 0.66), *ALPHAS.values(), (0.85, 0.5)]
+    assert curves(groups) == {0: [(x, pytest.approx(y)) for x, y in expected]}
+    coarse = [group for group in groups if group.record["alpha"] != 0.75]
+    assert curves(coarse) == {}  # nothing between 0.5 and 1
 
 
 def test_the_column(curve: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
