@@ -227,7 +227,7 @@ BACKBONES = {"vitb32": "B/32", "vitb16": "B/16"}
 
 def published() -> str:
     """Published numbers of every method, their source and their trap; ours beside them once the study has been run."""
-    ours = results("neighbours") if (HERE / "neighbours" / store.FILE).is_file() else {}
+    ours = results("neighbours") if (HERE / "neighbours" / "comparison.md").is_file() else {}
     head = ["published system", "ID", "OOD avg", "source", "what to know", "command"]
     rows = []
     for row in rows_of(HERE / "neighbours" / "published.csv"):
