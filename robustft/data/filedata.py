@@ -155,7 +155,7 @@ class FileData(RobustnessData):
         )
         if damaged:
             path, reason = next(iter(damaged.items()))
-            more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+            more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
             raise UserError(
                 f"Cannot read the image {path}: {reason}{more}. Fetch damaged files again or remove them; "
                 "check=data lists them all."

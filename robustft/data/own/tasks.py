@@ -123,5 +123,5 @@ def _refuse_damaged(images: ImageSet) -> None:
     """Tasks are evaluated after training: better to know now that an image of one will not open."""
     damaged = damaged_files(image_paths(images), thorough=False, title="Looking at the images", decode=why_unreadable)
     for path, reason in damaged.items():
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        more = f" (and {len(damaged) - 1} more)" if len(damaged) > 1 else ""
         raise UserError(f"Cannot read the image {path}: {reason}{more}. Fetch it again or remove it")
