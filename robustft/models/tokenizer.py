@@ -47,8 +47,8 @@ class WordTokenizer:
         if unknown:
             raise UserError(
                 f"The tokenizer does not know {', '.join(map(repr, unknown))} (in {text!r}). "
-                f"It knows these words: {' '.join(self.words)}. Other models know more; data.class_names gives other names, "
-                "data.templates=plain (for a task retain.NAME.templates=plain) the simplest prompts."
+                f"It knows these words: {' '.join(self.words)}. Other models know more; data.class_names gives other"
+                " names, data.templates=plain (for a task retain.NAME.templates=plain) the simplest prompts."
             )
         if len(words) + 2 > length:
             raise UserError(f"{text!r} has {len(words)} words; the text tower takes at most {length - 2}.")
