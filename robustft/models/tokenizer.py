@@ -11,6 +11,7 @@ from torch import Tensor
 from robustft.common.errors import UserError
 
 PADDING, START = 0, 1
+SHOWN = 30  # words that a message names
 
 
 class WordTokenizer:
@@ -47,8 +48,9 @@ class WordTokenizer:
         if unknown:
             raise UserError(
                 f"The tokenizer does not know {', '.join(map(repr, unknown))} (in {text!r}). "
-                f"It knows these words: {' '.join(self.words)}. Other models know more; data.class_names gives other"
-                " names, data.templates=plain (for a task retain.NAME.templates=plain) the simplest prompts."
+                f"It knows {len(self.words)} words: {' '.join(list(self.words)[:SHOWN])} … Other models know more;"
+                " data.class_names gives other names, data.templates=plain (for a task retain.NAME.templates=plain) the"
+                " simplest prompts."
             )
         if len(words) + 2 > length:
             raise UserError(f"{text!r} has {len(words)} words; the text tower takes at most {length - 2}.")
