@@ -193,6 +193,21 @@ def test_a_dead_service_does_not_fail_a_run(monkeypatch, tmp_path: Path, caplog)
     assert len([r for r in caplog.records if "W&B failed (Connection lost)" in r.getMessage()]) == 1
 
 
+def test_a_service_that_does_not_start_does_not_fail_a_run(monkeypatch, tmp_path: Path, caplog) -> None:
+    """On a busy machine W&B's own process may not answer in time; asked again, it says that the id is in use."""
+    answers = iter([TimeoutError("Timed out waiting for the service"), *[RuntimeError("run ID is in use")] * 99])
+
+    def fails(**_: object) -> None:
+        raise next(answers)
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(wandb, "init", fails)
+    with caplog.at_level("WARNING"):
+        assert do(tmp_path / "run", *RUN)["id"]
+    said = [r.getMessage() for r in caplog.records if "W&B" in r.getMessage()]
+    assert said == ["W&B failed (Timed out waiting for the service): nothing more is logged there. The run goes on"]
+
+
 def test_a_run_of_a_sweep_that_is_started_again_keeps_its_id(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     ids = []

@@ -4,10 +4,12 @@ import csv
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers.logger import DummyLogger
 from omegaconf import DictConfig
 
 from robustft.common import configs, files
@@ -22,7 +24,9 @@ from robustft.training.lightning_private import without_anonymous
 log = logging.getLogger(__name__)
 
 WANDB_ID = "wandb_id.txt"
-CONNECT_S, FINISH_S = 20.0, 10.0  # how long W&B may take to connect and, at the end, to send what is left
+_COMPLETE = "the results are complete without"
+# How long W&B may take to connect and, at the end, to send what is left; its own process starts late on a busy machine.
+CONNECT_S, START_S, FINISH_S = 20.0, 60.0, 10.0
 
 
 def make_loggers(cfg: DictConfig, folder: Path, resume_at: int | None = None) -> list[Logger]:
@@ -111,18 +115,37 @@ def check(cfg: DictConfig) -> None:
 
 
 class Wandb(StepWandbLogger):
-    """Lightning's logger, whose own failures never fail a run."""
+    """Lightning's logger, whose own failures never fail a run: after the first it is left alone."""
 
     failed = False
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    @property
+    def experiment(self) -> Any:
+        """W&B's run; once W&B has failed, Lightning's stand-in that takes anything."""
+        return DummyLogger().experiment if self.failed else super().experiment
+
+    def attempt(self, call: Callable[[], object], then: str = "nothing more is logged there. The run goes on") -> None:
+        """Call what uses W&B; where that fails, say so in one line and what follows (``then``)."""
         if self.failed:
             return
         try:
-            super().log_metrics(metrics, step)
-        except Exception as error:  # its service has died, the disk is full
+            call()
+        except Exception as error:  # its service has died or does not answer, the disk is full
             self.failed = True
-            log.warning("W&B failed (%s): nothing more is logged there. The run goes on", first_line(error))
+            log.warning("W&B failed (%s): %s", first_line(error), then)
+
+    def connect(self) -> None:
+        """Start W&B's run, in the first process."""
+        _ = self.experiment
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.attempt(lambda: super(Wandb, self).log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any) -> None:
+        self.attempt(lambda: super(Wandb, self).log_hyperparams(params))
+
+    def finalize(self, status: str) -> None:
+        self.attempt(lambda: super(Wandb, self).finalize(status))
 
 
 def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: int | None) -> WandbLogger | None:
@@ -148,9 +171,9 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: in
         **options,
     }
     if mode == "online":
-        online = _logger(arguments, "online")
+        online = _logger(arguments, "online", CONNECT_S)
         try:
-            _ = online.experiment  # connects
+            online.connect()
             return online
         except wandb.errors.Error as error:
             reason = f"W&B at {connection.host()} cannot be logged to ({first_line(error)})"
@@ -159,13 +182,15 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: in
             _say_offline(folder, reason)
     elif explicit is None and is_first_process() and connection.has_key() and connection.asked_for() == "online":
         _say_offline(folder, f"W&B at {connection.host()} does not answer")
-    return _logger(arguments, "offline")
+    offline = _logger(arguments, "offline", START_S)
+    offline.attempt(offline.connect)
+    return offline
 
 
-def _logger(arguments: dict[str, Any], mode: str) -> WandbLogger:
+def _logger(arguments: dict[str, Any], mode: str, timeout_s: float) -> Wandb:
     import wandb
 
-    limits = {"init_timeout": CONNECT_S, "finish_timeout": FINISH_S, "finish_timeout_raises": True}
+    limits = {"init_timeout": timeout_s, "finish_timeout": FINISH_S, "finish_timeout_raises": True}
     fields = wandb.Settings.model_fields  # older versions have no limit for the end
     known: dict[str, Any] = {name: value for name, value in limits.items() if name in fields}
     # Lightning's own `offline` would set WANDB_MODE for all that follows in this process.
@@ -203,15 +228,12 @@ def log_results(
     The model follows as an artifact where ``logger.wandb.log_model`` asks for it and the run has kept one.
     """
     for logger in loggers:
-        if not isinstance(logger, WandbLogger):
+        if not isinstance(logger, Wandb):
             logger.log_metrics({f"final/{name}": value for name, value in scores.items()})
             logger.finalize("success")
             continue
-        try:
-            _log_to_wandb(logger, scores, record, gallery)
-            logger.finalize("success")
-        except Exception as error:
-            log.warning("W&B failed (%s): the results are complete without", first_line(error))
+        logger.attempt(partial(_log_to_wandb, logger, scores, record, gallery), _COMPLETE)
+        logger.finalize("success")
         _finish(folder=Path(str(logger.save_dir)))
 
 
