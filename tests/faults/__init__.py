@@ -1,0 +1,1 @@
+"""Faults, load and bad input, tried on purpose: ``python -m tests.faults``; see docs/reliability.md."""
