@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         description=f"Try faults on purpose.\n\n{described}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("part", nargs="*", choices=[[], *known], help="all of them, if none is named")
+    parser.add_argument("part", nargs="*", metavar="PART", choices=[[], *known], help="all of them, if none is named")
     parser.add_argument("--quick", action="store_true", help="only what takes a minute or two")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument("--out", type=Path, help="a folder for a table of each part: PART.md")
