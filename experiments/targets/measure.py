@@ -18,7 +18,7 @@ from robustft.common.files import write
 from robustft.counterfactual.cam import relevance
 from robustft.data.scenes import ScenesData
 from robustft.data.scenes.retention import retention_task
-from robustft.evaluation.localisation import localise, patch_coverage
+from robustft.evaluation.localisation import localise
 from robustft.models import tiny
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import zeroshot_classifier

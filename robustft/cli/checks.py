@@ -63,6 +63,8 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
                     raise UserError(f"{name} has no value: {settings.chosen(owner)} needs one")
             elif not accepts(described, value):
                 raise UserError(f"{name}={shown(value)}: expected {expected(described)}")
+            elif settings.matters(name) and (other := settings.forbidden(described, value)) is not None:
+                raise UserError(f"{name}={shown(value)} does not go with {other}")
     trains = bool(settings.takes["method"]["trains"])
     if trains:
         _check_length(cfg)
