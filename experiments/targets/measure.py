@@ -16,6 +16,7 @@ import torch
 from robustft.common import entry
 from robustft.common.files import write
 from robustft.counterfactual.cam import relevance
+from robustft.counterfactual.true_maps import patch_coverage
 from robustft.data.scenes import ScenesData
 from robustft.data.scenes.retention import retention_task
 from robustft.evaluation.localisation import localise
