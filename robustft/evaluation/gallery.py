@@ -69,8 +69,8 @@ def write_gallery(
 
     Args:
         models: by the title of their column, in its order. They are left as they are.
-        mask: kind (none, random, object or context), threshold or rate, cam, source, layers. ``RECIPE`` stands in for what it
-            does not need.
+        mask: kind (none, random, object or context), threshold or rate, cam, source, layers. ``RECIPE`` stands in for
+            what it does not need.
         fill: none, single or multi; marked as that of the run.
         source: title of the model whose map makes the masks.
     """
