@@ -48,6 +48,7 @@ def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
     streams.guard()
     terminal.use_plain_letters()
+    processes.leave_foreign_service()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:

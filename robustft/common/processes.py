@@ -18,3 +18,10 @@ def launched_together() -> str | None:
         if own and os.environ.get(count, "1").isdigit() and int(os.environ.get(count, "1")) > 1:
             return launcher
     return None
+
+
+def leave_foreign_service() -> None:
+    """Have W&B start a process of its own: one of a notebook or script that started this command may still hold the id
+    of a run that was killed. Before W&B is imported.
+    """
+    os.environ.pop("WANDB_SERVICE", None)
