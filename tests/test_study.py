@@ -33,6 +33,7 @@ def run(folder: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, *ar
     return seen
 
 
+@pytest.mark.slow
 def test_from_start_to_end(work, monkeypatch):  # noqa: F811
     folder = work / "study"
     folder.mkdir()
@@ -194,6 +195,7 @@ def test_results_that_another_process_leaves_meanwhile_stay(tmp_path, monkeypatc
     assert list(store.read(tmp_path / "results.jsonl")) == ["good", "other"]
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     """With a stand-in for the runs themselves."""
     monkeypatch.chdir(tmp_path)
