@@ -259,7 +259,17 @@ def folders_ready(root: Path) -> FolderImages:
         ("001.Black_footed_Albatross", "Black footed Albatross"),
         ("BMW_M3", "BMW M3"),
         ("USBDrive", "USB drive"),
+        ("green-cup", "green cup"),
+        ("old-green-cup", "old green cup"),
+        ("Rolls-Royce", "Rolls Royce"),
+        ("grüne-tasse", "grüne tasse"),
         ("T-shirt", "T-shirt"),
+        ("red-t-shirt", "red t-shirt"),
+        ("jack-o-lantern", "jack-o-lantern"),
+        ("covid-19", "covid-19"),
+        ("DC-10", "DC-10"),
+        ("four-poster_bed", "four-poster bed"),
+        ("four-poster bed", "four-poster bed"),
         ("iPod", "iPod"),
         ("n02099601", "Golden Retriever"),
         ("n99999999", "n99999999"),
@@ -269,6 +279,10 @@ def folders_ready(root: Path) -> FolderImages:
 )
 def test_folder_names_are_made_readable(folder: str, name: str) -> None:
     assert readable(folder) == name
+
+
+def test_results_say_what_classes_are_called(root: Path) -> None:
+    assert folders(root).protocol()["class_names"] == {"cat": ["cat"], "dog": ["dog"], "red_fox": ["red fox"]}
 
 
 def test_wordnet_ids_outside_of_the_thousand_classes_are_timms() -> None:
@@ -309,7 +323,7 @@ def test_names_of_ones_own(root: Path, tmp_path: Path, kind: str) -> None:
     }
     assert said["a tabby"] == ["a tabby!", "a kitten!", "see a tabby", "see a kitten"]
     assert said["hound"] == ["hound!", "hound!", "see hound", "see hound"]
-    assert data.protocol()["templates"] == ["{}!", "see {}"]
+    assert data.protocol()["templates"] == ["{}!", "see {}"] and data.protocol()["class_names"] == names
     path.write_text(json.dumps({"cat": "x", "dog": "y"}) if kind == "json" else "folder,name\ncat,x\ndog,y\n")
     with pytest.raises(UserError, match=r"no name for 1 of the classes \(red_fox\)"):
         folders(root, class_names=str(path)).verify()

@@ -155,7 +155,12 @@ class OwnImages(FileData):
         split = f"{self.val_share:.0%} of each class by val_seed={self.val_seed}" if drawn_val else "sets of their own"
         split += ", hold-out = ID set" if self.found.selects_on_val else ""
         split += f", corruptions of severity {self.severity} as shifts" if self.corruptions else ""
-        return {"templates": prompts.shown(self._templates), "candidates": self.candidates, "split": split}
+        return {
+            "templates": prompts.shown(self._templates),
+            "class_names": dict(zip(self.classes, self.names, strict=True)),
+            "candidates": self.candidates,
+            "split": split,
+        }
 
     # Sets
 

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NO_WORDS = re.compile(r"[\d\W_]*|(class|category|label|cls|id|c|n)?[\W_]*(\d+|[a-z])", re.IGNORECASE)
+# One that separates words, not one that spells them: see `readable`.
+HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])(?!(?:a|o)-)", re.IGNORECASE)
 SYNONYMS = 4  # names a class may have
 SETTING = "data.class_names"
 
@@ -47,12 +49,17 @@ def names_of(
 
 
 def readable(folder: str) -> str:
-    """The name of a class folder as one says it: `art_painting`, `GoldenRetriever` and `n02099601` are art painting,
-    golden retriever and golden retriever.
+    """The name of a class folder as one says it: `art_painting`, `GoldenRetriever`, `green-cup` and `n02099601` are art
+    painting, golden retriever, green cup and golden retriever.
+
+    Hyphens are separators where nothing else separates words, and spelling elsewhere (`four-poster_bed`), behind a
+    single letter (`t-shirt`), around a single a or o (`jack-o-lantern`) and beside a digit (`covid-19`).
     """
     if WORDNET_ID.fullmatch(folder):
         return wordnet_name(folder) or folder
     text = re.sub(r"^\d+\s*[._-]\s*(?=\D)", "", folder)  # 001.Black_footed_Albatross
+    if not re.search(r"[_+.\s]", text):
+        text = HYPHEN.sub(" ", text)
     text = re.sub(r"[_+.]+", " ", text)
     parts = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", "\0", text).split("\0")
     if len(parts) > 1:  # camel case says nothing about capitals
