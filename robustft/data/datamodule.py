@@ -205,7 +205,9 @@ class RobustnessData(LightningDataModule, ABC):
         return {}
 
     def protocol(self) -> dict[str, Any]:
-        """What results have to say of the data, of "templates", "class_names", "candidates" and "split"; by default nothing."""
+        """What results have to say of the data, of "templates", "class_names", "candidates" and "split"; nothing, by
+        default.
+        """
         return {}
 
     # What all have in common

@@ -164,6 +164,35 @@ def test_balanced_orders_give_every_group_its_share() -> None:
     assert all(groups[order][i : i + 3].unique().numel() == 3 for i in range(0, 57, 3))
 
 
+@pytest.mark.parametrize(
+    ("options", "setting", "hint"),
+    [
+        ({"train": ""}, "data.train", "data=domains data.root={root} data.source=cartoon"),
+        ({"val": ""}, "data.val", "data.val={root}/cartoon"),
+        ({"shifts": {"x": ""}}, "data.shifts.x", "data.shifts.x={root}/cartoon"),
+    ],
+)
+def test_domains_that_are_taken_for_classes_are_told(root: Path, caplog, options, setting: str, hint: str) -> None:
+    here = {key: {"x": str(root)} if key == "shifts" else str(root) for key in options}
+    _ = folders(root, **here).found
+    told = [message for message in caplog.messages if "domains" in message]
+    assert told == [
+        f"{setting}={root}: its folders (cartoon, photo, sketch) hold the same folders (cat, dog, red_fox) and are"
+        f" taken for the classes. Where they are domains: {hint.format(root=root)}"
+    ]
+
+
+def test_classes_in_folders_of_their_own_are_no_domains(tmp_path: Path, caplog) -> None:
+    for number, name in enumerate(("cat/2023/a", "cat/2024/b", "cat/c", "dog/2023/d", "dog/2024/e")):
+        colour(tmp_path / "loose" / f"{name}.png", number)
+    for number, name in enumerate(("cat/tabby/a", "cat/young/b", "dog/beagle/c", "dog/young/d")):
+        colour(tmp_path / "kinds" / f"{name}.png", number)
+    for place in ("loose", "kinds"):
+        assert set(FolderImages(**{**OPTIONS, "train": str(tmp_path / place)}).found.train.classes) == {"cat", "dog"}
+    _ = domains(write_domains(tmp_path / "d")).found
+    assert not caplog.messages
+
+
 def test_shots_limit_all_that_is_selected_and_trained_by(root: Path) -> None:
     data = folders(root, shots=3)
     data.setup()
