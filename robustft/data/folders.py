@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError
+from robustft.common.wording import some
 from robustft.data.reading import EXTENSIONS, read_image
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 
@@ -246,8 +247,3 @@ def _image_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = (entry.name for entry in entries)
         return sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of some names, for a message."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

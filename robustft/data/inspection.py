@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustft.common.errors import UserError, install
+from robustft.common.wording import some
 from robustft.data.datamodule import RobustnessData
 from robustft.data.duplicates import Pair, leaks
 from robustft.data.facts import Facts, can_hash, facts_of, oddities
-from robustft.data.folders import ImageFiles, image_paths, some, whole_of
+from robustft.data.folders import ImageFiles, image_paths, whole_of
 from robustft.data.prepared import PreparedImages
 from robustft.data.reading import decoding_error
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustft.common import entry, homes, paths
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 from robustft.deploy import images, tables
 from robustft.deploy.source import Source, find
 
@@ -160,7 +161,7 @@ def device_of(typed: str | None) -> Any:
         device = torch.device(typed)
         torch.empty(1, device=device)
     except Exception as error:  # torch has a dozen ways to say so
-        raise UserError(f"--device={typed}: not here ({str(error).splitlines()[0][:120]}). Try --device=cpu") from error
+        raise UserError(f"--device={typed}: not here ({first_line(error, 120)}). Try --device=cpu") from error
     return device
 
 

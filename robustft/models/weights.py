@@ -18,6 +18,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
+from robustft.common.wording import first_line
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -118,7 +119,7 @@ def _fetch(architecture: str, tag: str) -> nn.Module:
             return open_clip.create_model(architecture, pretrained=tag).eval()
     except Exception as error:  # whatever the hub, the network or the disk says
         raise UserError(
-            f"the weights {tag!r} of {architecture} could not be fetched ({str(error).splitlines()[0][:160]}). "
+            f"the weights {tag!r} of {architecture} could not be fetched ({first_line(error)}). "
             "Download them on a connected machine and pass the file: model.pretrained=FILE "
             "(OpenAI's .pt, open_clip's .pt or .safetensors)."
         ) from error
@@ -344,5 +345,5 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable weights file ({str(error).splitlines()[0][:160]}).") from error
+        raise UserError(f"{path} is not a readable weights file ({first_line(error)}).") from error
     return metadata if metadata.get("format") == FORMAT else None

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import some
 from robustft.data.contract import RESERVED
 from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
-from robustft.data.folders import ImageFiles, some
+from robustft.data.folders import ImageFiles
 from robustft.data.own import names, prompts
 from robustft.data.own.corruptions import Corrupted
 from robustft.data.own.corruptions import chosen as chosen_corruptions

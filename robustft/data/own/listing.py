@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.data.folders import some
+from robustft.common.wording import some
 from robustft.data.own.reading import images_below, is_image_name, is_system
 from robustft.data.sampling import shares
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from robustft.common.errors import UserError
-from robustft.data.folders import some
+from robustft.common.wording import some
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from robustft.common.errors import UserError, install
 from robustft.common.paths import expand
-from robustft.data.folders import some
+from robustft.common.wording import some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing, inside_of
 
