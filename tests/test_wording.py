@@ -1,11 +1,13 @@
 """Counts, cut messages and lists in messages."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from robustft.common.errors import UserError
 from robustft.common.wording import counted, difference, first_line, noun, short
+from robustft.deploy.push import push
 from tests.small import ROOT
 
 
@@ -39,22 +41,24 @@ def test_what_an_error_says_is_one_line() -> None:
     assert first_line(RuntimeError("  ")) == first_line(RuntimeError()) == "RuntimeError"
 
 
-def test_no_message_is_cut_inside_of_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_message_is_cut_inside_of_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cutting = re.compile(r"str\(error\S*\).*\[:\d+\]|repr\(.*\)\[:\d+\]|!r:\.\d+|str\(error\S*\)\.splitlines\(\)\[0\]")
     places = [path for path in (ROOT / "robustft").rglob("*.py") if cutting.search(path.read_text())]
     assert not places
-    from robustft.models import weights
 
-    def fails(*_: object, **__: object) -> None:
-        raise OSError("We couldn't connect to the hub and found no file in the cache. " * 2 + "An error happened " * 9)
+    class Hub:
+        def create_repo(self, *_: object, **__: object) -> str:
+            raise OSError("No connection to the hub, and nothing is in the cache. " * 3 + "An error happened")
 
-    monkeypatch.setattr(weights.open_clip, "create_model", fails)
-    with pytest.raises(UserError, match=r"could not be fetched \(We couldn't connect .* (An|error|happened) …\)"):
-        weights._fetch("ViT-B-32-quickgelu", "openai")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "a token")
+    with pytest.raises(UserError, match=r"did not take it \(No connection .* the cache\. .* …\)"):
+        push(tmp_path, "me/mine")
 
 
 def test_what_differs_is_shown() -> None:
     names = ["boat", "cup", "fish", "house", "tree"]
     assert difference(names, [*names[:-1], "shrub"]) == "tree is new, shrub is missing"
     assert difference(names, [*names, "a", "b", "c", "d"]) == "a, b, c, … are missing"
+    assert difference(["crane", *names], [*names, "crane", "crane"]) == "crane is missing"  # ImageNet has two
     assert difference([*names[:3], "tree", "house"], names) == "the same in another order: tree is where house was"

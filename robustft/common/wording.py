@@ -1,5 +1,6 @@
 """Wording of messages: counts with their nouns, the first few of some names, what others' errors say, in short."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 MOST = 160  # letters of another's message
@@ -58,15 +59,15 @@ def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     """Say how some names differ from those that were expected: what is missing, what is new, or the first out of place.
 
     Args:
-        found: distinct names, in order.
+        found: names, in order.
         expected: likewise, and not the same.
 
     Example:
         >>> difference(["boat", "cup"], ["boat", "mug"]), difference(["b", "a"], ["a", "b"])
         ('cup is new, mug is missing', 'the same in another order: b is where a was')
     """
-    new = [name for name in found if name not in set(expected)]
-    missing = [name for name in expected if name not in set(found)]
+    there, before = Counter(found), Counter(expected)
+    new, missing = (list(more.elements()) for more in (there - before, before - there))
     parts = [
         f"{some(names)} {noun(len(names), 'is', 'are')} {what}"
         for names, what in ((new, "new"), (missing, "missing"))

@@ -163,8 +163,8 @@ def open_clip_tokenizer(architecture: str) -> Tokenizer:
         return open_clip.get_tokenizer(architecture)
     except Exception as error:  # whatever the hub, the network or a missing package says
         raise UserError(
-            f"the tokenizer of {architecture} could not be fetched ({first_line(error)}). On a connected machine with the"
-            " package transformers it is kept in the Hugging Face cache, which can be copied"
+            f"the tokenizer of {architecture} could not be fetched ({first_line(error)}). On a connected machine with"
+            " the package transformers it is kept in the Hugging Face cache, which can be copied"
         ) from error
 
 
