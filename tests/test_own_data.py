@@ -90,6 +90,10 @@ def mistakes(root: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         ),
         "shift of scenes": (("data.shifts.x=nowhere",), "data.shifts.x=nowhere does nothing with data=scenes"),
         "missing names": ((*train, "data.class_names=n.json"), "data.class_names=n.json: no such file"),
+        "names in lines": (
+            (*train, f"data.class_names={__file__}"),
+            f"data.class_names={__file__}: it ends in .py, expected .json or .csv: JSON",
+        ),
         "candidates": ((*train, "data.candidates=some"), "data.candidates=some: expected one of all, present"),
         "unknown": ((*train, "data.unknown=maybe"), "data.unknown=maybe: expected one of refuse, skip"),
         "sampler": ((*train, "data.sampler=domains"), "data.sampler=domains: expected one of shuffle, balanced"),

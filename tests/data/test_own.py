@@ -14,7 +14,7 @@ from robustft.data.own.collection import OwnImages
 from robustft.data.own.domains import DomainImages
 from robustft.data.own.folders import FolderImages
 from robustft.data.own.listing import drawn, inside_of
-from robustft.data.own.names import names_of, readable, wordnet_name
+from robustft.data.own.names import names_of, read_names, readable, wordnet_name
 from robustft.data.own.prompts import templates_of, with_synonyms
 from robustft.data.own.table import TableImages
 from robustft.data.prepared import PreparedImages
@@ -354,8 +354,34 @@ def test_names_of_ones_own(root: Path, tmp_path: Path, kind: str) -> None:
     assert said["hound"] == ["hound!", "hound!", "see hound", "see hound"]
     assert data.protocol()["templates"] == ["{}!", "see {}"] and data.protocol()["class_names"] == names
     path.write_text(json.dumps({"cat": "x", "dog": "y"}) if kind == "json" else "folder,name\ncat,x\ndog,y\n")
-    with pytest.raises(UserError, match=r"no name for 1 of the classes \(red_fox\)"):
+    with pytest.raises(UserError, match=r"no name for 1 of the 3 classes \(red_fox\): it has to name all"):
         folders(root, class_names=str(path)).verify()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("n.txt", b"cat\ndog\n", "expected .json or .csv: JSON"),
+        ("n", b"cat\ndog\n", "expected .json or .csv: JSON"),
+        ("n.json", b'{\n"cat": "a cat"\n"dog": "a dog"}', "a mistake in line 3, so it is no JSON. Expected JSON"),
+        ("n.json", b"cat\n", "a mistake in line 1, so it is no JSON"),
+        ("n.json", b'["cat", "dog"]', "it holds a list. Expected JSON"),
+        ("n.json", b'{"cat": 3}', "'cat' is called 3, expected a name"),
+        ("n.csv", b"class,called\ncat,a cat\n", "columns folder and name, found class, called"),
+        ("n.csv", b"folder;name\ncat;a cat\n", "columns folder and name, found folder;name"),
+        ("n.csv", b"folder,name\ncat\n", "'cat' is called [None], expected a name"),
+        ("n.csv", b"\xff\xfe", "it is no text in UTF-8"),
+        ("none.csv", None, "No such file or directory. Expected JSON"),
+    ],
+)
+def test_names_that_cannot_be_read(tmp_path: Path, file: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_names(tmp_path / file)
+    said = str(error.value)
+    assert said.startswith(f"data.class_names={tmp_path / file}: ") and words in said and "\n" not in said
+    assert "char" not in said and "Expecting" not in said
 
 
 def test_templates(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from robustft.common.errors import UserError
-from robustft.common.wording import some
+from robustft.common.wording import counted, some
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ NO_WORDS = re.compile(r"[\d\W_]*|(class|category|label|cls|id|c|n)?[\W_]*(\d+|[a
 HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])(?!(?:a|o)-)", re.IGNORECASE)
 SYNONYMS = 4  # names a class may have
 SETTING = "data.class_names"
+FORMATS = 'JSON {"folder": "name", …}, or CSV with the columns folder and name'
 
 
 def names_of(
@@ -40,7 +41,10 @@ def names_of(
     else:
         unnamed = [folder for folder in folders if folder not in given]
         if unnamed:
-            raise UserError(f"{setting} has no name for {len(unnamed)} of the classes ({some(unnamed)})")
+            raise UserError(
+                f"{setting} has no name for {len(unnamed)} of the {counted(len(folders), 'class', 'classes')}"
+                f" ({some(unnamed)}): it has to name all of them"
+            )
         if spare := [folder for folder in given if folder not in folders]:
             log.info("%s: %d of its classes have no images (%s)", setting, len(spare), some(spare))
         names = [list(given[folder]) for folder in folders]
@@ -83,29 +87,35 @@ def wordnet_name(wnid: str) -> str | None:
 
 
 def read_names(path: Path, setting: str = SETTING) -> dict[str, list[str]]:
-    """Names of classes by folder, from JSON ({folder: name or [names]}) or CSV (header: folder,name).
+    """Names of classes by folder, from .json ({folder: name or [names]}) or .csv (header: folder,name).
 
     Raises:
         UserError: the file cannot be read, or is neither.
     """
-    what = f"{setting}={path}"
+    what, kind = f"{setting}={path}", path.suffix.lower()
+    if kind not in (".json", ".csv"):
+        raise UserError(f"{what}: expected .json or .csv: {FORMATS}")
     try:
         text = path.read_text("utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-            if not rows or not {"folder", "name"} <= rows[0].keys():
-                found = ", ".join(map(str, rows[0])) if rows else "nothing"
-                raise UserError(f"{what}: expected a header with the columns folder and name, found {found}")
-            pairs = [(row["folder"], row["name"]) for row in rows]
-            read: object = {folder: [name for of, name in pairs if of == folder] for folder, _ in pairs}
-        else:
-            read = json.loads(text)
     except OSError as error:
-        raise UserError(f"{what}: {error.strerror}. Expected a JSON or CSV file") from error
-    except (ValueError, csv.Error) as error:
-        raise UserError(f'{what}: cannot be read ({error}). Expected {{"folder": "name"}} in JSON, or CSV') from error
+        raise UserError(f"{what}: {error.strerror}. Expected {FORMATS}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: it is no text in UTF-8. Expected {FORMATS}") from error
+    if kind == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        if not rows or not {"folder", "name"} <= rows[0].keys():
+            found = ", ".join(map(str, rows[0])) if rows else "nothing"
+            raise UserError(f"{what}: expected a header with the columns folder and name, found {found}")
+        pairs = [(row["folder"], row["name"]) for row in rows]
+        read: object = {folder: [name for of, name in pairs if of == folder] for folder, _ in pairs}
+    else:
+        try:
+            read = json.loads(text)
+        except ValueError as error:
+            line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError(f"{what}: a mistake{line}, so it is no JSON. Expected {FORMATS}") from error
     if not isinstance(read, dict):
-        raise UserError(f'{what}: expected {{"folder": "name"}}, found a {type(read).__name__}')
+        raise UserError(f"{what}: it holds a {type(read).__name__}. Expected {FORMATS}")
     names = {}
     for folder, given in read.items():
         several = [given] if isinstance(given, str) else given
