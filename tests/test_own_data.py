@@ -184,7 +184,7 @@ def test_mistakes_that_only_the_images_tell(root: Path, tmp_path: Path, monkeypa
     train = ("data=folders", f"data.train={root}/photo")
     monkeypatch.chdir(tmp_path)
     for typed, words in {
-        (*train, "data.shifts.m=more"): "m: 1 of its classes are unknown to the training images: dgo (dog?)",
+        (*train, "data.shifts.m=more"): "m: 1 class unknown to the training images: dgo (dog?)",
         (*train, "data.shifts.h=hollow"): "data.shifts.h=hollow: expected a folder for each class",
         (*train, "data.shifts.val=more"): "a shift cannot be called 'val'",
         ("data=folders", "data.train=bad"): "bad/dog/2.png: the file is empty",

@@ -23,6 +23,15 @@ def test_other_plurals_are_said() -> None:
     assert [noun(n, "is", "are") for n in (1, 2)] == ["is", "are"]
 
 
+def test_no_noun_is_left_to_guess() -> None:
+    things = "image|run|row|model|trial|file|word|problem|folder|device|batch|class|copy|seed|round"
+    guess = re.compile(rf"\b({things})\((s|es)\)")
+    counted_by_hand = re.compile(rf"\{{len\([^{{}}]*\)(:,)?\}} (\w+ )?({things})(e?s)\b")
+    for path in (ROOT / "robustft").rglob("*.py"):
+        for text in re.findall(r'"(?:[^"\\\n]|\\.)*"', path.read_text()):
+            assert not guess.search(text) and not counted_by_hand.search(text), f"{path}: {text}"
+
+
 def test_long_texts_are_cut_between_words() -> None:
     text = "We couldn't connect to the hub. An error happened while it was loaded"
     for most in range(20, len(text)):

@@ -23,6 +23,7 @@ from safetensors.numpy import save
 from robustft.common.errors import UserError
 from robustft.common.files import atomic, describe, disk_error
 from robustft.common.locks import locked
+from robustft.common.wording import counted, noun
 from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import (
@@ -81,7 +82,8 @@ def _make_all(sets: Mapping[str, tuple[ImageFiles, bool]], place: Path) -> None:
             _make(files, folders[name], jpeg, pool, partial(progress.advance, tasks[name]))
     size = sum(path.stat().st_size for folder in folders.values() for path in folder.iterdir())
     images = sum(len(files) for files, _ in sets.values())
-    log.info("%s images in %s sets are prepared: %.1f GB in %s", f"{images:,}", len(sets), size / 1e9, place)
+    what = f"{counted(images, 'image')} in {counted(len(sets), 'set')}"
+    log.info("%s %s prepared: %.1f GB in %s", what, noun(images, "is", "are"), size / 1e9, place)
 
 
 def _make(files: ImageFiles, folder: Path, jpeg: bool, pool: ThreadPoolExecutor, advance: Callable) -> None:

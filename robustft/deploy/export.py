@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.common import entry, homes, paths
 from robustft.common.errors import UserError, install
 from robustft.common.files import WriteError, describe, disk_error
-from robustft.common.wording import first_line
+from robustft.common.wording import counted, first_line
 from robustft.deploy import images, push
 from robustft.deploy.formats import FORMATS, module_of
 from robustft.deploy.source import Source, find
@@ -97,7 +97,7 @@ def export(arguments: argparse.Namespace) -> int:
         write_card(parts, form, folder, arguments.folder.name, difference, len(compared))
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
     print(f"{arguments.folder}: {arguments.format}, {size / 1e6:,.1f} MB, {time.perf_counter() - started:.0f} s")
-    print(f"loaded back: logits differ by at most {difference:.1e} on {len(compared)} images")
+    print(f"loaded back: logits differ by at most {difference:.1e} on {counted(len(compared), 'image')}")
     return push.push(arguments.folder, arguments.push) if arguments.push else 0
 
 

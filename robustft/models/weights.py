@@ -18,7 +18,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
-from robustft.common.wording import difference, first_line
+from robustft.common.wording import counted, difference, first_line
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -243,8 +243,8 @@ def load_classifier(
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
     if classes is not None and list(classes) != own_classes:
         raise UserError(
-            f"{path} was made for {len(own_classes):,} classes, and not for the {len(classes):,} of this data:"
-            f" {difference(list(classes), own_classes)}. Choose the data= it was made with."
+            f"{path} was made for {counted(len(own_classes), 'class', 'classes')}, and not for the {len(classes):,}"
+            f" of this data: {difference(list(classes), own_classes)}. Choose the data= it was made with."
         )
     text = TextSource(**json.loads(metadata["text"])) if "text" in metadata else None
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata), text)

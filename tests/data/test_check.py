@@ -66,7 +66,7 @@ def test_all_that_is_wrong_is_told_at_once(root: Path, capsys: pytest.CaptureFix
     assert "imagenet_r: not found" in message and str(root / "imagenet-r") in message
     assert "no class (dog)" in message
     assert f"imagenet: cannot read {broken}: " in message
-    assert message.endswith("3 problem(s) found.")
+    assert message.endswith("3 problems found.")
     assert "imagenet_a" in capsys.readouterr().out
 
 

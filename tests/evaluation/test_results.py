@@ -172,4 +172,4 @@ def test_table_without_zero_shot_and_with_a_remark(capsys: pytest.CaptureFixture
     print_table(record(zeroshot=None, partial=True))
     out = capsys.readouterr().out
     assert "zero-shot" not in out and "counterfactual" in out
-    assert "Partial: 500 to 1000 images a set" in out
+    assert "Partial: 500 to 1,000 images a set" in out

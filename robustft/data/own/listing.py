@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.common.wording import some
+from robustft.common.wording import counted, noun, some
 from robustft.data.own.reading import images_below, is_image_name, is_system
 from robustft.data.sampling import shares
 
@@ -104,15 +104,19 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         classes += [class_folder] * len(inside)
         inner += inside
     if not names:
-        there = f"{loose} images lie in it directly" if loose else "nothing like that is in it"
+        there = (
+            f"{counted(loose, 'image')} {noun(loose, 'lies', 'lie')} in it directly"
+            if loose
+            else "nothing like that is in it"
+        )
         raise UserError(
             f"{what}={folder}: expected a folder for each class with its images in it, and {there}."
             + (" Its folders are empty." if folders else "")
         )
     if empty:
-        log.info("%s: left out %d empty class folder(s): %s", folder, len(empty), some(empty))
+        log.info("%s: left out %s: %s", folder, counted(len(empty), "empty class folder"), some(empty))
     if loose:
-        log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
+        log.info("%s: passed over %s in no class folder", folder, counted(loose, "image"))
     if root == folder and (inside := _shared_folders(classes, inner)):
         which = f"data=domains data.root={folder} data.source={classes[0]}"
         log.warning(

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from robustft.common.errors import UserError
-from robustft.common.wording import counted, some
+from robustft.common.wording import counted, noun, some
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ def names_of(
                 f" ({some(unnamed)}): it has to name all of them"
             )
         if spare := [folder for folder in given if folder not in folders]:
-            log.info("%s: %d of its classes have no images (%s)", setting, len(spare), some(spare))
+            log.info("%s: %s without images (%s)", setting, counted(len(spare), "class", "classes"), some(spare))
         names = [list(given[folder]) for folder in folders]
     _refuse_collisions(folders, names, setting)
     return names
@@ -135,10 +135,12 @@ def _warn(folders: Sequence[str], names: Sequence[str], setting: str) -> None:
     ]
     if empty:
         log.warning(
-            "%d of the %d classes have names that are no words (%s): the zero-shot model, and with it the head that"
-            " is made from them, cannot know what they show. Name them: %s=FILE.json with"
+            "%d of the %s %s (%s): the zero-shot model, and with it the head that is made from them, cannot know"
+            " what they show. Name them: %s=FILE.json with"
             ' {"%s": "what it shows", ...}',
-            *(len(empty), len(folders), some(empty), setting, empty[0]),
+            *(len(empty), counted(len(folders), "class", "classes")),
+            noun(len(empty), "has a name that is no word", "have names that are no words"),
+            *(some(empty), setting, empty[0]),
         )
 
 

@@ -17,6 +17,7 @@ from robustft.common import entry
 from robustft.common.errors import UserError
 from robustft.common.files import atomic
 from robustft.common.paths import expand
+from robustft.common.wording import counted
 from robustft.data.scenes.captions import PLACES
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, CONTEXTS, SETS
@@ -72,7 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.images < 1:
         parser.error("--images: give a whole number, 1 or more")
     count = write_example(given.folder, given.images)
-    print(f"{count:,} images in {given.folder}: {', '.join(DOMAINS)}, each with {len(CLASSES)} classes")
+    print(
+        f"{counted(count, 'image')} in {given.folder}: {', '.join(DOMAINS)}, each with"
+        f" {counted(len(CLASSES), 'class', 'classes')}"
+    )
     print("In table.csv and places.csv: their classes, and what is around them")
     print(f"Next: {entry.program()} model=tiny data=domains data.root={given.folder} data.source=photo"
           " data.templates=plain")  # fmt: skip
