@@ -104,7 +104,8 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     models = {"this": record}
     if record["zeroshot"] and record["method"] != "zeroshot":
         models = {"zero-shot": record["zeroshot"], **models}
-    table = Table(title="Further metrics (OOD: mean of the shifts)", title_justify="left")
+    title = "Further metrics (OOD: mean of the shifts)" if record["ood"] else "Further metrics"
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     where = ["ID", *(["OOD"] if record["ood"] else [])]
     for place in where:
