@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save
 
@@ -76,7 +77,10 @@ def _make_all(sets: Mapping[str, tuple[ImageFiles, bool]], place: Path) -> None:
     _check_space(sets, folders, place)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Threads: decoding, resizing and checksums all run outside of Python's lock, and the pixels stay where they are.
-    with Progress(*columns) as progress, ThreadPoolExecutor(usable_cpus()) as pool:
+    with (
+        Progress(*columns, disable=not get_console().is_terminal) as progress,
+        ThreadPoolExecutor(usable_cpus()) as pool,
+    ):
         tasks = {name: progress.add_task(f"Preparing {name}", total=len(files)) for name, (files, _) in sets.items()}
         for name, (files, jpeg) in sets.items():
             _make(files, folders[name], jpeg, pool, partial(progress.advance, tasks[name]))

@@ -51,6 +51,7 @@ def test_a_good_root_is_a_subset_of_the_published_sets(root: Path, capsys: pytes
     )
     printed = capsys.readouterr().out
     assert "imagenet_sketch" in printed and "of 1,281,167" in printed
+    assert all(line.strip() for line in printed.splitlines())  # nothing of a bar, where there is no terminal
 
 
 def test_all_that_is_wrong_is_told_at_once(root: Path, capsys: pytest.CaptureFixture) -> None:

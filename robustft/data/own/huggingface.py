@@ -12,13 +12,13 @@ import PIL
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError, install
 from robustft.common.network import reachable
 from robustft.common.paths import expand
+from robustft.common.terminal import tracked
 from robustft.common.wording import short, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
@@ -76,7 +76,7 @@ class ArrowImages(Dataset):
     def damaged(self, title: str) -> dict[str, str]:
         """Read every image; the rows that cannot be read, and why."""
         problems = {}
-        for index in track(range(len(self)), title, transient=True):
+        for index in tracked(range(len(self)), title, len(self)):
             try:
                 self.original(index)
             except UserError as error:

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import track
 from torchvision.transforms.functional import to_pil_image
 
 from robustft.common import entry
 from robustft.common.errors import UserError
 from robustft.common.files import atomic
 from robustft.common.paths import expand
+from robustft.common.terminal import tracked
 from robustft.common.wording import counted
 from robustft.data.scenes.captions import PLACES
 from robustft.data.scenes.generate import generate
@@ -53,7 +53,7 @@ def _table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str, str]]:
     """Write the files; path, label, split and place of each."""
-    for domain, name in track(DOMAINS.items(), "Drawing", transient=True):
+    for domain, name in tracked(DOMAINS.items(), "Drawing", len(DOMAINS)):
         scenes = generate(SETS[name], 2 * images * len(CLASSES), size=SIDE, seed=SEED, name=f"example {domain}")
         for label, kind in enumerate(CLASSES):
             of_class = (scenes.labels == label).nonzero().flatten()[:images].tolist()
