@@ -89,7 +89,7 @@ def test_each_gets_one_message(tmp_path: Path, imagenet: Path, files: Path) -> N
         ),
         "a model for other classes": (
             (*UNTRAINED, "method=evaluate", f"checkpoint={files}/other_classes.safetensors"),
-            ("other_classes.safetensors", "made for 2 classes", "expected 16"),
+            ("other_classes.safetensors", "made for 2 classes", "16 of this data", "are new", "are missing"),
         ),
         "weights of another shape": (
             (*SHORT[1:], f"model.pretrained={files}/other_shape.safetensors"),

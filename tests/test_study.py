@@ -157,7 +157,7 @@ def test_numbers_that_cannot_be(work, monkeypatch, arguments):  # noqa: F811
 def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["study.py", "seed=3", "--limit", "0", "beta=2"])
-    with pytest.raises(SystemExit, match="1 of 1 runs to go"):
+    with pytest.raises(SystemExit, match="1 of 1 run to go"):
         main(str(tmp_path / "study.py"), lambda cfg: [Entry(f"{cfg.seed}-{cfg.beta}", ())], lambda *_: None)
 
 

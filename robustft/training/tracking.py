@@ -18,7 +18,7 @@ from robustft.common.errors import UserError
 from robustft.common.network import answers
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
-from robustft.common.wandb_connection import first_line
+from robustft.common.wording import first_line
 from robustft.training.lightning_private import without_anonymous
 
 log = logging.getLogger(__name__)
