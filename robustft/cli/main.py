@@ -156,7 +156,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             if sweep:
                 run_folder.refuse_other_run(cfg, folder)
             else:
-                run_folder.refuse_taken(folder, overwrite=cfg.overwrite)
+                run_folder.refuse_taken(cfg, folder)
                 if cfg.overwrite:  # here the folder is known, whatever was typed for it
                     run_folder.refuse_own_models(cfg, folder)
             run_folder.begin(folder, cfg, typed)

@@ -5,6 +5,7 @@
     POINTS_FILE   every point is written to this file as it is passed, a line each: ``process<TAB>name #occurrence``
     POINTS_AT     the name of the one at which POINTS_SIGNAL is sent, by the first process that comes to it, once
     POINTS_TO     whom it is sent to: self (default), group (all of the process group) or leader (its first process)
+    POINTS_RANK_n further variables of the process n of a run, in JSON
     POINTS_SHARD  images of a shard of prepared copies, so that a few images make several
 
 Occurrences are counted in each process. Imports nothing but the standard library: it is to run before all else.
@@ -13,6 +14,7 @@ Occurrences are counted in each process. Imports nothing but the standard librar
 import functools
 import importlib.abc
 import importlib.machinery
+import json
 import os
 import re
 import signal
@@ -48,6 +50,8 @@ def install() -> None:
     """Make this process pass points, if the environment asks for it."""
     if not os.environ.get("POINTS_FILE"):
         return
+    rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
+    os.environ.update(json.loads(os.environ.get(f"POINTS_RANK_{rank}", "{}")))
     for name in FILES:
         setattr(os, name, _of_files(name, getattr(os, name)))
     modules = {place.partition(":")[0] for place in PHASES}

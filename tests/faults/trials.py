@@ -1,7 +1,6 @@
 """Commands that are made to end at a point, and what has to be true of their folders afterwards."""
 
 import gzip
-import heapq
 import json
 import os
 import signal
@@ -32,12 +31,14 @@ class Command:
         typed: behind ``python run.py``, or a whole command line that begins with a program's path.
         ranks: as many processes as a launcher (torchrun) would start.
         real: by Python from the beginning, not a fork.
+        by_rank: further variables of each process.
     """
 
     typed: tuple[str, ...]
     ranks: int = 1
     real: bool = False
     environment: Mapping[str, str] = field(default_factory=dict)
+    by_rank: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Trials:
         """A generator: one command from its start to its end, and to the end of all that it has started."""
         out = folder / f".said-{time.monotonic_ns()}"
         environment = {"ROBUSTFT_CACHE": str(folder / "cache"), "POINTS_AT": "", "OMP_NUM_THREADS": "1"}
+        environment |= {f"POINTS_RANK_{rank}": json.dumps(dict(own)) for rank, own in enumerate(command.by_rank)}
         environment |= {"POINTS_FILE": str(points or folder / ".points"), **command.environment}
         if end is not None and end.at is not None:
             environment |= {"POINTS_AT": end.at, "POINTS_SIGNAL": str(int(end.number)), "POINTS_TO": end.to}
@@ -148,9 +150,7 @@ class Trials:
         status = next((status for status in statuses if status), 0)
         return Ended(status, said, seconds, [str(process) for process in left])
 
-    def _start(
-        self, command: Command, folder: Path, out: Path, environment: dict[str, str], pipe: bool
-    ) -> list[Any]:
+    def _start(self, command: Command, folder: Path, out: Path, environment: dict[str, str], pipe: bool) -> list[Any]:
         if command.real:
             return [_start_real(command, folder, out, environment, pipe)]
         if command.ranks == 1:
@@ -294,4 +294,3 @@ def not_whole(folder: Path) -> list[str]:
         except (OSError, ValueError, EOFError, SafetensorError) as error:
             lost.append(f"{path.relative_to(folder)}: {error}")
     return lost
-
