@@ -46,6 +46,7 @@ _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra h
 
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
+    processes.follow()
     streams.guard()
     terminal.use_plain_letters()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
@@ -87,7 +88,8 @@ def main() -> int:
 
 def task(cfg: DictConfig) -> dict[str, Any] | None:
     """One run, called by Hydra: its results, or None after an error that `main` will show."""
-    streams.guard()  # of a process that a launcher started
+    processes.follow()  # of a process that a launcher started
+    streams.guard()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN

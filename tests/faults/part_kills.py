@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +92,13 @@ def run(options: Options) -> Iterator[Case]:
     try:
         plain = Subject("training", Command((*TRAINING, *IN_PLACE)))
         found = _Whole(trials, plain)
-        yield _kills(trials, plain, found, options)
-        yield from _signals(trials, plain, found, options)
+        made = _made(trials, found.folder / "cache")
+        late = replace(plain, before=lambda folder: shutil.copytree(found.folder / "cache", folder / "cache"))
+        yield _kills(trials, plain, found, options, lambda point: not in_training(point), "before the training")
+        yield _kills(trials, late, found, options, in_training, "in the training and behind it")
+        yield from _signals(trials, late, found, options)
         if not options.quick:
             yield _at_random(trials, plain, found, options)
-        made = _made(trials)
         for subject in _subjects(made, found.folder / "cache", options.quick):
             whole = _Whole(trials, subject)
             yield _kills(trials, subject, whole, options)
@@ -119,7 +121,7 @@ def _subjects(made: Path, cache: Path, quick: bool) -> Iterator[Subject]:
             if cache.exists():
                 shutil.copytree(cache, folder / "cache")
             for name in names:
-                shutil.copytree(made / name, folder / name)
+                shutil.copytree(made / name, folder / Path(name).name)
 
         return copy
 
@@ -143,7 +145,7 @@ def _subjects(made: Path, cache: Path, quick: bool) -> Iterator[Subject]:
         before=with_cache("finished", "pictures"),
     )
     plain = (*TRAINING, *IN_PLACE)
-    yield Subject("a training that goes on", Command(plain), before=with_cache("interrupted"), of=_any)
+    yield Subject("a training that goes on", Command(plain), before=with_cache("interrupted/run"))
     yield Subject(
         "training, in micro-batches, saved after every step",
         Command((*plain, "trainer.accumulate_grad_batches=2", "save_minutes=0")),
@@ -194,13 +196,9 @@ def _subjects(made: Path, cache: Path, quick: bool) -> Iterator[Subject]:
         )
 
 
-def _any(point: str) -> bool:
-    return True
-
-
 def in_training(point: str) -> bool:
     """What lies before the training is the same in all its variants, and tried in the plain one."""
-    return not re.search(r"cache/|\.yaml|run_in|make_loggers|zeroshot_scores|experiment\.run |start_over", point)
+    return not re.search(r"cache/|unlink run/(?!best)|\.yaml|run_in|make_loggers|zeroshot_scores|experiment\.run |start_over", point)
 
 
 class _Whole:
@@ -219,11 +217,13 @@ class _Whole:
         self.points = [point for point in points if subject.of(point)]
 
 
-def _made(trials: Trials) -> Path:
+def _made(trials: Trials, cache: Path) -> Path:
     """A folder with what commands need that work on something."""
     from PIL import Image
 
-    folder = trials.new_folder()
+    folder, other = trials.new_folder(), trials.new_folder()
+    for place in (folder, other):
+        shutil.copytree(cache, place / "cache")
     random_pixels = random.Random(0)
     for kind in ("one", "two"):
         (folder / "images" / kind).mkdir(parents=True)
@@ -233,25 +233,33 @@ def _made(trials: Trials) -> Path:
             )
     shutil.copytree(folder / "images" / "one", folder / "pictures")
     tiny = (*MODEL, "model.pretrained=embedded", *SCENES, "method=finetune", "trainer.max_steps=2", "logger=none")
-    commands = [Command((*tiny, "hydra.run.dir=finished")), Command((*TRAINING, HERE))]
-    for command in commands:
-        (ended,) = trials.run([trials.do(command, folder)])
-        if ended.status != 0:
-            raise RuntimeError(f"what the others need cannot be made: {ended.said}")
-    other = trials.new_folder()
     end = End(KILL, "before KeepState.on_train_batch_end #5")
-    trials.run([trials.do(Command((*TRAINING, *IN_PLACE)), other, end)])
-    (folder / "interrupted").mkdir()
+    made = [
+        trials.do(Command((*tiny, "hydra.run.dir=finished")), folder),
+        trials.do(Command((*TRAINING, HERE)), folder),
+        trials.do(Command((*TRAINING, *IN_PLACE)), other, end),
+    ]
+    for ended, expected in zip(trials.run(made), (0, 0, -KILL), strict=True):
+        if ended.status != expected:
+            raise RuntimeError(f"what the others need cannot be made: {ended.said}")
     shutil.copytree(other / "run", folder / "interrupted" / "run")
     return folder
 
 
-def _kills(trials: Trials, subject: Subject, whole: _Whole, options: Options) -> Case:
-    most = min(subject.most or len(whole.points), QUICK if options.quick else len(whole.points))
-    chosen = _evenly(whole.points, most)
-    of = "" if len(chosen) == len(whole.points) else f" of {len(whole.points)}"
+def _kills(
+    trials: Trials,
+    subject: Subject,
+    whole: _Whole,
+    options: Options,
+    of: Callable[[str], bool] = lambda point: True,
+    where: str = "",
+) -> Case:
+    points = [point for point in whole.points if of(point)]
+    chosen = _evenly(points, min(subject.most or len(points), QUICK if options.quick else len(points)))
     ends = [End(KILL, point, to=subject.to) for point in chosen]
-    return _case(f"SIGKILL at {len(ends)}{of} points of {subject.name}", trials, subject, whole, ends)
+    share = "" if len(chosen) == len(points) else f" of {len(points)}"
+    name = f"SIGKILL at {len(ends)}{share} points of {subject.name}{where and f', {where}'}"
+    return _case(name, trials, subject, whole, ends)
 
 
 def _signals(trials: Trials, subject: Subject, whole: _Whole, options: Options) -> Iterator[Case]:

@@ -108,7 +108,7 @@ def _is_ours(frame: Any) -> bool:
 
 def _readable(path: Any) -> str:
     """A path from the working directory, without what differs from process to process."""
-    return re.sub(r"[\w-]+-\d+\.partial", "partial", os.path.relpath(path))
+    return re.sub(r"\.[\w.-]+\+\d+\.partial", "partial", os.path.relpath(path))
 
 
 def _patch(module: ModuleType) -> None:
