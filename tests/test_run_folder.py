@@ -159,6 +159,28 @@ def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, *settings: str, after
             do(folder, "method=finetune", *settings)
 
 
+def test_a_run_killed_before_its_first_state_starts_anew_in_its_folder(work, monkeypatch, refused):  # noqa: F811
+    """The best weights are kept a moment before the state: nobody could go on from them."""
+    folder, settings = work / "without-a-state", ("method=finetune", "trainer.max_epochs=1", "logger=csv")
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepState, "_save", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            do(folder, *settings)
+    assert (folder / BEST).exists() and not (folder / LAST).exists()
+    with pytest.raises(FolderTaken, match=f"holds {BEST}"):  # another run's
+        do(folder, *settings, "seed=3")
+    (folder / ".new").mkdir()  # settings of a run that was to take its place, and was killed too
+    (folder / ".new" / "config.yaml").write_text("seed: 99\n")
+    do(folder, *settings)
+    assert OmegaConf.load(folder / "config.yaml").seed == 0 and not (folder / ".new").exists()
+    steps = [line.split(",")[-1] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert len(steps) == 1 + 3 + 2  # the head, the steps, the hold-out's and the final scores: of one start
+
+
 @pytest.mark.slow
 def test_overwriting_begins_when_the_new_run_is_sure_to_start(tmp_path):
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}

@@ -1,6 +1,5 @@
 """Loggers of a run: CSV, and Weights & Biases, which is offline unless the user is logged in or asks."""
 
-import csv
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from robustft.common.network import answers
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
 from robustft.common.wording import first_line
-from robustft.training.lightning_private import without_anonymous
+from robustft.training.lightning_private import keep_rows, read_rows, without_anonymous, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +83,20 @@ def _told(row: Mapping[str, Any]) -> list[str]:
 
 
 def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLogger:
-    """Lightning's logger, which deletes what it finds: the rows up to step ``resume_at`` are put back."""
+    """Lightning's logger; a run that goes on drops what it finds behind step ``resume_at``.
+
+    What a new run finds has gone before, or goes when it takes the place of what lies there.
+    """
     path = folder / "metrics.csv"
-    rows, names = [], []
+    rows = []
     if resume_at is not None and path.is_file():
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= resume_at]
-            names = list(reader.fieldnames or [])
+        rows = [row for row in read_rows(path) if row["step"].isdigit() and int(row["step"]) <= resume_at]
     logger = StepCSVLogger(save_dir=folder, name="", version="", **options)
     logger.written = {(int(row["step"]), *sorted(_told(row))) for row in rows}
-    if rows and is_first_process():
-        writer = logger.experiment
-        with path.open("w", newline="") as file:
-            lines = csv.DictWriter(file, names)
-            lines.writeheader()
-            lines.writerows(rows)
-        writer.metrics_keys = names
+    if is_first_process():
+        if resume_at is not None:
+            keep_rows(path, rows)
+        write_whole(logger, list(rows[0]) if rows else [])
     return logger
 
 
