@@ -22,6 +22,7 @@ from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
 from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
+from robustft.common.wording import counted
 from robustft.models.files import model_file, model_files, weights_file
 
 
