@@ -214,6 +214,7 @@ def test_the_embedded_model_does_not_know_these_words(root: Path, tmp_path: Path
     assert end.stderr[end.stderr.index("error: ") :].count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(root: Path, tmp_path: Path) -> None:
     """The batch and the length that a small set settles for are found again, and so are augmented images."""
     typed = ("data=table", f"data.path={_table(root, tmp_path)}", "augment=flip_crop", "data.sampler=balanced")

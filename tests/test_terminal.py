@@ -106,6 +106,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "encoding"), [*((name, "ascii") for name in COMMANDS), ("report", "latin-1")])
 def test_letters_that_the_terminal_lacks_are_written_out(tmp_path: Path, name: str, encoding: str):
     for file in ("results.jsonl", "study.py"):

@@ -20,7 +20,7 @@ from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.loop import planned_steps
 from robustft.training.recipe import Training
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -82,4 +82,4 @@ def teacher_maps(
     precision = resolve_precision(options["precision"], options["accelerator"])
     kind = (mask["cam"], mask["layers"], precision, options["accelerator"])
     path = cache_folder() / "maps" / f"{digest(fingerprint(teacher), images.fingerprint, kind)}.safetensors"
-    return remembered(path, take, together=trainer.world_size > 1)["cams"]
+    return remembered(path, take, agreement(trainer))["cams"]

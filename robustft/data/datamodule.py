@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -152,6 +152,12 @@ class RobustnessData(LightningDataModule, ABC):
         subclass has some. A user leaves one out by `retain.<name>=false`.
         """
         return []
+
+    def objects(self) -> Bool[Tensor, "images height width"] | None:
+        """Where the object of each training image is seen, at any resolution; None: nobody knows. A data class that
+        knows says ``takes: {objects: true}`` in its config.
+        """
+        return None
 
     def verify(self, training: bool = True) -> None:
         """Check cheaply, before any training, that everything needed is there; subclasses look closer.

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.numpy import save
 
 from robustft.common.errors import UserError
-from robustft.common.files import atomic, describe, disk_error
+from robustft.common.files import atomic, describe, disk_error, remove_partial
 from robustft.common.locks import locked
 from robustft.common.wording import counted, noun
 from robustft.data.folders import ImageFiles
@@ -103,6 +103,7 @@ def _make(files: ImageFiles, folder: Path, jpeg: bool, pool: ThreadPoolExecutor,
     if len(tables) == len(paths) and _is_index(folder, fingerprint(sources, how), _joined(tables)):
         return
     index_path(folder).unlink(missing_ok=True)
+    remove_partial(folder)
     for leftover in {*folder.iterdir()}.difference(paths):
         leftover.unlink()
     encode = _jpeg if jpeg else _raw

@@ -6,8 +6,6 @@ gives what the run's does on real images, of the run's data or of --images, does
 
 import argparse
 import logging
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustft.common import entry, homes, paths
 from robustft.common.errors import UserError, install
-from robustft.common.files import WriteError, describe, disk_error
+from robustft.common.files import WriteError, aside, describe, disk_error
 from robustft.common.wording import counted, first_line
 from robustft.deploy import images, push
 from robustft.deploy.formats import FORMATS, module_of
@@ -207,20 +205,18 @@ def appearing(folder: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full or broken.
     """
-    partial = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        yield partial
-        if folder.is_dir():
-            folder.rmdir()  # empty: a symbolic link or what came into it meanwhile is refused by the system
-        partial.rename(folder)
+        with aside(folder.absolute().parent) as place:
+            partial = place / folder.name
+            partial.mkdir()
+            yield partial
+            if folder.is_dir():
+                folder.rmdir()  # empty: a symbolic link or what came into it meanwhile is refused by the system
+            partial.rename(folder)
     except BaseException as error:
         if (number := disk_error(error)) is not None:
             raise WriteError(f"cannot write {folder}: {describe(number, folder.absolute().parent)}") from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

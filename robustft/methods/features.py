@@ -19,7 +19,7 @@ from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.loop import planned_steps
 from robustft.training.recipe import Training
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -148,8 +148,8 @@ def features_of(
         return encode()["features"]
     precision = resolve_precision(options["precision"], options["accelerator"])
     key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
-    together = make_trainer(options, folder).world_size > 1
-    return remembered(cache_folder() / "features" / f"{key}.safetensors", encode, together)["features"]
+    agree = agreement(make_trainer(options, folder))
+    return remembered(cache_folder() / "features" / f"{key}.safetensors", encode, agree)["features"]
 
 
 def encoded(model: Classifier, training: Training) -> FeatureData:

@@ -113,11 +113,13 @@ class Study:
         Raises:
             UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
         """
-        if not all(map(self.is_done, self.entries)):
+        if not all(map(self.is_done, self.entries)) or any(map(self._is_untidy, self.entries)):
             with self.alone():
                 self.results = store.read(self.file)  # another process may have been at work on them until now
                 for entry in self.entries:
                     self._share(self.by_name[self.twin_of[entry.name]])
+                    if self._is_untidy(entry):
+                        self._tidy(entry)
                 if waiting := self.to_run():
                     self._run(waiting, jobs, end)
         if missing := [entry.name for entry in self.entries if not self.is_done(entry)]:
@@ -236,10 +238,18 @@ class Study:
         if entry.also is not None:
             record["files"] = {entry.also: (folder / entry.also).read_text("utf-8")}
         self._add(entry, record)
-        (folder / "last.ckpt").unlink(missing_ok=True)
         self._share(entry)
+        self._tidy(entry)
+
+    def _tidy(self, entry: Entry) -> None:
+        """Takes away what nobody needs of an entry whose result, and those of its twins, are kept."""
         if not entry.keep:
             self.model(entry.name).unlink(missing_ok=True)
+        (self.work / entry.name / "last.ckpt").unlink(missing_ok=True)  # the last: see `execute`
+
+    def _is_untidy(self, entry: Entry) -> bool:
+        """Whether a process was killed between keeping an entry's result and tidying up."""
+        return self.is_done(entry) and (self.work / entry.name / "last.ckpt").exists()
 
     def _add(self, entry: Entry, record: dict[str, Any]) -> None:
         """A record becomes an entry's result; the file says so from now on."""

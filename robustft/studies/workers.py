@@ -74,8 +74,8 @@ def execute(folder: str, settings: list[str]) -> str | None:
     from robustft.cli.main import run_in
 
     path = Path(folder)
-    if resuming.is_finished(path):  # its result has been deleted: this one is to be another
-        shutil.rmtree(path)
+    if resuming.is_finished(path) and not (path / "last.ckpt").exists():
+        shutil.rmtree(path)  # its result was kept, and has been deleted since: this one is to be another
     path.mkdir(parents=True, exist_ok=True)
     with (
         (path / "run.log").open("a", encoding="utf-8") as log,
