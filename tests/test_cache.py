@@ -100,6 +100,7 @@ def test_a_library_gets_a_folder_where_its_own_cannot_be_written(tmp_path, monke
     assert folder.is_dir() and "WANDB_DATA_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path):
     """The whole command, with all that writes into a home: one line says so."""
     gone = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "ROBUSTFT_CACHE", *homes.FOLDERS)

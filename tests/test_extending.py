@@ -111,6 +111,7 @@ def test_what_a_component_lacks_is_told_before_time_is_spent(own: Path):
     assert_refused(command(own, "metric=blind", *SHORT), "metric.blind._target_=half.Blind: it lacks update()")
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_train(own: Path):
     if not (own / "one" / "results.json").exists():
         done(own, "one", "method=cosine", *SHORT)
@@ -127,6 +128,7 @@ def done_zeroshot(own: Path) -> Path:
     return own / "zero"
 
 
+@pytest.mark.slow
 def test_a_constraint(own: Path):
     record = done(
         own,
@@ -158,6 +160,7 @@ def test_a_metric(own: Path):
     assert_refused(plain(own, "report", "measured", "--metric", "nll"), "--metric nll: no run has it. There are")
 
 
+@pytest.mark.slow
 def test_a_backbone(own: Path):
     record = done(own, "net", "model=net", "method=finetune", *LIMITS[1:], "trainer.max_epochs=2")
     assert record["model"] == "net" and record["zeroshot"] is None and record["protocol"]["head"] == "random"
@@ -169,6 +172,7 @@ def test_a_backbone(own: Path):
     assert_refused(command(own, "model=net", "method=zeroshot"), "no text tower")
 
 
+@pytest.mark.slow
 def test_a_data_set(own: Path):
     typed = ("data=squares", "model.pretrained=null", *LIMITS[4:], "trainer.max_epochs=3")
     record = done(own, "squares_run", *typed)

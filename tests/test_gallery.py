@@ -19,9 +19,9 @@ from robustft.models.tower import Tower
 from tests.methods.micro import CLASSES, micro, same_bits
 
 BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
-OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "layers": None}
+OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "source": "student", "layers": None}
 CONTEXT = OBJECT | {"kind": "context", "cam": "gradcam"}
-RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "layers": None}
+RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "source": None, "layers": None}
 NONE = dict.fromkeys(OBJECT) | {"kind": "none"}
 
 

@@ -71,6 +71,7 @@ def start(folder: Path, *arguments: str, stand_in: str = "", shell: str = "", **
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ['"$@" | head -c 1', '"$@" 2>&1 | true', '"$@" >&- 2>&-', '"$@" 2>&1 > /dev/full'])
 def test_a_sweep_goes_on_without_its_reader(tmp_path, shell):
     process = start(tmp_path, "-m", "seed=1,2,3", "beta=1", stand_in=TALKING, shell=shell)

@@ -33,6 +33,7 @@ def run(folder: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, *ar
     return seen
 
 
+@pytest.mark.slow
 def test_from_start_to_end(work, monkeypatch):  # noqa: F811
     folder = work / "study"
     folder.mkdir()
@@ -185,7 +186,7 @@ def test_numbers_that_cannot_be(work, monkeypatch, arguments):  # noqa: F811
 def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["study.py", "seed=3", "--limit", "0", "beta=2"])
-    with pytest.raises(SystemExit, match="1 of 1 runs to go"):
+    with pytest.raises(SystemExit, match="1 of 1 run to go"):
         main(str(tmp_path / "study.py"), lambda cfg: [Entry(f"{cfg.seed}-{cfg.beta}", ())], lambda *_: None)
 
 
@@ -223,6 +224,7 @@ def test_results_that_another_process_leaves_meanwhile_stay(tmp_path, monkeypatc
     assert list(store.read(tmp_path / "results.jsonl")) == ["good", "other"]
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     """With a stand-in for the runs themselves."""
     monkeypatch.chdir(tmp_path)

@@ -26,6 +26,7 @@ from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.steps import MODELS, MORE, TITLES, VARIANTS, Bench
 from robustft.common import entry, files, paths, terminal
 from robustft.common.machine import cpu_name
+from robustft.common.wording import counted
 from robustft.training.trainer import resolve_precision
 
 CAPTION = (
@@ -177,7 +178,7 @@ def time_methods(options: argparse.Namespace, precision: str) -> None:
 def _heading(record: dict[str, Any]) -> str:
     of = record["machine"]
     what = f"{record['model']}, batch {record['batch']}, {of.get('gpu') or of['cpu']}"
-    return f"{what}, medians of {record['rounds']} rounds"
+    return f"{what}, medians of {counted(record['rounds'], 'round')}"
 
 
 @contextmanager

@@ -63,6 +63,8 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
                     raise UserError(f"{name} has no value: {settings.chosen(owner)} needs one")
             elif not accepts(described, value):
                 raise UserError(f"{name}={shown(value)}: expected {expected(described)}")
+            elif settings.matters(name) and (other := settings.forbidden(described, value)) is not None:
+                raise UserError(f"{name}={shown(value)} does not go with {other}")
     trains = bool(settings.takes["method"]["trains"])
     if trains:
         _check_length(cfg)
@@ -191,8 +193,8 @@ def _check_batch(cfg: DictConfig, least: int) -> None:
             )
         if cfg.data.batch_size > images:
             raise UserError(
-                f"data.batch_size={cfg.data.batch_size} is more than the {images} training images: there would be no"
-                " step. Give a smaller data.batch_size"
+                f"data.batch_size={cfg.data.batch_size} is more than the {counted(images, 'training image')}: there"
+                " would be no step. Give a smaller data.batch_size"
             )
     devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -201,18 +203,20 @@ def _check_batch(cfg: DictConfig, least: int) -> None:
     local = cfg.data.batch_size // devices // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
-            f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
+            f"data.batch_size={cfg.data.batch_size} cannot be split over {counted(devices, 'device')} and"
             f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
         )
     if local < least:
         fills = OmegaConf.select(cfg, "fill.takes.images") or cfg.disagreement
         who = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
         what = (
-            f"{who} takes patches from other images" if fills else f"method={cfg.method.name} compares {least} images"
+            f"{who} takes patches from other images"
+            if fills
+            else f"method={cfg.method.name} compares {counted(least, 'image')}"
         )
         raise UserError(
-            f"{what}, but a device sees {'one image' if local == 1 else f'{local} images'} at a time:"
-            f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
+            f"{what}, but a device sees {'one image' if local == 1 else counted(local, 'image')} at a time: raise"
+            f" data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
         )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 from robustft.common.errors import UserError
 from robustft.common.locks import here, is_gone
+from robustft.common.wording import first_line
 
 ASIDE = ".new"  # folder for settings of the run that is to replace what lies in its folder
 PARTIAL = "*.partial"  # what a killed process leaves
@@ -145,9 +146,8 @@ def refuse_damaged(path: Path, what: str) -> None:
         with safe_open(path, "numpy"):  # reads the header alone, and imports nothing
             pass
     except (SafetensorError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{what}={path}: not a readable weights file ({reason}): damaged or cut off. Copy it again"
+            f"{what}={path}: not a readable weights file ({first_line(error)}): damaged or cut off. Copy it again"
         ) from error
 
 

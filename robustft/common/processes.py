@@ -27,6 +27,13 @@ def launched_together() -> str | None:
     return None
 
 
+def leave_foreign_service() -> None:
+    """Have W&B start a process of its own: one of a notebook or script that started this command may still hold the id
+    of a run that was killed. Before W&B is imported.
+    """
+    os.environ.pop("WANDB_SERVICE", None)
+
+
 def follow() -> None:
     """Let this process end with the one that has started it for a run or a sweep, however that ends; else lead.
 

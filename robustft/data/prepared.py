@@ -29,13 +29,13 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from robustft.common.errors import UserError
+from robustft.common.terminal import tracked
 from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.sets import Batch
@@ -111,7 +111,7 @@ class PreparedImages(Dataset):
 
         in_shards = shards(len(self))
         with ThreadPoolExecutor(usable_cpus()) as pool:
-            problems = list(track(pool.map(problem, in_shards), title, len(in_shards), transient=True))
+            problems = list(tracked(pool.map(problem, in_shards), title, len(in_shards)))
         return {str(shard_path(self.folder, shard)): text for shard, text in enumerate(problems) if text}
 
     def _read(self, index: int) -> tuple[bytes, str | None]:

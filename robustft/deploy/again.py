@@ -11,6 +11,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.errors import UserError
+from robustft.common.wording import difference
 from robustft.components import instantiated, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
@@ -32,13 +33,26 @@ def zeroshot_of(source: Source, names: Sequence[str]) -> Model:
     if model.get("backbone"):
         raise UserError(f"--zero-shot: {model.architecture} has no text tower, so there is no zero-shot model")
     data = data_of(source)
-    if list(data.class_names) != list(names):
-        raise UserError(
-            f"--zero-shot: the data of {source.folder} has other classes now ({', '.join(list(data.class_names)[:3])},"
-            f" …) than the model was trained for ({', '.join(names[:3])}, …)"
-        )
+    refuse_other_classes(source, data, names, "--zero-shot: ")
     assert source.config is not None
     return Model(make_zeroshot(model, data, source.config["seed"]), names, source.temperature(zeroshot=True)).eval()
+
+
+def refuse_other_classes(source: Source, data: RobustnessData, names: Sequence[str], doing: str = "") -> None:
+    """Refuse data that have changed since the run.
+
+    Args:
+        names: of the classes of the model.
+        doing: what needs the data, before the message.
+
+    Raises:
+        UserError: its classes are others; says which.
+    """
+    if list(data.class_names) != list(names):
+        raise UserError(
+            f"{doing}the data of {source.folder} has other classes now than the {len(names):,} that the model was"
+            f" trained for: {difference(list(data.class_names), list(names))}"
+        )
 
 
 def data_of(source: Source) -> RobustnessData:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.common import entry, homes, paths
 from robustft.common.errors import UserError, install
 from robustft.common.files import WriteError, aside, describe, disk_error
+from robustft.common.wording import counted, first_line
 from robustft.deploy import images, push
 from robustft.deploy.formats import FORMATS, module_of
 from robustft.deploy.source import Source, find
@@ -94,7 +95,7 @@ def export(arguments: argparse.Namespace) -> int:
         write_card(parts, form, folder, arguments.folder.name, difference, len(compared))
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
     print(f"{arguments.folder}: {arguments.format}, {size / 1e6:,.1f} MB, {time.perf_counter() - started:.0f} s")
-    print(f"loaded back: logits differ by at most {difference:.1e} on {len(compared)} images")
+    print(f"loaded back: logits differ by at most {difference:.1e} on {counted(len(compared), 'image')}")
     return push.push(arguments.folder, arguments.push) if arguments.push else 0
 
 
@@ -140,7 +141,7 @@ def some_images(source: Source, found: Sequence[str]) -> list[Any]:
         dataset = data_of(source).evaluation_sets()[0].dataset
         return [images.as_picture(dataset, k) for k in evenly(len(dataset))]
     except UserError as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"no images of the run to compare on ({why}). Give some: --images PATH ...") from error
 
 
@@ -189,10 +190,9 @@ def tracing(source: Source) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # torch.export, the ONNX exporter and onnxruntime have dozens of kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{source.architecture} cannot be traced ({reason}). --format=open_clip needs no tracing, where there is a"
-            " text tower"
+            f"{source.architecture} cannot be traced ({first_line(error)}). --format=open_clip needs no tracing, where"
+            " there is a text tower"
         ) from error
     finally:
         logging.disable(level)

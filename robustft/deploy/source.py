@@ -11,6 +11,7 @@ from typing import Any
 from robustft.cli import resuming, sources
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import first_line
 from robustft.evaluation.results import read_results
 from robustft.models.files import BEST, FORMAT, RESULTS, model_file
 
@@ -60,7 +61,7 @@ class Source:
             with safe_open(self.file, "numpy") as file:
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.file} is not a readable model ({str(error).splitlines()[0][:160]})") from error
+            raise UserError(f"{self.file} is not a readable model ({first_line(error)})") from error
         if metadata.get("format") != FORMAT and self.file.name == BEST:
             raise UserError(
                 f"{self.file} holds weights without what rebuilds their model: an interrupted linear probe, or a run of"

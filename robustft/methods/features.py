@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory
+from robustft.common.wording import counted
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, ImageSet, Selection, TensorImages
@@ -134,7 +135,7 @@ def features_of(
     """
 
     def encode() -> dict[str, Tensor]:
-        log.info("encoding %s images once", f"{len(images):,}")
+        log.info("encoding %s once", counted(len(images), "image"))
         correct = torch.eye(source.num_classes, dtype=torch.bool)
         encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
         trainer = make_trainer({**options, "limit_val_batches": None, "fast_dev_run": False}, folder)

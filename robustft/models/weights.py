@@ -18,6 +18,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
+from robustft.common.wording import counted, difference, first_line
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -118,7 +119,7 @@ def _fetch(architecture: str, tag: str) -> nn.Module:
             return open_clip.create_model(architecture, pretrained=tag).eval()
     except Exception as error:  # whatever the hub, the network or the disk says
         raise UserError(
-            f"the weights {tag!r} of {architecture} could not be fetched ({str(error).splitlines()[0][:160]}). "
+            f"the weights {tag!r} of {architecture} could not be fetched ({first_line(error)}). "
             "Download them on a connected machine and pass the file: model.pretrained=FILE "
             "(OpenAI's .pt, open_clip's .pt or .safetensors)."
         ) from error
@@ -242,8 +243,8 @@ def load_classifier(
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
     if classes is not None and list(classes) != own_classes:
         raise UserError(
-            f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
-            f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
+            f"{path} was made for {counted(len(own_classes), 'class', 'classes')}, and not for the {len(classes):,}"
+            f" of this data: {difference(list(classes), own_classes)}. Choose the data= it was made with."
         )
     text = TextSource(**json.loads(metadata["text"])) if "text" in metadata else None
     architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata), text)
@@ -344,5 +345,5 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable weights file ({str(error).splitlines()[0][:160]}).") from error
+        raise UserError(f"{path} is not a readable weights file ({first_line(error)}).") from error
     return metadata if metadata.get("format") == FORMAT else None

@@ -20,6 +20,7 @@ from robustft.cli import checks, compose, identity, naming
 from robustft.common import files, terminal
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
+from robustft.common.wording import counted
 from robustft.evaluation.results import benchmark
 from robustft.studies import store
 from robustft.studies.store import Results
@@ -122,7 +123,9 @@ class Study:
                 if waiting := self.to_run():
                     self._run(waiting, jobs, end)
         if missing := [entry.name for entry in self.entries if not self.is_done(entry)]:
-            raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
+            raise UserError(
+                f"{len(missing)} of {counted(len(self.entries), 'run')} to go ({missing[0]} …): repeat the command."
+            )
         return {entry.name: self.results[entry.name] for entry in self.entries}
 
     def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
@@ -156,7 +159,7 @@ class Study:
                         console.print(f"{entry.name}: {error or 'done'} ({to_go} to go, {took:.1f} min)")
         if failed:
             lines = [f"{name} failed: {error}" for name, error in failed.items()]
-            raise UserError("\n".join(lines if len(lines) == 1 else [f"{len(lines)} runs failed:", *lines]))
+            raise UserError("\n".join(lines if len(lines) == 1 else [f"{counted(len(lines), 'run')} failed:", *lines]))
 
     @contextmanager
     def alone(self) -> Iterator[None]:

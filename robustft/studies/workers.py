@@ -19,6 +19,7 @@ from omegaconf import open_dict
 from robustft.cli import compose, resuming, sources
 from robustft.common import signals
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 
 
 def outcome(future: Future[str | None], name: str) -> str | None:
@@ -96,7 +97,7 @@ def execute(folder: str, settings: list[str]) -> str | None:
             import traceback
 
             traceback.print_exc(file=log)
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            return first_line(error, 1000)
         finally:
             logger.removeHandler(handler)
     return None

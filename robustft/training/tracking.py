@@ -17,7 +17,7 @@ from robustft.common.errors import UserError
 from robustft.common.network import answers
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
-from robustft.common.wandb_connection import first_line
+from robustft.common.wording import first_line
 from robustft.training.lightning_private import keep_rows, read_rows, without_anonymous, write_whole
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,9 @@ class Wandb(StepWandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """W&B's run; once W&B has failed, Lightning's stand-in that takes anything."""
+        """W&B's run, started when first asked for; once W&B has failed, Lightning's stand-in that takes anything."""
+        if self._experiment is None:
+            self.attempt(self.connect)
         return DummyLogger().experiment if self.failed else super().experiment
 
     def attempt(self, call: Callable[[], object], then: str = "nothing more is logged there. The run goes on") -> None:
@@ -131,8 +133,8 @@ class Wandb(StepWandbLogger):
             log.warning("W&B failed (%s): %s", first_line(error), then)
 
     def connect(self) -> None:
-        """Start W&B's run, in the first process."""
-        _ = self.experiment
+        """Start W&B's run, in the first process; what goes wrong is raised."""
+        _ = super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.attempt(lambda: super(Wandb, self).log_metrics(metrics, step))
@@ -178,9 +180,7 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: in
             _say_offline(folder, reason)
     elif explicit is None and is_first_process() and connection.has_key() and connection.asked_for() == "online":
         _say_offline(folder, f"W&B at {connection.host()} does not answer")
-    offline = _logger(arguments, "offline", START_S)
-    offline.attempt(offline.connect)
-    return offline
+    return _logger(arguments, "offline", START_S)
 
 
 def _logger(arguments: dict[str, Any], mode: str, timeout_s: float) -> Wandb:

@@ -12,6 +12,7 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 from robustft.training.callbacks import progress
 from robustft.training.lightning_private import connect
 
@@ -45,7 +46,7 @@ def make_trainer(
     try:
         return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
 
 
 def agreement(trainer: Trainer) -> Callable[[bool], bool] | None:

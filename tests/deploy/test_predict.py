@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 import robustft
 from robustft.common.errors import UserError
-from robustft.deploy import predict
+from robustft.deploy import again, predict
 from robustft.deploy.model import Model
+from robustft.deploy.source import find
 from tests.small import ROOT, do, work  # noqa: F401 (a fixture)
 
 
@@ -144,6 +145,18 @@ def test_by_the_model_that_it_started_from(run: Path, work: Path, pictures: Path
     assert found[0] == pytest.approx(found[1], rel=1e-3, abs=1e-5)
     assert predict.main([str(run), *typed]) == 0
     assert [float(row["probability"]) for row in rows_of(tmp_path / "z.csv")] != pytest.approx(found[0], rel=1e-3)
+
+
+def test_other_classes_are_told_by_what_differs(run: Path, monkeypatch) -> None:
+    names, data = find(str(run)).class_names, again.data_of(find(str(run)))
+    monkeypatch.setattr(again, "data_of", lambda _: data)
+    for now, words in {
+        (*names[:-1], "zebra"): f"zebra is new, {names[-1]} is missing",
+        (*names[:-2], names[-1], names[-2]): f"the same in another order: {names[-1]} is where {names[-2]} was",
+    }.items():
+        data.class_names = list(now)
+        with pytest.raises(UserError, match=f"16 that the model was trained for: {words}$"):
+            again.zeroshot_of(find(str(run)), names)
 
 
 def test_nothing_half_written(run: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:

@@ -36,7 +36,6 @@ UNTRAINED = tuple(setting for setting in SMALL if not setting.startswith("data.b
 HERE = "hydra.run.dir=run"
 IN_PLACE = ("resume=auto", HERE)
 FINISHED = "a finished run"
-BEFORE = r"cache/|unlink run/(?!best)|\.yaml|run_in|make_loggers|zeroshot_scores|experiment\.run |start_over"
 
 STUDY = f"""
 from pathlib import Path
@@ -199,7 +198,8 @@ def _subjects(made: Path, cache: Path, quick: bool) -> Iterator[Subject]:
 
 def in_training(point: str) -> bool:
     """What lies before the training is the same in all its variants, and tried in the plain one."""
-    return not re.search(BEFORE, point)
+    before = r"cache/|unlink run/(?!best)|\.yaml|run_in|make_loggers|zeroshot_scores|experiment\.run |start_over"
+    return not re.search(before, point)
 
 
 class _Whole:

@@ -178,6 +178,7 @@ def test_at_the_teacher_the_second_term_is_zero_and_has_no_gradient(work, method
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4 * float(theirs.grad.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NEIGHBOURS)
 @pytest.mark.parametrize("fill", ["single", "none"])
 def test_counterfactual_images_under_a_moving_teacher(work, method, fill):  # noqa: F811

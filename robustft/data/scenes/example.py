@@ -10,13 +10,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import track
 from torchvision.transforms.functional import to_pil_image
 
 from robustft.common import entry
 from robustft.common.errors import UserError
 from robustft.common.files import atomic
 from robustft.common.paths import expand
+from robustft.common.terminal import tracked
+from robustft.common.wording import counted
 from robustft.data.scenes.captions import PLACES
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, CONTEXTS, SETS
@@ -52,7 +53,7 @@ def _table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str, str]]:
     """Write the files; path, label, split and place of each."""
-    for domain, name in track(DOMAINS.items(), "Drawing", transient=True):
+    for domain, name in tracked(DOMAINS.items(), "Drawing", len(DOMAINS)):
         scenes = generate(SETS[name], 2 * images * len(CLASSES), size=SIDE, seed=SEED, name=f"example {domain}")
         for label, kind in enumerate(CLASSES):
             of_class = (scenes.labels == label).nonzero().flatten()[:images].tolist()
@@ -72,7 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given.images < 1:
         parser.error("--images: give a whole number, 1 or more")
     count = write_example(given.folder, given.images)
-    print(f"{count:,} images in {given.folder}: {', '.join(DOMAINS)}, each with {len(CLASSES)} classes")
+    print(
+        f"{counted(count, 'image')} in {given.folder}: {', '.join(DOMAINS)}, each with"
+        f" {counted(len(CLASSES), 'class', 'classes')}"
+    )
     print("In table.csv and places.csv: their classes, and what is around them")
     print(f"Next: {entry.program()} model=tiny data=domains data.root={given.folder} data.source=photo"
           " data.templates=plain")  # fmt: skip
