@@ -186,26 +186,31 @@ LEADS = """
 import os, subprocess, sys, time
 from robustft.common import processes
 processes.follow()
-if len(sys.argv) == 1:
-    environment = {**os.environ, "LOCAL_RANK": "1"} if os.environ["AS"] == "device" else os.environ
-    print(subprocess.Popen([sys.executable, "-c", os.environ["CODE"], "started"], env=environment).pid, flush=True)
+kind, *others = sys.argv[1:]
+if kind != "none":
+    environment = {**os.environ, "LOCAL_RANK": "1"} if kind == "device" else os.environ
+    started = subprocess.Popen([sys.executable, "-c", os.environ["CODE"], *(others or ["none"])], env=environment)
+    print(started.pid, flush=True)
 time.sleep(600)
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there parents are not told of")
-@pytest.mark.parametrize("kind", ["device", "sweep"])
-def test_nobody_is_left_of_a_command_that_is_killed(kind):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CODE": LEADS, "AS": kind}
-    first = subprocess.Popen([sys.executable, "-c", LEADS], env=environment, stdout=subprocess.PIPE, text=True)
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@pytest.mark.parametrize("kinds", [("device",), ("sweep",), ("sweep", "device")], ids=" of a ".join)
+def test_nobody_is_left_of_a_command_that_is_killed(kinds):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CODE": LEADS}
+    line = [sys.executable, "-c", LEADS, *kinds]
+    first = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
-    started = int(first.stdout.readline())
+    started = [int(first.stdout.readline()) for _ in kinds]
     time.sleep(2)
     assert first.poll() is None
-    os.kill(started, 0)
+    for process in started:
+        os.kill(process, 0)
+    assert all(Path(f"/proc/{process}/stat").read_text().split()[2] != "Z" for process in started)
     first.kill()
     assert first.wait(60) == -signal.SIGKILL
-    assert first.stdout.read() == ""  # at its end: the other one, which had it too, is no more
+    assert first.stdout.read() == ""  # at its end: the others, which had it too, are no more
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there parents are not told of")

@@ -48,6 +48,7 @@ def follow() -> None:
         if number == str(os.getppid()):
             _following.append(leader)
             threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+            os.environ[LEADER] = own  # those that it starts itself follow it
             return
         by_lightning = os.environ.get("LOCAL_RANK", "0") != "0" and "SLURM_PROCID" not in os.environ
         if by_lightning and launched_together() is None:  # whoever started it is no more

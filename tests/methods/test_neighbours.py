@@ -91,6 +91,15 @@ def test_tokens_that_do_not_exist_count_in_nothing() -> None:
     for axis in ("tokens", "channels"):
         shorter = states_distance(list(states[:, :, :4]), list(targets[:, :, :4]), axis)
         torch.testing.assert_close(states_distance(list(states), list(targets), axis, hidden), shorter)
+        hidden[1, 1:] = True  # few tokens or many: each image counts the same, as on devices of their own
+        alone = [
+            states_distance([*states[:, k : k + 1]], [*targets[:, k : k + 1]], axis, hidden[k : k + 1])
+            for k in range(3)
+        ]
+        torch.testing.assert_close(
+            states_distance(list(states), list(targets), axis, hidden), torch.stack(alone).mean()
+        )
+        hidden[1, 1:4] = False
 
 
 class Words(nn.Module):
