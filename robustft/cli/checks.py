@@ -22,6 +22,7 @@ from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
 from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
+from robustft.common.wording import counted
 from robustft.models.files import model_file, model_files, weights_file
 
 
@@ -184,12 +185,12 @@ def least_images(settings: Settings) -> int:
 
 
 def _check_batch(cfg: DictConfig, least: int) -> None:
-    counted = OmegaConf.select(cfg, "data.takes.training_images")
-    if counted is not None and cfg.data.holdout is not None:
-        images = OmegaConf.select(cfg, counted) - cfg.data.holdout
+    setting = OmegaConf.select(cfg, "data.takes.training_images")
+    if setting is not None and cfg.data.holdout is not None:
+        images = OmegaConf.select(cfg, setting) - cfg.data.holdout
         if images < 1:
             raise UserError(
-                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {counted}={images + cfg.data.holdout}"
+                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {setting}={images + cfg.data.holdout}"
             )
         if cfg.data.batch_size > images:
             raise UserError(

@@ -16,7 +16,6 @@ from robustft.components import instantiated, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source
-from robustft.models.files import RESULTS
 from robustft.models.weights import preprocess_in
 
 
@@ -34,8 +33,8 @@ def zeroshot_of(source: Source, names: Sequence[str]) -> Model:
         raise UserError(f"--zero-shot: {model.architecture} has no text tower, so there is no zero-shot model")
     data = data_of(source)
     refuse_other_classes(source, data, names, "--zero-shot: ")
-    assert source.config is not None
-    return Model(make_zeroshot(model, data, source.config["seed"]), names, source.temperature(zeroshot=True)).eval()
+    made = make_zeroshot(model, data, source.require_config()["seed"])
+    return Model(made, names, source.temperature(zeroshot=True)).eval()
 
 
 def refuse_other_classes(source: Source, data: RobustnessData, names: Sequence[str], doing: str = "") -> None:
@@ -61,12 +60,12 @@ def data_of(source: Source) -> RobustnessData:
     Raises:
         UserError: nothing tells it, its class cannot be imported, or the settings name code besides.
     """
-    settings = dict(_config(source)["data"])
+    settings = dict(source.require_config()["data"])
     if any(path != "data._target_" for path, _ in _targets(settings, "data")):
         raise UserError(f"{source.folder}: the settings of its data name code to run besides its class: not followed")
     source.find_modules()
     preprocess = preprocess_in(source.described)
-    return instantiated(settings, preprocess=preprocess, seed=_config(source)["seed"])
+    return instantiated(settings, preprocess=preprocess, seed=source.require_config()["seed"])
 
 
 def model_settings(source: Source) -> DictConfig:
@@ -75,18 +74,12 @@ def model_settings(source: Source) -> DictConfig:
     Raises:
         UserError: nothing tells them, or they name code that is not ours, a backbone apart, which nobody makes here.
     """
-    settings = dict(_config(source)["model"])
+    settings = dict(source.require_config()["model"])
     backbone = {"backbone": None if settings.get("backbone") is None else str(settings["backbone"])}
     for path, target in _targets({**settings, **backbone}, "model"):
         if not str(getattr(get_object(target), "__module__", "")).startswith("robustft."):
             raise UserError(f"{source.folder}: {path}={target} is no code of robustft's: not followed")
     return OmegaConf.create({**settings, **backbone})
-
-
-def _config(source: Source) -> Any:
-    if source.config is None:
-        raise UserError(f"{source.folder}: no {RESULTS} or config.yaml in there says how the model came about")
-    return source.config
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:

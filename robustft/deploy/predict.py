@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from robustft.common import entry, homes, paths
+from robustft.common import entry, homes, machine, paths
 from robustft.common.errors import UserError
 from robustft.common.wording import counted, first_line
 from robustft.deploy import images, tables
@@ -89,6 +89,9 @@ def check(arguments: argparse.Namespace) -> Source:
             raise UserError(f"--{name.replace('_', '-')}={value}: expected a whole number, {least} or more")
     source = find(arguments.run)
     source.described  # noqa: B018 -- refused now, if it is no model of ours
+    if arguments.zero_shot:
+        source.require_config()
+    machine.refuse_device(arguments.device)
     if arguments.out is not None:
         tables.check(arguments.out)
     if arguments.features is not None:

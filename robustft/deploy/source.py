@@ -48,6 +48,16 @@ class Source:
             return self.results["config"]
         return resuming.saved_config(self.folder)
 
+    def require_config(self) -> Mapping[str, Any]:
+        """Give the settings of the run.
+
+        Raises:
+            UserError: nothing tells them.
+        """
+        if self.config is None:
+            raise UserError(f"{self.folder}: no {RESULTS} or config.yaml in there says how the model came about")
+        return self.config
+
     @cached_property
     def described(self) -> dict[str, str]:
         """What the model's file says of itself, see ``robustft.models.weights.describe``.

@@ -197,6 +197,8 @@ def mistakes(run: Path, pictures: Path, folder: Path) -> dict[str, tuple[list[st
     (folder / "no_model").mkdir()
     (folder / "no_model" / "results.json").write_text((run / "results.json").read_text())
     (folder / "begun").mkdir()
+    (folder / "alone").mkdir()
+    (folder / "alone" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     (folder / "begun" / "config.yaml").write_text((run / "config.yaml").read_text())
     return {
         "no run": (["nowhere", holiday], "nowhere: no such file or folder. Expected the folder of a run"),
@@ -213,6 +215,8 @@ def mistakes(run: Path, pictures: Path, folder: Path) -> dict[str, tuple[list[st
         "features": ([one, holiday, "--features", "f.txt"], "--features=f.txt: expected the name of a NumPy file"),
         "top": ([one, holiday, "--top", "0"], "--top=0: expected a whole number, 1 or more"),
         "batch": ([one, holiday, "--batch-size", "0"], "--batch-size=0: expected a whole number, 1 or more"),
+        "device": ([one, holiday, "--device", "tpu9"], "--device=tpu9: not here. Expected cpu, cuda"),
+        "zero-shot": (["alone", holiday, "--zero-shot"], "says how the model came about"),
         "workers": ([one, holiday, "--workers", "-1"], "--workers=-1: expected a whole number, 0 or more"),
     }  # fmt: skip
 
