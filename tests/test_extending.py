@@ -48,6 +48,7 @@ def done(folder: Path, name: str, *arguments: str) -> dict:
     return json.loads((folder / name / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_method(own: Path):
     """Trained, swept, resumed after a kill, reported with its own label."""
     record = done(own, "one", "method=cosine", *SHORT)
@@ -96,6 +97,7 @@ KeepState.on_train_batch_end = stopping
     assert_refused(command(own, "method=cosine", "mask=object"), "method=cosine takes no mask or fill")
 
 
+@pytest.mark.slow
 def test_what_a_component_lacks_is_told_before_time_is_spent(own: Path):
     (own / "half.py").write_text(
         "from robustft.training.method import Method\n"
@@ -149,6 +151,7 @@ def test_a_constraint(own: Path):
     assert_refused(command(own, "method=wiseft", "checkpoint=held", "constraint=ball"), "constraint=ball does nothing")
 
 
+@pytest.mark.slow
 def test_a_metric(own: Path):
     record = done(own, "measured", "method=finetune", "metric=[ece,confidence]", *SHORT)
     assert record["metrics"]["confidence"] == {"label": "confidence", "unit": "%", "higher_is_better": None}

@@ -179,6 +179,7 @@ def test_captions_stay_in_their_column():
     assert (short[:, right:] == long[:, right:]).all() and (short != long).any()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
     """A picture of every set but the hold-out, whatever the method; the same images each time."""
     for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):

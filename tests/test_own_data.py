@@ -150,6 +150,7 @@ def run(folder: Path, *arguments: str, stop_at: int | None = None) -> subprocess
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_a_rerun_and_its_results(root: Path, tmp_path: Path) -> None:
     typed = (
         "data=folders",

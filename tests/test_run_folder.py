@@ -476,6 +476,7 @@ def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refus
 # Mistakes that are found before anything is done
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path):
     late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}

@@ -82,6 +82,7 @@ def test_a_sweep_goes_on_without_its_reader(tmp_path, shell):
     assert not list(tmp_path.glob("runs/sweeps/seed*/*/error.txt"))
 
 
+@pytest.mark.slow
 def test_the_status_stays_true_without_a_reader(tmp_path):
     failed = start(tmp_path, "-m", "seed=1,2", "beta=3", stand_in=TALKING, shell='"$@" 2>&1 | true')
     failed.communicate(timeout=120)

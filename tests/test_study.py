@@ -85,6 +85,7 @@ def given(folder: Path, **configs: dict) -> None:
     store.write(file, store.read(file) | {name: {"entry": name, "config": made} for name, made in configs.items()})
 
 
+@pytest.mark.slow
 def test_a_result_that_was_not_kept_in_time_is_not_made_again(work, monkeypatch):  # noqa: F811
     """Killed when the run had ended, and when its result had just been kept."""
     folder = work / "killed"

@@ -48,9 +48,10 @@ class FeatureData(RobustnessData):
 
     Args:
         seed: of the training order.
+        dtype: of the features.
     """
 
-    def __init__(self, data: RobustnessData, dimensions: int, seed: int) -> None:
+    def __init__(self, data: RobustnessData, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(
             preprocess=data.preprocess,
             seed=seed,
@@ -61,7 +62,7 @@ class FeatureData(RobustnessData):
         )
         self.name, self.class_names, self.templates = data.name, data.class_names, data.templates
         labels = data.training_set().labels
-        self.features = torch.zeros(len(labels), dimensions)
+        self.features = torch.zeros(len(labels), dimensions, dtype=dtype)
         self.devices = data.devices
         self._set = Features(self.features, labels)
         self.split, self.training_order = data.split, data.training_order  # type: ignore[method-assign]
@@ -102,7 +103,7 @@ class Encoder(Evaluator):
 
     def __init__(self, model: Classifier, images: EvaluationSet) -> None:
         super().__init__(model, [images])
-        empty = torch.zeros(len(images.dataset), model.head.in_features)
+        empty = torch.zeros(len(images.dataset), model.head.in_features, dtype=model.head.weight.dtype)
         self.register_buffer("features", empty, persistent=False)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -160,7 +161,7 @@ def encoded(model: Classifier, training: Training) -> FeatureData:
     if training.data.augments:
         log.info("features are of the images as they are: augmentation is for the steps that follow")
     options, folder, source = dict(training.trainer), training.folder, training.data
-    data = FeatureData(source, model.head.in_features, training.seed)
+    data = FeatureData(source, model.head.in_features, training.seed, model.head.weight.dtype)
     steps, epoch = (
         planned_steps(data, make_trainer(options | limits, folder))
         for limits in ({}, {"max_epochs": 1, "max_steps": -1})

@@ -412,6 +412,7 @@ def test_a_missing_extra(run: Path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == 'error: robustft app needs no_such_package: pip install "robustft[app]"\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
 def test_the_command(masked: Path, work: Path, host: str | None) -> None:  # noqa: F811
     line = [sys.executable, "-m", "robustft", "app", str(masked), "--port", "0", "--device", "cpu"]
