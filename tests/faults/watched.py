@@ -34,7 +34,7 @@ class Limits:
     """What one attempt may take.
 
     Attributes:
-        seconds: of wall time.
+        seconds: of processor time; it may hang for ten times as long, and a minute.
         megabytes: of memory beside what the process had before.
     """
 
@@ -49,7 +49,7 @@ class Found:
     Attributes:
         tried: how many.
         lost: what went wrong, a line for each.
-        longest_s, most_mb: of an attempt; the memory beside what the process had before.
+        longest_s, most_mb: of an attempt: processor time, and memory beside what the process had before.
     """
 
     tried: int = 0
@@ -72,6 +72,7 @@ def watch(
     folder: Path,
     seed: int = 0,
     jobs: int = 2,
+    warm: Callable[[], None] | None = None,
 ) -> Found:
     """Make so many attempts in watched processes side by side.
 
@@ -79,12 +80,13 @@ def watch(
         work: given what makes an attempt, a seed, how many attempts to make, and a folder of its own; it is a function
             of a module.
         folder: for those.
+        warm: what each process does before its memory is measured: import what all attempts need.
     """
     found = Found()
     shares = [count // jobs + (number < count % jobs) for number in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         parts = [
-            pool.submit(_share, work, share, limits, folder / f"job-{number}", 1000 * seed + 100 * number)
+            pool.submit(_share, work, warm, share, limits, folder / f"job-{number}", 1000 * seed + 100 * number)
             for number, share in enumerate(shares)
             if share
         ]
@@ -96,11 +98,16 @@ def watch(
     return found
 
 
-def watch_each(judges: Sequence[tuple[str, Judge]], limits: Limits, folder: Path) -> Found:
+def watch_each(
+    judges: Sequence[tuple[str, Judge]], limits: Limits, folder: Path, warm: Callable[[], None] | None = None
+) -> Found:
     """Make these attempts, one after the other, in one watched process; judges are functions of a module, or partial
     ones of such.
+
+    Args:
+        warm: what the process does first.
     """
-    return watch(partial(_in_turn, judges), len(judges), limits, folder, jobs=1)
+    return watch(partial(_in_turn, judges), len(judges), limits, folder, jobs=1, warm=warm)
 
 
 def _in_turn(judges: Sequence[tuple[str, Judge]], attempt: Attempt, _seed: int, count: int, _folder: Path) -> None:
@@ -108,29 +115,31 @@ def _in_turn(judges: Sequence[tuple[str, Judge]], attempt: Attempt, _seed: int, 
         attempt(name, judge)
 
 
-def _share(work: Any, count: int, limits: Limits, folder: Path, seed: int) -> Found:
+def _share(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int) -> Found:
     found = Found()
     while found.tried < count:
         before = found.tried
-        _one_process(work, count - found.tried, limits, folder, seed + found.tried, found)
+        _one_process(work, warm, count - found.tried, limits, folder, seed + found.tried, found)
         if found.tried == before:
             raise RuntimeError(f"the watched process has attempted nothing: {found.lost[-1:]}")
     return found
 
 
-def _one_process(work: Any, count: int, limits: Limits, folder: Path, seed: int, found: Found) -> None:
+def _one_process(
+    work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int, found: Found
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["MALLOC_ARENA_MAX"] = "2"  # else each thread of the process reserves addresses that nobody uses
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_attempts, args=(theirs, work, count, limits, folder, seed), daemon=True)
+    process = context.Process(target=_attempts, args=(theirs, work, warm, count, limits, folder, seed), daemon=True)
     process.start()
     theirs.close()
     at_work, started = None, time.monotonic()
     try:
         while True:
             # An attempt that its own timer cannot end, as it is inside of a library, is ended from here.
-            if not ours.poll(60 + 2 * limits.seconds):
+            if not ours.poll(120 + 20 * limits.seconds):
                 found.tried += at_work is not None
                 found.lost.append(f"{at_work}: hangs, {time.monotonic() - started:.0f} s and more")
                 return
@@ -146,6 +155,8 @@ def _one_process(work: Any, count: int, limits: Limits, folder: Path, seed: int,
                         wrong = wrong or f"took {megabytes:,.0f} MB"
                     if wrong:
                         found.lost.append(f"{at_work}: {wrong}")
+                    if os.environ.get("SHOW"):
+                        print(f"{seconds:.1f} s {megabytes:.0f} MB {at_work}: {wrong}", flush=True)
                     at_work = None
                 case ("done",):
                     return
@@ -158,7 +169,9 @@ def _one_process(work: Any, count: int, limits: Limits, folder: Path, seed: int,
         process.join()
 
 
-def _attempts(pipe: Connection, work: Any, count: int, limits: Limits, folder: Path, seed: int) -> None:
+def _attempts(
+    pipe: Connection, work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int
+) -> None:
     """What the watched process does; what it prints goes to a file beside its folder."""
     said = os.open(folder.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
@@ -176,14 +189,14 @@ def _attempts(pipe: Connection, work: Any, count: int, limits: Limits, folder: P
 
     def attempt(name: str, judge: Judge) -> None:
         pipe.send(("begins", name))
-        before, started = _memory(), time.perf_counter()
+        before, started = _memory(), time.process_time()
         _forget_peak()
-        signal.setitimer(signal.ITIMER_REAL, 2 * limits.seconds)
+        signal.setitimer(signal.ITIMER_REAL, 60 + 10 * limits.seconds)
         listening[0] = True
         try:
             wrong = judge()
         except TooLong:
-            wrong = f"hangs, {2 * limits.seconds:.0f} s and more"
+            wrong = f"hangs, {60 + 10 * limits.seconds:.0f} s and more"
         except BaseException as error:  # noqa: BLE001 -- whatever it is, it is what is looked for
             place = traceback.extract_tb(error.__traceback__)[-1]
             said = " ".join(str(error).split())[:160]
@@ -193,9 +206,8 @@ def _attempts(pipe: Connection, work: Any, count: int, limits: Limits, folder: P
             signal.setitimer(signal.ITIMER_REAL, 0)
         if heard:
             wrong = f"ran {heard.pop()}"
-        pipe.send(("ends", time.perf_counter() - started, max(0.0, _peak() - before) / MB, wrong))
+        pipe.send(("ends", time.process_time() - started, max(0.0, _peak() - before) / MB, wrong))
 
-    warm = getattr(work, "warm", None)
     if warm is not None:
         warm()
     # Twice what an attempt may take: above one time it is seen, and above two the machine is protected.
