@@ -96,10 +96,10 @@ def changed(draw: st.DrawFn, whole: Any) -> tuple[str, Any]:
                     del holder[key]
                     done.append(f"{'.'.join(where)} gone")
                 case "other":
-                    holder[key] = draw(VALUES)
+                    holder[key] = _copy(draw(VALUES))
                     done.append(f"{'.'.join(where)}={holder[key]!r:.40}")
                 case "copy":
-                    holder[key] = _copy(value) if draw(st.integers(0, 9)) == 0 else draw(st.sampled_from([whole, inner]))
+                    holder[key] = _copy(draw(st.sampled_from([whole, inner, value])))
                     done.append(f"{'.'.join(where)} from elsewhere")
             break
     return ", ".join(done), value

@@ -28,12 +28,18 @@ def lay_out(folder: Path) -> None:
     """Make whole files of every kind: a run that is finished, and weights as others leave them."""
     import open_clip
     import torch
-    from safetensors.torch import save_file
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
 
     from robustft.models.names import to_hugging_face
     from robustft.models.weights import create_clip
+    from robustft.training.checkpoints import SCORE, read_position
 
     do(folder / "run", *RUN)
+    known = read_position(folder / "run").best  # and the file that goes with it, which a run takes away at its end
+    with safe_open(folder / "run" / "model.safetensors", "pt") as file:
+        told = {**file.metadata(), SCORE: repr(known["score"]), "run": known["run"], "step": "4"}
+    save_file(load_file(folder / "run" / "model.safetensors"), folder / "run" / "best.safetensors", told)
     weights = folder / "weights"
     weights.mkdir()
     clip: Any = create_clip("tiny", "embedded", 0)
@@ -250,12 +256,13 @@ def positioned(folder: Path) -> str | None:
 
 
 def table(path: Path) -> str | None:
-    from robustft.data.own.table import read_table
+    from robustft.data.own.table import COLUMNS, read_table, records_of
 
     def make() -> str | None:
         header, rows = read_table(path)
-        whole = all(isinstance(v, str) for row in rows for v in row.values())
-        return None if isinstance(header, list) and whole else "cells that are no text"
+        columns = COLUMNS if {"path", "label"} <= {*header} else {**COLUMNS, "path": header[0], "label": header[-1]}
+        records = records_of(path, rows, path.parent, columns)
+        return None if all(isinstance(cell, str) for record in records for cell in record) else "cells that are no text"
 
     return refused(make)
 
