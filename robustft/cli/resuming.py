@@ -15,7 +15,6 @@ from robustft.common import configs
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import write
 
-
 HYDRAS = ("hydra.run.dir", "hydra.sweep.", "hydra.launcher.n_jobs", "hydra.sweeper.n_jobs")  # settings that run nothing
 
 

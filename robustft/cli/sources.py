@@ -117,7 +117,7 @@ def recorded(folder: Path) -> Path | None:
         )
     if found not in _added and not _known(found).is_file():
         raise UserError(
-            f"{folder}: it was started with configs in {found}, which nobody has named here. They are code: if you trust"
-            f" them, say so with --config-dir {found}"
+            f"{folder}: it was started with configs in {found}, which nobody has named here. They are code: if you"
+            f" trust them, say so with --config-dir {found}"
         )
     return found

@@ -14,7 +14,6 @@ from robustft.common.paths import expand
 from robustft.evaluation.results import read_results
 from robustft.models.files import BEST, FORMAT, RESULTS, model_file
 
-
 CONFIG_DIR = "where configs of your own are that the run was started with, its code beside them, if it has moved"
 
 

@@ -48,9 +48,9 @@ class _StandIn:
 
     def __setstate__(self, state: Any) -> None:
         parts = state if isinstance(state, tuple) else (state,)  # attributes, and those of __slots__
-        for part in parts:
-            if isinstance(part, dict):
-                vars(self).update(part)
+        for attributes in parts:
+            if isinstance(attributes, dict):
+                vars(self).update(attributes)
 
     def __call__(self, *_: Any, **__: Any) -> "_StandIn":
         return self

@@ -64,7 +64,11 @@ def _weights(found: Mapping[str, Any], path: Path) -> State:
 
 def _repeats(found: Mapping[str, Any]) -> bool:
     """Whether tensors show a few values so many times that they do not fit into memory once they are copied."""
-    repeated = [v for v in found.values() if isinstance(v, Tensor) and v.numel() * v.element_size() > v.untyped_storage().nbytes()]
+    repeated = [
+        v
+        for v in found.values()
+        if isinstance(v, Tensor) and v.numel() * v.element_size() > v.untyped_storage().nbytes()
+    ]
     return sum(value.numel() for value in repeated) > MOST_REPEATED
 
 

@@ -1,7 +1,8 @@
 """The weights in a TorchScript archive, as OpenAI's CLIP comes in: read, with nothing in it run or compiled.
 
 Such a zip file holds ``data.pkl``, a pickle of the module tree, the tensors' bytes in ``data/``, and Python text in
-``code/``. The pickle is read with stand-ins for everything that it names; any other name is refused. torch.jit is not asked.
+``code/``. The pickle is read with stand-ins for everything that it names; any other name is refused.
+torch.jit, which is deprecated, is not asked.
 """
 
 import io

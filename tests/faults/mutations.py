@@ -15,7 +15,7 @@ WORDS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFF
 
 @st.composite
 def spoiled(draw: st.DrawFn, wholes: Sequence[bytes]) -> tuple[str, bytes]:
-    """What was done, and one of these files after it: flipped, overwritten, cut, with parts lost, twice, or another's."""
+    """What was done, and one of these files after it: flipped, overwritten, cut, parts of it lost or another's."""
     content = bytearray(draw(st.sampled_from(wholes)))
     done = []
     for _ in range(draw(st.integers(1, 3))):

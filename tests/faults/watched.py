@@ -125,9 +125,7 @@ def _share(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed:
     return found
 
 
-def _one_process(
-    work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int, found: Found
-) -> None:
+def _one_process(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int, found: Found) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["MALLOC_ARENA_MAX"] = "2"  # else each thread of the process reserves addresses that nobody uses
     context = multiprocessing.get_context("spawn")
@@ -169,9 +167,7 @@ def _one_process(
         process.join()
 
 
-def _attempts(
-    pipe: Connection, work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int
-) -> None:
+def _attempts(pipe: Connection, work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int) -> None:
     """What the watched process does; what it prints goes to a file beside its folder."""
     said = os.open(folder.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(said, 1)
@@ -242,13 +238,16 @@ def _forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-
 def each_drawn(strategy: Any, seed: int, count: int, take: Callable[[Any], None]) -> None:
     """Give so many values of a hypothesis strategy to ``take``: the same ones for a seed."""
     import hypothesis
 
     every = list(hypothesis.HealthCheck)
     settings = hypothesis.settings(
-        max_examples=count, database=None, deadline=None, phases=[hypothesis.Phase.generate], suppress_health_check=every
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[hypothesis.Phase.generate],
+        suppress_health_check=every,
     )
     hypothesis.seed(seed)(settings(hypothesis.given(strategy)(take)))()
