@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 MOST_TEXT = 2**26  # bytes of a part that may be compressed: the text of classes
-MOST_MODULES = 2**17  # of a module tree; that of a ViT-L has 500
+MOST_MODULES = 2**14  # of a module tree; that of a ViT-L has 500
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 

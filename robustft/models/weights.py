@@ -312,8 +312,6 @@ def _check_size(path: Path, architecture: Architecture, state: State) -> None:
     try:
         with torch.device("meta"):
             made = _rebuilt(path, architecture, None).state_dict()
-    except UserError:
-        raise
     except Exception as error:  # of numbers and names that fit no tower
         raise _unlike(path, f"its tower cannot be made ({' '.join(str(error).split())[:80]})") from error
     other = [name for name, value in made.items() if state.get(f"visual.{name}", value[..., None]).shape != value.shape]

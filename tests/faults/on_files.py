@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.faults.mutations import changed, spoiled
 from tests.faults.watched import Attempt, Judge, each_drawn
-from tests.small import do
+from tests.small import SMALL, do
 
 RUN = ("model.pretrained=embedded", "method=finetune", "trainer.max_steps=4")
 LONGEST = 700  # characters of a line
@@ -36,6 +36,7 @@ def lay_out(folder: Path) -> None:
     from robustft.training.checkpoints import SCORE, read_position
 
     do(folder / "run", *RUN)
+    (folder / "run" / "overrides.yaml").write_text(json.dumps([*SMALL, *RUN]))  # as the command leaves it
     known = read_position(folder / "run").best  # and the file that goes with it, which a run takes away at its end
     with safe_open(folder / "run" / "model.safetensors", "pt") as file:
         told = {**file.metadata(), SCORE: repr(known["score"]), "run": known["run"], "step": "4"}

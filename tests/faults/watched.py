@@ -128,7 +128,8 @@ def _share(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed:
 def _one_process(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed: int, found: Found) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["MALLOC_ARENA_MAX"] = "2"  # else each thread of the process reserves addresses that nobody uses
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torchvision.transforms.v2", "lightning.pytorch", "open_clip"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_attempts, args=(theirs, work, warm, count, limits, folder, seed), daemon=True)
     process.start()
