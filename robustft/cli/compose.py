@@ -54,7 +54,10 @@ def parse(typed: Iterable[str]) -> list[Override]:
             quoted = _quoted(value)
             if quoted is None:
                 raise UserError(_needs_quotes(key, value)) from error
-            override = read(f"{key}={quoted}")
+            try:
+                override = read(f"{key}={quoted}")
+            except (OverrideParseException, HydraException) as of_key:
+                raise UserError(f"{argument!r} is no setting: {key!r} cannot be a name, see --help") from of_key
         if override.is_delete():
             raise UserError(f"{argument}: settings cannot be removed, set them to null")
         adds = override.is_add() or override.is_force_add()

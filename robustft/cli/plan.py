@@ -50,7 +50,9 @@ def make_plan(arguments: list[str]) -> Plan:
             parsed = compose.parse(args.overrides)
         keys = {override.key_or_group for override in parsed}
         before = compose.parse(resuming.saved_overrides(folder))
-        parsed = [override for override in before if override.key_or_group not in keys] + parsed
+        before = [override for override in before if override.key_or_group not in keys]
+        resuming.refuse_code(folder, before)
+        parsed = before + parsed
     parsed = compose.complete(parsed)
     cfg = compose.compose_first(parsed)
     lines = [str(override.input_line) for override in parsed]

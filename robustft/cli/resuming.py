@@ -2,16 +2,20 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import identity
+from robustft.cli.hydra_private import Override
 from robustft.common import configs
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import write
+
+HYDRAS = ("hydra.run.dir", "hydra.sweep.", "hydra.launcher.n_jobs", "hydra.sweeper.n_jobs")  # settings that run nothing
 
 
 def is_finished(folder: Path) -> bool:
@@ -30,16 +34,65 @@ def is_interrupted(folder: Path) -> bool:
 def saved_config(folder: Path) -> dict[str, Any] | None:
     """The config a run folder was made with; None where there is none to read."""
     try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        values = OmegaConf.to_container(_yaml(folder / "config.yaml"))
     except Exception:  # noqa: BLE001 -- half a file, another tool's file: either way not one of ours
         return None
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else None
 
 
 def saved_overrides(folder: Path) -> list[str]:
-    """What was typed to start the run in a folder."""
+    """What was typed to start the run in a folder.
+
+    Raises:
+        UserError: the file is there and cannot be read.
+    """
     path = folder / "overrides.yaml"
-    return [str(line) for line in OmegaConf.load(path)] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        lines = OmegaConf.to_container(_yaml(path))
+        if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+            raise ValueError("no list of settings")
+    except Exception as error:  # as above
+        why = " ".join(str(error).split())[:160]
+        raise UserError(f"{path} cannot be read ({why}). Expected a list of what was typed") from error
+    return [str(line) for line in lines]
+
+
+def _yaml(path: Path) -> Any:
+    """A config as we write it: without aliases, which can make a few lines endless.
+
+    Raises:
+        ValueError, YAMLError, OSError, …: it is something else.
+    """
+    text = path.read_text("utf-8")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+        raise ValueError("it has aliases")
+    return OmegaConf.create(text) if text.strip() else OmegaConf.create()
+
+
+def refuse_code(folder: Path, overrides: Iterable[Override]) -> None:
+    """Refuse to follow a run's folder, which may be somebody else's, where it names code or sets Hydra up.
+
+    Args:
+        overrides: those of its settings that were not typed again.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for override in overrides:
+        key, value = override.key_or_group, override.value()
+        ours = not key.startswith("hydra.") or key.startswith(HYDRAS)
+        if not ours or key.rpartition(".")[2] == "_target_" or _names_code(value):
+            raise UserError(
+                f"resume={folder}: its overrides.yaml holds {override.input_line}, which may run code. If you trust it,"
+                " type it again"
+            )
+
+
+def _names_code(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return (isinstance(value, dict) and any(str(key) == "_target_" for key in value)) or any(map(_names_code, inner))
 
 
 def save(folder: Path, cfg: DictConfig, overrides: Sequence[str]) -> None:

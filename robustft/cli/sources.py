@@ -1,7 +1,9 @@
 """Where configs come from: ``conf/`` of this project and, with ``--config-dir DIR``, a folder of the user's own."""
 
+import hashlib
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from omegaconf import OmegaConf
 
 from robustft.common import files
 from robustft.common.errors import UserError
-from robustft.common.paths import expand
+from robustft.common.paths import cache_folder, expand
 
 PACKAGE = Path(__file__).resolve().parents[1]
 RECORD = "config_dir.txt"  # in a run's folder: where the user's own configs were
@@ -34,6 +36,8 @@ def added() -> Path | None:
 def add(typed: "str | Path") -> None:
     """Take configs from a folder of the user's own too; Python finds modules beside it, in all processes of a run.
 
+    That the user has named it is remembered: see ``recorded``.
+
     Raises:
         UserError: there is no such folder, or it has a config of ours under the same name, which would not be used.
     """
@@ -46,12 +50,19 @@ def add(typed: "str | Path") -> None:
             name = path.relative_to(folder)
             raise UserError(f"--config-dir={typed}: {name} has the name of one of robustft's own. Rename it")
     _added[:] = [folder]
+    with suppress(OSError):
+        files.write(_known(folder), f"{folder}\n")
     parent = str(folder.parent)
     if parent not in sys.path:
         sys.path.insert(1, parent)
     found = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if parent not in found:
         os.environ["PYTHONPATH"] = os.pathsep.join([parent, *filter(None, found)])
+
+
+def _known(folder: Path) -> Path:
+    """The file in the user's cache that says that the user has named a folder."""
+    return cache_folder() / "configs" / hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
 
 
 def groups() -> dict[str, list[str]]:
@@ -90,8 +101,10 @@ def record(folder: Path) -> None:
 def recorded(folder: Path) -> Path | None:
     """Read which folder of the user's own configs a run was started with; None: it had none.
 
+    The folder of a run may come from somebody else, and what it names is code: followed is what the user has named too.
+
     Raises:
-        UserError: it is no longer there.
+        UserError: it is no longer there, or was never named here.
     """
     try:
         found = Path((folder / RECORD).read_text("utf-8").strip())
@@ -101,5 +114,10 @@ def recorded(folder: Path) -> Path | None:
         raise UserError(
             f"resume={folder}: it was started with configs in {found}, which is no more."
             " Put them back, or say where they are: --config-dir DIR"
+        )
+    if found not in _added and not _known(found).is_file():
+        raise UserError(
+            f"{folder}: it was started with configs in {found}, which nobody has named here. They are code: if you"
+            f" trust them, say so with --config-dir {found}"
         )
     return found

@@ -6,8 +6,6 @@ A cache that cannot be read, written or locked costs time, never the run.
 import hashlib
 import json
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,27 +18,12 @@ from torch import Tensor, nn
 
 from robustft.common.files import describe, disk_error, save_tensors
 from robustft.common.locks import locked
-from robustft.common.paths import expand
+from robustft.common.paths import cache_folder as cache_folder
 from robustft.common.processes import is_first_process
 
 log = logging.getLogger(__name__)
 
 _said: list[Path] = []  # the folder that this process has complained of
-
-
-def cache_folder() -> Path:
-    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
-
-    A variable that is empty counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification says.
-    """
-    own, shared = (os.environ.get(name, "") for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
-    if own.strip():
-        return expand(own)
-    if not os.path.isabs(shared):
-        shared = os.path.expanduser("~/.cache")
-    if not os.path.isabs(shared):  # a user without a home, in a container
-        return Path(tempfile.gettempdir()) / f"robustft-{getattr(os, 'getuid', str)()}"
-    return Path(shared) / "robustft"
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -22,6 +22,21 @@ def expand(typed: "str | Path") -> Path:
         raise UserError(f"{typed}: no home folder is known for that name. Give the whole path") from error
 
 
+def cache_folder() -> Path:
+    """``$ROBUSTFT_CACHE``, else ``robustft`` in the user's cache folder (``$XDG_CACHE_HOME``, else ``~/.cache``).
+
+    A variable that is empty counts as unset, and so does a relative ``$XDG_CACHE_HOME``, as its specification says.
+    """
+    own, shared = (os.environ.get(name, "") for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"))
+    if own.strip():
+        return expand(own)
+    if not os.path.isabs(shared):
+        shared = os.path.expanduser("~/.cache")
+    if not os.path.isabs(shared):  # a user without a home, in a container
+        return Path(tempfile.gettempdir()) / f"robustft-{getattr(os, 'getuid', str)()}"
+    return Path(shared) / "robustft"
+
+
 def located(typed: str, root: str | None) -> Path:
     """Make a path of what a user typed, below a folder where that is given and the path is not absolute."""
     path = expand(typed)

@@ -29,7 +29,7 @@ def check_data(data: Any) -> None:
     for one in sets:
         if not isinstance(one, EvaluationSet):
             raise UserError(f"{who}.evaluation_sets() gives a {type(one).__name__}, expected EvaluationSet")
-        if one.name in RESERVED or not one.name or "/" in one.name:
+        if one.name in RESERVED or not one.name or one.name[0] == "." or {*one.name} & {*"/\\\n\r\0"}:
             raise UserError(
                 f"{who}: an evaluation set cannot be called {one.name!r}: that name has a meaning in results"
                 f" ({', '.join(RESERVED)} do), or makes no file name"

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from robustft.common.terminal import tracked
+from robustft.data.reading import opened
 
 TINY, HUGE = 32, 10_000  # pixels: of the shorter and of the longer side
 FLAT = 4.0  # standard deviation of grey values (0...255): with less in it, hashes of images are alike by chance
@@ -66,7 +67,7 @@ def _facts(path: str, decode: Callable[[str], str | None], hashes: bool) -> Fact
         return Facts(wrong)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
-        image = Image.open(file)
+        image = opened(file)
         kind, size = image.format or "", image.size
         return Facts(None, kind, size, digest, perceptual_hash(image) if hashes else None)
 

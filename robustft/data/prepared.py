@@ -59,6 +59,8 @@ class PreparedImages(Dataset):
         self.files, self.folder, self.lossy = files, folder, lossy
         self.labels = files.labels
         self.start, self.length, self.crc32 = table["start"], table["length"], table["crc32"]
+        if len(self.start) != len(self):
+            raise _damaged(index_path(folder), f"{len(self.start):,} images instead of {len(self):,}")
         for shard, images in enumerate(shards(len(self))):
             path, end = shard_path(folder, shard), int(self.start[images[-1]] + self.length[images[-1]])
             size = path.stat().st_size if path.exists() else 0
@@ -206,9 +208,13 @@ def read_index(folder: Path) -> tuple[dict[str, str], Table] | None:
     """What the copy was made from and the table of its images; None where there is no index that can be read."""
     try:
         with safe_open(index_path(folder), "numpy") as index:
-            return _made_from(index.metadata()), {name: index.get_tensor(name) for name in ("start", "length", "crc32")}
-    except (OSError, ValueError, SafetensorError):
+            table = {name: index.get_tensor(name) for name in ("start", "length", "crc32")}
+            made_from = _made_from(index.metadata())
+    except (OSError, ValueError, SafetensorError, RecursionError):
         return None
+    shapes = {values.shape for values in table.values()}
+    whole = len(shapes) == 1 and all(values.ndim == 1 and values.dtype.kind in "iu" for values in table.values())
+    return (made_from, table) if whole else None
 
 
 def read_shard(path: Path, made_from: dict[str, str]) -> Table | None:
@@ -218,7 +224,7 @@ def read_shard(path: Path, made_from: dict[str, str]) -> Table | None:
             if _made_from(shard.metadata()) != made_from:
                 return None
             length, crc32, data = (shard.get_tensor(name) for name in ("length", "crc32", "data"))
-    except (OSError, ValueError, SafetensorError):
+    except (OSError, ValueError, SafetensorError, RecursionError):
         return None
     start = length.cumsum() - length
     content = memoryview(data)
@@ -229,7 +235,10 @@ def read_shard(path: Path, made_from: dict[str, str]) -> Table | None:
 
 
 def _made_from(metadata: dict[str, str] | None) -> dict[str, str]:
-    return json.loads((metadata or {}).get("made_from", "{}"))
+    told = json.loads((metadata or {}).get("made_from", "{}"))
+    if not isinstance(told, dict):
+        raise ValueError("made_from")
+    return told
 
 
 @lru_cache(512)

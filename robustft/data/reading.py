@@ -1,17 +1,21 @@
 """Image files: reading one, and telling those that cannot be read."""
 
+import io
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from robustft.common.errors import UserError
 from robustft.common.terminal import tracked
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+# What is read, whatever a file is called: nothing that Pillow hands to another program (EPS, to Ghostscript).
+FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
+STRIP = 2**22  # pixels that are converted at a time where a conversion takes many times the room of its result
 
 # Some of ImageNet's photographs carry broken camera data; their pixels are fine.
 warnings.filterwarnings("ignore", "(Possibly )?[Cc]orrupt EXIF data", UserWarning)
@@ -25,7 +29,7 @@ def read_image(path: str) -> Image.Image:
     """
     try:
         with open(path, "rb") as file:
-            return Image.open(file).convert("RGB")
+            return opened(file).convert("RGB")
     except Exception as error:  # PIL raises a dozen kinds for damaged files, SyntaxError among them
         raise UserError(
             f"Cannot read the image {path}: {reason(error)}. "
@@ -33,27 +37,56 @@ def read_image(path: str) -> Image.Image:
         ) from error
 
 
+def opened(file: io.BufferedReader | io.BytesIO | str, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """The image in a file, if it is of one of these formats; its pixels are not decoded yet."""
+    Image.init()  # of the formats that Pillow does not know from the start
+    return Image.open(file, formats=[name for name in formats if name in Image.OPEN])
+
+
 def as_seen(image: Image.Image) -> Image.Image:
     """An opened image as RGB, upright, without transparency, in 8 bits."""
     image.seek(0) if getattr(image, "n_frames", 1) > 1 else None
-    image = ImageOps.exif_transpose(image)
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied, whatever its size
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
         # 16-bit files are opened as I or I;16: the mode does not tell how far the values go.
-        top = 65535.0 if image.mode != "F" and values.max(initial=0) > 255 else 255.0 if image.mode != "F" else 1.0
-        image = Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+        top = 1.0 if image.mode == "F" else 65535.0 if np.asarray(image).max(initial=0) > 255 else 255.0
+        return _in_strips(image, lambda strip: _in_8_bits(strip, top))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
+        return _in_strips(image, _on_white)
     return image.convert("RGB")
+
+
+def _in_8_bits(image: Image.Image, top: float) -> Image.Image:
+    values = np.asarray(image, np.float64)
+    return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA"))
+
+
+def _in_strips(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What a pixelwise conversion makes of an image, as RGB. A large one is converted piece by piece: in 8 bytes a
+    value, or in three copies, one that Pillow's limit lets pass would take 5 GB.
+    """
+    if image.width * image.height <= STRIP:
+        return convert(image).convert("RGB")
+    made = Image.new("RGB", image.size)
+    width, height = min(image.width, STRIP), max(1, STRIP // image.width)
+    for top in range(0, image.height, height):
+        for left in range(0, image.width, width):
+            strip = image.crop((left, top, min(left + width, image.width), min(top + height, image.height)))
+            made.paste(convert(strip), (left, top))
+    return made
 
 
 def decoding_error(path: str) -> str | None:
     """What keeps an image from being decoded; None where nothing does."""
     try:
         with open(path, "rb") as file:
-            Image.open(file).load()
+            opened(file).load()
     except Exception as error:
         return reason(error)
     return None

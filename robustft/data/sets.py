@@ -24,6 +24,9 @@ from robustft.common.errors import UserError
 from robustft.data.reading import as_seen
 from robustft.data.sampling import draw
 
+LARGEST = 2**26  # pixels of an image as it is resized, before its middle is cut out
+MARGIN = 8  # pixels: more than a filter reaches to either side
+
 
 class Batch(NamedTuple):
     """What a loader yields. Images are uint8 until they are on the device, then CLIP-normalised floats."""
@@ -97,7 +100,10 @@ class Preprocess:
         """RGB, resized (with PIL's antialiasing), centre crop; values 0...255."""
         side = self.resized
         sides = [side, side] if self.resize == "squash" else [side]
-        image = F.resize(image, sides, interpolation=InterpolationMode(self.interpolation))
+        if self.resize == "shortest" and max(image.size) * side**2 > LARGEST * min(image.size):
+            image = _middle(image, side, self.interpolation)
+        else:
+            image = F.resize(image, sides, interpolation=InterpolationMode(self.interpolation))
         return F.pil_to_tensor(F.center_crop(image, [self.size, self.size]).convert("RGB"))
 
     @property
@@ -118,6 +124,24 @@ class Preprocess:
         """Scale to 0...1, subtract the mean and divide by the standard deviation of each channel."""
         mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
         return images.float().div_(255).sub_(mean).div_(std)
+
+
+def _middle(image: Image.Image, side: int, interpolation: str) -> Image.Image:
+    """The middle of a very long image, its shorter side resized to ``side``: what a centre crop leaves of the whole is
+    in it, to within rounding. The whole, resized, might not fit into memory: a picture of 100,000 by 1 pixels is a file
+    of a kilobyte.
+    """
+    short, long = sorted(image.size)
+    whole = int(side * long / short)  # as torchvision has it
+    kept = 2 * side + (whole - 2 * side) % 4  # so that the centre crops of both round alike
+    first = (whole - kept) // 2
+    start, end = first * long / whole, (first + kept) * long / whole
+    cut = max(0, int(start) - MARGIN), min(long, int(end) + MARGIN)
+    upright = image.height > image.width
+    image = image.crop((0, cut[0], short, cut[1]) if upright else (cut[0], 0, cut[1], short))
+    near, far = start - cut[0], end - cut[0]
+    box, size = ((0, near, short, far), (side, kept)) if upright else ((near, 0, far, short), (kept, side))
+    return image.resize(size, Image.Resampling[interpolation.upper()], box)
 
 
 @lru_cache

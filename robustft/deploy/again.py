@@ -1,21 +1,24 @@
 """What a run was made from, made again from its settings: its data, its zero-shot model.
 
-The settings of a run may come from somebody else. Of the code that they name, what is ours is run, and a class of data,
-which is known to be one before it is made.
+The settings of a run may come from somebody else. Of the code that they name, what our own configs name is run, and a
+class of data where the user has said where it lies; nothing else is imported.
 """
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
-from hydra.utils import get_object
+import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from robustft.cli import sources
 from robustft.common.errors import UserError
 from robustft.common.wording import difference
 from robustft.components import instantiated, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source
+from robustft.models.files import RESULTS
 from robustft.models.weights import preprocess_in
 
 
@@ -33,7 +36,7 @@ def zeroshot_of(source: Source, names: Sequence[str]) -> Model:
         raise UserError(f"--zero-shot: {model.architecture} has no text tower, so there is no zero-shot model")
     data = data_of(source)
     refuse_other_classes(source, data, names, "--zero-shot: ")
-    made = make_zeroshot(model, data, source.require_config()["seed"])
+    made = make_zeroshot(model, data, seed_of(source))
     return Model(made, names, source.temperature(zeroshot=True)).eval()
 
 
@@ -60,12 +63,17 @@ def data_of(source: Source) -> RobustnessData:
     Raises:
         UserError: nothing tells it, its class cannot be imported, or the settings name code besides.
     """
-    settings = dict(source.require_config()["data"])
+    settings = _part(source, "data")
     if any(path != "data._target_" for path, _ in _targets(settings, "data")):
         raise UserError(f"{source.folder}: the settings of its data name code to run besides its class: not followed")
-    source.find_modules()
+    target = settings.get("_target_")
+    if target not in _ours("data") and source.own_configs() is None:
+        raise UserError(
+            f"{source.folder}: data._target_={target} is no code of robustft's, and the folder of configs beside which"
+            " it lies has not been named here. If you trust it, name it with --config-dir DIR"
+        )
     preprocess = preprocess_in(source.described)
-    return instantiated(settings, preprocess=preprocess, seed=source.require_config()["seed"])
+    return instantiated(settings, preprocess=preprocess, seed=seed_of(source))
 
 
 def model_settings(source: Source) -> DictConfig:
@@ -74,12 +82,41 @@ def model_settings(source: Source) -> DictConfig:
     Raises:
         UserError: nothing tells them, or they name code that is not ours, a backbone apart, which nobody makes here.
     """
-    settings = dict(source.require_config()["model"])
+    settings = _part(source, "model")
     backbone = {"backbone": None if settings.get("backbone") is None else str(settings["backbone"])}
     for path, target in _targets({**settings, **backbone}, "model"):
-        if not str(getattr(get_object(target), "__module__", "")).startswith("robustft."):
+        if target not in _ours("model"):
             raise UserError(f"{source.folder}: {path}={target} is no code of robustft's: not followed")
     return OmegaConf.create({**settings, **backbone})
+
+
+def _part(source: Source, name: str) -> dict[str, Any]:
+    """The settings of a component; they are resolved, so that a reference in them is somebody else's."""
+    found = source.require_config().get(name)
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        raise UserError(f"{source.folder}: {RESULTS} or config.yaml in there says nothing of {name}")
+    if "${" in str(found):
+        raise UserError(f"{source.folder}: the settings of its {name} refer to something beside them: not followed")
+    return dict(found)
+
+
+def seed_of(source: Source) -> int:
+    """The seed of a run.
+
+    Raises:
+        UserError: nothing tells it.
+    """
+    seed = source.require_config().get("seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        raise UserError(f"{source.folder}: {RESULTS} or config.yaml in there has no seed")
+    return seed
+
+
+@cache
+def _ours(group: str) -> frozenset[str]:
+    """What the configs of our own name in a group."""
+    nodes = [yaml.safe_load(path.read_text("utf-8")) for path in (sources.CONF / group).glob("*.yaml")]
+    return frozenset(target for node in nodes for _, target in _targets(node, group))
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, str]]:

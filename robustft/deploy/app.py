@@ -16,7 +16,7 @@ from importlib.util import find_spec
 
 from robustft.common import entry, homes, machine
 from robustft.common.errors import UserError, install, reason
-from robustft.deploy.source import Source, find
+from robustft.deploy.source import CONFIG_DIR, Source, find
 
 HOST, PORT = "127.0.0.1", 8000
 NEAREST = 10_000
@@ -45,6 +45,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help=f"training images to look for the nearest among (default: {NEAREST:,}; 0: read none)",
     )
+    parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, if there)")
     return parser.parse_args(arguments)
 
@@ -87,7 +88,7 @@ def check(arguments: argparse.Namespace) -> Source:
     if arguments.nearest < 0:
         raise UserError(f"--nearest={arguments.nearest}: expected a whole number, 0 or more")
     machine.refuse_device(arguments.device)
-    source = find(arguments.run)
+    source = find(arguments.run, arguments.config_dir)
     source.described  # noqa: B018 -- refused now, if it is no model of ours
     return source
 

@@ -22,7 +22,7 @@ from robustft.common.files import WriteError, aside, describe, disk_error
 from robustft.common.wording import counted, first_line
 from robustft.deploy import images, push
 from robustft.deploy.formats import FORMATS, module_of
-from robustft.deploy.source import Source, find
+from robustft.deploy.source import CONFIG_DIR, Source, find
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,6 +67,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--text", metavar="TAG_OR_FILE", help="weights with the text tower (default: those the run started from)"
     )
     parser.add_argument("--push", metavar="OWNER/NAME", help="upload it to the Hugging Face hub, too")
+    parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR)
     return parser.parse_args(arguments)
 
 
@@ -111,7 +112,7 @@ def check(arguments: argparse.Namespace) -> tuple[Source, list[str]]:
     if missing := [name for name in form.PACKAGES if find_spec(name) is None]:
         extra = "transformers" if "transformers" in missing else "export"
         raise UserError(f"--format={arguments.format} needs {', '.join(missing)}: {install(extra)}")
-    source = find(arguments.run)
+    source = find(arguments.run, arguments.config_dir)
     if why := form.refusal(source):
         raise UserError(f"--format={arguments.format}: {why}")
     if arguments.text and not form.TOWERS:

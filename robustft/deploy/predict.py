@@ -16,7 +16,7 @@ from robustft.common import entry, homes, machine, paths
 from robustft.common.errors import UserError
 from robustft.common.wording import counted, first_line
 from robustft.deploy import images, tables
-from robustft.deploy.source import Source, find
+from robustft.deploy.source import CONFIG_DIR, Source, find
 
 if TYPE_CHECKING:
     from robustft.deploy.model import Model
@@ -46,6 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", type=int, default=BATCH, metavar="N", help=f"at a time (default: {BATCH})")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: by the machine)")
+    parser.add_argument("--config-dir", metavar="DIR", help=CONFIG_DIR)
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps (default: the GPU, if there)")
     return parser.parse_args(arguments)
 
@@ -87,7 +88,7 @@ def check(arguments: argparse.Namespace) -> Source:
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')}={value}: expected a whole number, {least} or more")
-    source = find(arguments.run)
+    source = find(arguments.run, arguments.config_dir)
     source.described  # noqa: B018 -- refused now, if it is no model of ours
     if arguments.zero_shot:
         source.require_config()

@@ -15,6 +15,8 @@ from robustft.common.wording import first_line
 from robustft.evaluation.results import read_results
 from robustft.models.files import BEST, FORMAT, RESULTS, model_file
 
+CONFIG_DIR = "where configs of your own are that the run was started with, its code beside them, if it has moved"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -87,7 +89,7 @@ class Source:
     @property
     def class_names(self) -> list[str]:
         """Of the model, in label order."""
-        return list(json.loads(self.described["classes"]))
+        return list(self._told("classes", list))
 
     @property
     def architecture(self) -> str:
@@ -97,7 +99,16 @@ class Source:
     @property
     def tower(self) -> dict[str, Any]:
         """The config of the image tower, see ``robustft.models.classifier.Architecture``."""
-        return json.loads(self.described["config"])
+        return self._told("config", dict)
+
+    def _told(self, name: str, kind: type) -> Any:
+        try:
+            told = json.loads(self.described[name])
+            if not isinstance(told, kind):
+                raise ValueError(name)
+        except (KeyError, ValueError, RecursionError) as error:
+            raise UserError(f"{self.file} is not a model as a run leaves it: it does not say its {name}") from error
+        return told
 
     def temperature(self, zeroshot: bool = False) -> float | None:
         """What logits are divided by so that probabilities are calibrated, fitted on the hold-out; None: it was not.
@@ -108,22 +119,34 @@ class Source:
         fitted = (self.results or {}).get("calibration") or {}
         return fitted.get("zeroshot_temperature" if zeroshot else "temperature")
 
-    def find_modules(self) -> None:
-        """Let Python find the modules of the user's own that the run was started with."""
+    def own_configs(self) -> Path | None:
+        """The folder of the user's own configs beside which Python finds the modules that the run was started with.
+
+        Returns:
+            The one that was named now, else that of the run; None where there is none, or it was never named here.
+        """
+        if (named := sources.added()) is not None:
+            return named
         try:
             own = sources.recorded(self.folder)
         except UserError:
-            return  # what is missing is said where it is asked for
+            return None
         if own is not None and str(own.parent) not in sys.path:
             sys.path.insert(1, str(own.parent))
+        return own
 
 
-def find(typed: str | Path) -> Source:
+def find(typed: str | Path, config_dir: str | None = None) -> Source:
     """The model in a run's folder, or the file itself.
+
+    Args:
+        config_dir: the folder of configs beside which code of the user's own lies that the run was started with.
 
     Raises:
         UserError: there is none; says why not.
     """
+    if config_dir is not None:
+        sources.add(config_dir)
     given = expand(typed)
     file = model_file(given)
     if file.is_file():

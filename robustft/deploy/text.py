@@ -11,7 +11,7 @@ from torch import nn
 
 from robustft.common.errors import UserError
 from robustft.components import make_tokenizer
-from robustft.deploy.again import model_settings
+from robustft.deploy.again import model_settings, seed_of
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source, find
 from robustft.models.files import weights_file
@@ -91,4 +91,4 @@ def _started_from(source: Source, steps: int = 8) -> tuple[str | None, int]:
     known = (None, "embedded", *open_clip.list_pretrained_tags_by_model(source.architecture))
     if named not in known and not weights_file(named).is_file():
         raise UserError(f"{source.folder}: the weights that it started from are gone ({Path(named)}). {HINT}")
-    return named, source.config["seed"]
+    return named, seed_of(source)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustft.models.archives import counted, part, refuse_wild
+
 
 def read_module(path: Path) -> dict[str, Tensor] | None:
     """Return the state dict of a module that was pickled whole; None: it is something else.
@@ -26,11 +28,13 @@ def read_module(path: Path) -> dict[str, Tensor] | None:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             (data,) = (name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl"))
-            root = _Reader(archive.open(data), archive, data.removesuffix(".pkl")).load()
+            root = _Reader(io.BytesIO(part(archive, data)), archive, data.removesuffix(".pkl")).load()
     else:
         with path.open("rb") as file:
             root = _Reader(file).load()
-    return dict(_tensors(root, "")) if _is_module(root) else None
+    if not _is_module(root):
+        return None
+    return dict(found for found in counted(_tensors(root, "")) if found is not None)
 
 
 class _StandIn:
@@ -44,9 +48,9 @@ class _StandIn:
 
     def __setstate__(self, state: Any) -> None:
         parts = state if isinstance(state, tuple) else (state,)  # attributes, and those of __slots__
-        for part in parts:
-            if isinstance(part, dict):
-                vars(self).update(part)
+        for attributes in parts:
+            if isinstance(attributes, dict):
+                vars(self).update(attributes)
 
     def __call__(self, *_: Any, **__: Any) -> "_StandIn":
         return self
@@ -65,6 +69,7 @@ class _Reader(pickle.Unpickler):
     """Reads a pickle with stand-ins for everything that it names."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile | None = None, folder: str = "") -> None:
+        refuse_wild(file)
         super().__init__(file)
         self.archive, self.folder = archive, folder
 
@@ -84,10 +89,8 @@ class _Reader(pickle.Unpickler):
         _, kind, key, _device, count = pid
         if self.archive is None:
             raise pickle.UnpicklingError("a tensor lies elsewhere")
-        content = self.archive.read(f"{self.folder}/data/{key}".replace("/data/data/", "/data/"))
         dtype = _TYPES[kind.__name__]
-        if len(content) != count * dtype.itemsize:
-            raise pickle.UnpicklingError("a tensor is cut off")
+        content = part(self.archive, f"{self.folder}/{key}", count * dtype.itemsize)
         return torch.frombuffer(bytearray(content), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
@@ -121,7 +124,9 @@ def _is_module(found: Any) -> bool:
     return isinstance(found, _StandIn) and {"_parameters", "_buffers", "_modules"} <= vars(found).keys()
 
 
-def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: Any, prefix: str) -> Iterator[tuple[str, Tensor] | None]:
+    """Its tensors by name, and None for each module, so that these can be counted too."""
+    yield None
     parts = vars(module)
     passing = parts.get("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):

@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # Sizes that OpenAI's archives, and they alone, carry beside the weights.
 _NOT_WEIGHTS = {"input_resolution", "context_length", "vocab_size"}
+MOST_REPEATED = 2**26  # values of tensors that show the same ones many times
 _HOLDERS = ("state_dict", "model_state_dict", "model")  # where a training checkpoint keeps its model
 
 
@@ -50,6 +51,8 @@ def read_state(path: Path) -> State:
 
 
 def _weights(found: Mapping[str, Any], path: Path) -> State:
+    if _repeats(found):
+        raise UserError(f"{path} is not a readable weights file (its tensors are larger than what it holds).")
     tensors = {
         unwrapped(name): value.detach().float()
         for name, value in found.items()
@@ -58,6 +61,16 @@ def _weights(found: Mapping[str, Any], path: Path) -> State:
     if not tensors:
         raise UserError(f"{path} holds no state dict.")
     return tensors
+
+
+def _repeats(found: Mapping[str, Any]) -> bool:
+    """Whether tensors show a few values so many times that they do not fit into memory once they are copied."""
+    repeated = [
+        v
+        for v in found.values()
+        if isinstance(v, Tensor) and v.numel() * v.element_size() > v.untyped_storage().nbytes()
+    ]
+    return sum(value.numel() for value in repeated) > MOST_REPEATED
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -2,8 +2,10 @@
 
 Such a zip file holds ``data.pkl``, a pickle of the module tree, the tensors' bytes in ``data/``, and Python text in
 ``code/``. The pickle is read with stand-ins for everything that it names; any other name is refused.
+torch.jit, which is deprecated, is not asked.
 """
 
+import io
 import pickle
 import re
 import zipfile
@@ -14,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from robustft.models.archives import counted, part, refuse_wild
 
 _TYPES = {
     "HalfStorage": torch.float16,
@@ -49,13 +53,13 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
         root = _Reader(archive, data).load()
     if not isinstance(root, _Module):
         raise pickle.UnpicklingError("no module in it")
-    return dict(_tensors(root, ""))
+    return dict(found for found in counted(_tensors(root, "")) if found is not None)
 
 
 def activation_of(path: Path) -> str | None:
     """Name the activation that the archive's text computes: gelu, quick_gelu; None if it is neither or both."""
     with zipfile.ZipFile(path) as archive:
-        text = b"".join(archive.read(name) for name in archive.namelist() if "/code/" in name and name.endswith(".py"))
+        text = b"".join(part(archive, name) for name in archive.namelist() if "/code/" in name and name.endswith(".py"))
     found = {"gelu": b"torch.gelu(" in text, "quick_gelu": b"torch.sigmoid(" in text}
     named = [name for name, there in found.items() if there]
     return named[0] if len(named) == 1 else None
@@ -74,7 +78,9 @@ class _Module:
 
 class _Reader(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, data: str) -> None:
-        super().__init__(archive.open(data))
+        content = io.BytesIO(part(archive, data))
+        refuse_wild(content)
+        super().__init__(content)
         self.archive, self.folder = archive, data.removesuffix(".pkl")
 
     def find_class(self, module: str, name: str) -> Any:
@@ -94,10 +100,8 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: tuple[Any, ...]) -> Tensor:
         _, kind, key, _device, count = pid
-        content = self.archive.read(f"{self.folder}/{key}")
         dtype = _TYPES[kind]
-        if len(content) != count * dtype.itemsize:
-            raise pickle.UnpicklingError("a tensor is cut off")
+        content = part(self.archive, f"{self.folder}/{key}", count * dtype.itemsize)
         return torch.frombuffer(bytearray(content), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
     def _weights(self, module: str, name: str) -> set[str] | None:
@@ -105,7 +109,7 @@ class _Reader(pickle.Unpickler):
         place = f"{self.folder.rpartition('/')[0]}/code/{module.replace('.', '/')}.py"
         if place not in self.archive.namelist():
             return None
-        text = self.archive.read(place).decode()
+        text = part(self.archive, place).decode()
         head = re.search(rf"^class {re.escape(name)}\(Module\):\n((?:  __\w+__ = .*\n)*)", text, re.MULTILINE)
         if head is None:
             return None
@@ -128,7 +132,9 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
     return torch.as_strided(storage, tuple(size), tuple(stride), offset)
 
 
-def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _tensors(module: _Module, prefix: str) -> Iterator[tuple[str, Tensor] | None]:
+    """Its tensors by name, and None for each module, so that these can be counted too."""
+    yield None
     for name, value in module.attributes.items():
         if isinstance(value, _Module):
             yield from _tensors(value, f"{prefix}{name}.")

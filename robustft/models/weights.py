@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
 from functools import lru_cache
@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
+import timm
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from torchvision.transforms.v2 import InterpolationMode
 
 from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
@@ -32,6 +35,9 @@ from robustft.models.text import ADVICE, OURS, TextSource, find, own_names, save
 log = logging.getLogger(__name__)
 
 SHIPPED = Path(__file__).parent / "tiny"  # a model config and weights that come with the package
+
+MOST = 2**16  # of any number in the config of a tower
+MOST_PIXELS = 2**12  # a side of what a model sees
 
 open_clip.add_model_config(SHIPPED)
 
@@ -238,7 +244,8 @@ def load_classifier(
         )
     if "step" in metadata:
         _say_unfinished(path, metadata["step"])
-    name, own_classes = metadata["architecture"], json.loads(metadata["classes"])
+    architecture, own_classes = _told(metadata, path)
+    name = architecture.name
     if like is not None and like.architecture.name != name:
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
     if classes is not None and list(classes) != own_classes:
@@ -246,17 +253,79 @@ def load_classifier(
             f"{path} was made for {counted(len(own_classes), 'class', 'classes')}, and not for the {len(classes):,}"
             f" of this data: {difference(list(classes), own_classes)}. Choose the data= it was made with."
         )
-    text = TextSource(**json.loads(metadata["text"])) if "text" in metadata else None
-    architecture = Architecture(name, json.loads(metadata["config"]), preprocess_in(metadata), text)
     if like is not None:
         require_alike(architecture, like.architecture, path)
     state = own_names(read_state(path))
+    if (head := state.get("head.weight")) is None or head.ndim != 2 or len(head) != len(own_classes):
+        raise _unlike(path, f"it has no head for its {len(own_classes)} classes")
+    _check_size(path, architecture, state)
     visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
     trained = any(not key.startswith(OURS) for key in state)  # a text tower
     tower = without_visual(create_clip(name, None, 0)) if trained else None
-    model = Classifier(visual, nn.Linear(state["head.weight"].shape[1], len(own_classes)), architecture, tower)
+    model = Classifier(visual, nn.Linear(head.shape[1], len(own_classes)), architecture, tower)
     fit(model, state, path, name)
     return model.eval()
+
+
+def _told(metadata: Mapping[str, str], path: Path) -> tuple[Architecture, list[str]]:
+    """What a file says of its model: the architecture, and the classes in label order.
+
+    Raises:
+        UserError: it cannot be understood.
+    """
+    try:
+        classes, config = json.loads(metadata["classes"]), json.loads(metadata["config"])
+        text = TextSource(**json.loads(metadata["text"])) if "text" in metadata else None
+        if text is not None and not all(isinstance(value, str) for value in asdict(text).values()):
+            raise ValueError("text")
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError("classes")
+        if not isinstance(config, dict):
+            raise ValueError("config")
+        return Architecture(metadata["architecture"], config, preprocess_in(metadata), text), classes
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise _unlike(path, f"what it says of its model cannot be understood ({why})") from error
+
+
+def _unlike(path: Path, why: str) -> UserError:
+    return UserError(f"{path} is not a model as a run leaves it: {why}. Copy it again")
+
+
+def _check_size(path: Path, architecture: Architecture, state: State) -> None:
+    """Refuse a file that describes another image tower than it holds, before one of whatever size is made.
+
+    Raises:
+        UserError: says so.
+    """
+    config, side = architecture.config, architecture.preprocess.size
+    if config.get("backbone") not in (None, "timm"):
+        return  # the user's own
+    vision = config.get("vision_cfg") or {}
+    known = vision.get("image_size", side)
+    if side not in (known if isinstance(known, list) else [known]):
+        raise _unlike(path, f"its images have {side} pixels a side, and its tower takes {known}")
+    named = vision.get("timm_model_name")
+    if named is not None and not timm.is_model(named):
+        raise _unlike(path, f"its tower is {named!r:.60}, which timm does not know")
+    if max(_numbers(config), default=0) > MOST:
+        raise _unlike(path, "its tower would be larger than any")
+    try:
+        with torch.device("meta"):
+            made = _rebuilt(path, architecture, None).state_dict()
+    except Exception as error:  # of numbers and names that fit no tower
+        raise _unlike(path, f"its tower cannot be made ({' '.join(str(error).split())[:80]})") from error
+    other = [name for name, value in made.items() if state.get(f"visual.{name}", value[..., None]).shape != value.shape]
+    if other:
+        raise _unlike(path, f"visual.{other[0]} is missing, or has other values than its tower takes")
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(inner)
+    elif isinstance(value, int | float):
+        yield value
 
 
 def text_tower(model: Classifier, near: Sequence[Path] = (), advice: str = ADVICE) -> nn.Module:
@@ -326,9 +395,21 @@ def require_alike(found: Architecture, expected: Architecture, path: Path) -> No
 
 
 def preprocess_in(metadata: Mapping[str, str]) -> Preprocess:
-    """Return the transform that the metadata of a model describes."""
+    """Return the transform that the metadata of a model describes.
+
+    Raises:
+        KeyError, TypeError, ValueError: it describes none.
+    """
     saved: dict[str, Any] = json.loads(metadata["preprocess"])
-    return Preprocess(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
+    made = Preprocess(**{**saved, "mean": tuple(saved["mean"]), "std": tuple(saved["std"])})
+    numbers = (*made.mean, *made.std, made.crop)
+    if not all(isinstance(one, int | float) and math.isfinite(one) for one in numbers) or len(numbers) != 7:
+        raise ValueError("preprocess")
+    whole = isinstance(made.size, int) and not isinstance(made.size, bool) and 0 < made.size <= MOST_PIXELS
+    if not whole or not 0 < made.crop <= 1 or min(made.std) <= 0 or made.resize not in ("shortest", "squash"):
+        raise ValueError("preprocess")
+    InterpolationMode(made.interpolation)
+    return made
 
 
 def read_metadata(path: Path) -> dict[str, str] | None:

@@ -178,7 +178,8 @@ def pictures(runs: Sequence[Run]) -> tuple[list[str], list[list[tuple[str, int]]
     for run in runs:
         own = run.record["method"] != "published" and run.record["seed"] is not None
         files = sorted((run.path.parent / "gallery").glob("*.png"), key=_set_order(run)) if own else []
-        galleries.append([(_title(file), found.setdefault(file.read_bytes(), len(found))) for file in files])
+        read = [(file, file.read_bytes()) for file in files if is_picture(file)]
+        galleries.append([(_title(file), found.setdefault(content, len(found))) for file, content in read])
     sources = list(found)
     sample = sources[:: max(len(sources) // 8, 1)]
     expected = {
@@ -208,11 +209,23 @@ def _set_order(run: Run) -> Callable[[Path], tuple[int, str]]:
     return place
 
 
+def is_picture(file: Path) -> bool:
+    """Whether a file is one that can be shown: a gallery may come from elsewhere, or be damaged."""
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            image.load()
+    except Exception:  # noqa: BLE001 -- Pillow raises a dozen kinds for damaged files
+        return False
+    return True
+
+
 def shrink(source: bytes, width: int) -> bytes:
     """A PNG as WebP of at most `width` pixels across."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(source)) as image:
+    with Image.open(io.BytesIO(source), formats=["PNG"]) as image:
         picture = image.convert("RGB")
     picture.thumbnail((width, 8 * width))
     out = io.BytesIO()

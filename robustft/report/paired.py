@@ -7,6 +7,7 @@ error of such a difference is that of McNemar's test, and far below that of two 
 import csv
 import gzip
 import math
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -132,7 +133,7 @@ def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 parts.setdefault(row["set"], []).append((row["image"], int(row["correct"])))
-    except (OSError, EOFError, KeyError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}). Expected the predictions that a run leaves") from error
     found = {}
     for name, rows in parts.items():

@@ -23,11 +23,15 @@ def read(path: Path) -> Results:
         UserError: a line is not what a study leaves.
     """
     results: Results = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
+    try:
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error}). Expected the results of this study") from error
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             results[record["entry"]] = record
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: {error!r}. Expected a result of this study") from error
     return results
 

@@ -26,7 +26,8 @@ from robustft.cli import compose
 from robustft.cli.main import run_in
 from robustft.common.errors import UserError
 from robustft.counterfactual.cam import relevance
-from robustft.data.own.reading import FORMATS, UnreadableImage, read_sent
+from robustft.data.own.reading import UnreadableImage, read_sent
+from robustft.data.reading import FORMATS
 from robustft.deploy import app, looking
 from robustft.deploy.again import data_of, zeroshot_of
 from robustft.deploy.looking import GONE, Looker

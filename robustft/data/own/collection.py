@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,7 @@ from robustft.data.sets import EvaluationSet, ImageSet, Selection
 log = logging.getLogger(__name__)
 
 VAL = "val"  # the ID set
+FILE_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}")  # a table, or somebody's data set, may say something else
 HOLDOUT_SHARE = 0.1
 FEWEST_STEPS, MOST_EPOCHS = 500, 5  # of a training, and times the recipe's; see `settle`
 FEWEST_STEPS_AN_EPOCH, SMALLEST_BATCH = 8, 8
@@ -127,6 +129,11 @@ class OwnImages(FileData):
             if name in (*RESERVED, VAL, "train", "id"):
                 raise UserError(
                     f"a shift cannot be called {name!r}: that has a meaning in results. Choose another name"
+                )
+            if not FILE_NAME.fullmatch(name):
+                raise UserError(
+                    f"a shift cannot be called {name!r:.60}: files go by its name. Give it one without slashes and line"
+                    " ends, and of at most 100 characters"
                 )
         return found
 

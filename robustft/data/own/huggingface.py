@@ -23,7 +23,7 @@ from robustft.common.wording import short, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
 from robustft.data.own.reading import HOW, as_seen
-from robustft.data.reading import reason
+from robustft.data.reading import opened, reason
 from robustft.data.sets import Preprocess, digest_of
 
 HUB = "https://huggingface.co"
@@ -61,7 +61,7 @@ class ArrowImages(Dataset):
         try:
             held = self.table[row][self.column]
             source = io.BytesIO(held["bytes"]) if held.get("bytes") else held["path"]
-            return as_seen(Image.open(source))
+            return as_seen(opened(source))
         except Exception as error:
             raise UserError(f"{self.name}: cannot read the image in row {row}: {reason(error)}") from error
 

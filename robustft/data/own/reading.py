@@ -19,15 +19,13 @@ from pathlib import Path
 from PIL import Image
 
 from robustft.common.errors import UserError, install
-from robustft.data.reading import EXTENSIONS, as_seen, reason
+from robustft.data.reading import EXTENSIONS, as_seen, opened, reason
 
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 1"  # of the pixels' identity: another number, other pixels
 
-# What is read of files that are sent, whatever they are called: nothing that Pillow hands to another program (EPS).
-FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
@@ -53,22 +51,20 @@ class UnreadableImage(UserError):
 
 
 def read_sent(content: bytes) -> Image.Image:
-    """The image in a file that somebody sent, read as ``read_upright`` does, of the kinds in ``FORMATS``.
+    """The image in a file that somebody sent, read as ``read_upright`` does.
 
     Raises:
         UnreadableImage: with the reason.
     """
-    _with_heif()
-    Image.init()
     try:
-        return as_seen(_open(io.BytesIO(content), [name for name in FORMATS if name in Image.OPEN]))
+        return as_seen(_open(io.BytesIO(content)))
     except Exception as error:  # as above
         raise UnreadableImage(_reason(error, content[:256])) from error
 
 
-def _open(file: io.BufferedReader | io.BytesIO, formats: list[str] | None = None) -> Image.Image:
+def _open(file: io.BufferedReader | io.BytesIO) -> Image.Image:
     _with_heif()
-    image = Image.open(file, formats=formats)
+    image = opened(file)
     image.load()
     return image
 
