@@ -231,7 +231,7 @@ def lay_out(folder: Path) -> None:
     (folder / "noise.safetensors").write_bytes(bytes(range(256)) * 8)
     (folder / "code.pt").write_bytes(b"cposix\nsystem\n(S'touch pwned'\ntR.")
     done = answer(f"robustft {SHORT} hydra.run.dir=done", folder, longest=300)
-    assert done.status == 0, done.said
+    assert done.status == 0, done.said or done.error
     (folder / "cut.safetensors").write_bytes((folder / "done" / "model.safetensors").read_bytes()[:5000])
 
 
@@ -259,7 +259,7 @@ def answer(line: str, folder: Path, longest: float = LONGEST) -> Answer:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=LONGEST,
+            timeout=longest,
             stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:

@@ -148,6 +148,8 @@ def is_loopback(host: str) -> bool:
 
 def is_here(header: str, names: set[str]) -> bool:
     """Whether a Host header is an address, which nobody can point elsewhere, or one of the names."""
+    if "@" in header:  # no browser says who asks; what stands behind it is not the whole name
+        return False
     try:
         name = urlsplit(f"//{header}").hostname or ""
     except ValueError:

@@ -44,7 +44,7 @@ def refuse_wild(file: io.BytesIO | io.BufferedReader) -> None:
         pickle.UnpicklingError, ValueError: it is one of those, or no pickle.
     """
     for number, (opcode, argument, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in _PUTS and int(argument or 0) > number:
+        if opcode.name in _PUTS and (argument or 0) > number:
             raise pickle.UnpicklingError("its memo has holes")
     file.seek(0)
 

@@ -328,6 +328,7 @@ def test_who_is_answered(port: int, pictures: Path) -> None:
         "127.0.0.1.evil.example",
         "",
         "[::1",
+        "evil@localhost",
     ):
         assert ask(port, "GET", "/about", Host=host)[0] == 421, host
     assert ask(port, "POST", "/answers", content, Origin=f"http://{HOST}:{port}")[0] == 200

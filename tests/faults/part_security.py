@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.faults import on_files
 from tests.faults.case import Case, Options
+from tests.faults.part_resources import ended
 from tests.faults.watched import Judge, Limits, watch_each
 from tests.small import ROOT, small
 
@@ -215,7 +216,9 @@ def leading_out(folder: Path) -> Iterator[tuple[str, str | None]]:
         (folder / "t.csv").write_text(text)
 
         def look(name: str = name) -> None:
-            data = TableImages(path=str(folder / "t.csv"), preprocess=preprocess, seed=0, batch_size=1)
+            data = TableImages(
+                path=str(folder / "t.csv"), preprocess=preprocess, seed=0, batch_size=1, eval_batch_size=1
+            )
             raise AssertionError(f"it may be a set: {list(data.found.shifts)}")
 
         try:
@@ -285,7 +288,8 @@ def scripts(whole: Path, folder: Path) -> Iterator[tuple[str, str | None]]:
                 spoiled[place] = SCRIPT
         (folder / "results.json").write_text(json.dumps(spoiled))
         page = _report(folder, main)
-        wrong = page.found or (f"{page.scripts} scripts" if page.scripts != clean.scripts else None)
+        more = page.found != clean.found or page.scripts != clean.scripts
+        wrong = f"{page.found}, {page.scripts} scripts" if more else None
         yield f"{place} on the page of reports", f"{wrong}" if wrong else None
     found = {"classes": 1, "images": 1, "path": SCRIPT, "official": None, "formats": {}, "skew": None}
     looked = Looked(
@@ -387,7 +391,7 @@ def keys(folder: Path) -> Case:
         }  # fmt: skip
         typed = small("method=finetune", "trainer.max_steps=2", *settings, f"hydra.run.dir={place / 'run'}")
         line = [sys.executable, str(ROOT / "run.py"), *(one for one in typed if one != "logger=none" or settings == [])]
-        done = subprocess.run(line, cwd=place, env=environment, capture_output=True, text=True, timeout=400)
+        done = ended(line, place, environment)
         if done.returncode:
             lost.append(f"{mode}: status {done.returncode}: {done.stderr[-200:]}")
         if KEY in done.stdout + done.stderr:

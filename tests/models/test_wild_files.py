@@ -96,8 +96,10 @@ def told(model: Path, place: str, value: object, folder: Path) -> Path:
     return folder / "model.safetensors"
 
 
-VISION = {"image_size": 64, "layers": 4, "width": 72, "head_width": 24, "patch_size": 8}
-CONFIG = {"embed_dim": 96, "vision_cfg": VISION}
+CONFIG = {
+    "embed_dim": 96,
+    "vision_cfg": {"image_size": 64, "layers": 4, "width": 72, "head_width": 24, "patch_size": 8},
+}
 
 
 @pytest.mark.parametrize(
