@@ -36,6 +36,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from robustft.common.errors import UserError
 from robustft.common.terminal import tracked
+from robustft.common.wording import counted
 from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.sets import Batch
@@ -60,7 +61,7 @@ class PreparedImages(Dataset):
         self.labels = files.labels
         self.start, self.length, self.crc32 = table["start"], table["length"], table["crc32"]
         if len(self.start) != len(self):
-            raise _damaged(index_path(folder), f"{len(self.start):,} images instead of {len(self):,}")
+            raise _damaged(index_path(folder), f"{counted(len(self.start), 'image')} instead of {len(self):,}")
         for shard, images in enumerate(shards(len(self))):
             path, end = shard_path(folder, shard), int(self.start[images[-1]] + self.length[images[-1]])
             size = path.stat().st_size if path.exists() else 0

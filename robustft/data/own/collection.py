@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.common.wording import counted, some
+from robustft.common.wording import counted, short, some
 from robustft.data.contract import RESERVED
 from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
@@ -132,8 +132,8 @@ class OwnImages(FileData):
                 )
             if not FILE_NAME.fullmatch(name):
                 raise UserError(
-                    f"a shift cannot be called {name!r:.60}: files go by its name. Give it one without slashes and line"
-                    " ends, and of at most 100 characters"
+                    f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one"
+                    " without slashes and line ends, and of at most 100 characters"
                 )
         return found
 
