@@ -132,8 +132,8 @@ class OwnImages(FileData):
                 )
             if not FILE_NAME.fullmatch(name):
                 raise UserError(
-                    f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one"
-                    " without slashes and line ends, and of at most 100 characters"
+                    f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one without"
+                    " slashes and line ends, and of at most 100 characters"
                 )
         return found
 
