@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from robustft.common.errors import UserError
-from robustft.common.wording import counted, difference, first_line, noun, short
+from robustft.common.wording import counted, difference, first_line, noun, on_one_line, short
 from robustft.deploy.push import push
 from tests.small import ROOT
 
@@ -47,6 +47,7 @@ def test_long_texts_are_cut_between_words() -> None:
 def test_what_an_error_says_is_one_line() -> None:
     assert first_line(OSError("gone " * 50)).endswith("gone …") and len(first_line(OSError("gone " * 50))) <= 160
     assert first_line(RuntimeError("\n one\ntwo")) == "one"
+    assert on_one_line(RuntimeError("\n one\ntwo")) == "one two" and on_one_line(KeyError()) == "KeyError"
     assert first_line(RuntimeError("  ")) == first_line(RuntimeError()) == "RuntimeError"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.network import reachable
-from robustft.common.wording import short
+from robustft.common.wording import on_one_line
 
 ADVICE = "Without the setting the run logs offline, and `wandb sync` sends it later."
 
@@ -68,7 +68,7 @@ def _settings() -> Any:
     try:
         return wandb_setup.singleton().settings
     except ValueError as error:  # pydantic's
-        what = short(" ".join(str(error).split()), 200)
+        what = on_one_line(error, 200)
         raise UserError(f"W&B cannot read its settings ({what}): see the variables WANDB_*") from error
 
 

@@ -55,6 +55,11 @@ def first_line(error: BaseException, most: int = MOST) -> str:
     return short((str(error).strip().splitlines() or [type(error).__name__])[0].strip(), most)
 
 
+def on_one_line(error: BaseException, most: int = MOST) -> str:
+    """Give all of an error's text on one line, in short; else its name."""
+    return short(" ".join(str(error).split()) or type(error).__name__, most)
+
+
 def difference(found: Sequence[str], expected: Sequence[str]) -> str:
     """Say how some names differ from those that were expected: what is missing, what is new, or the first out of place.
 

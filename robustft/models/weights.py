@@ -21,7 +21,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
-from robustft.common.wording import counted, difference, first_line, short
+from robustft.common.wording import counted, difference, first_line, on_one_line, short
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -284,7 +284,7 @@ def _told(metadata: Mapping[str, str], path: Path) -> tuple[Architecture, list[s
             raise ValueError("config")
         return Architecture(metadata["architecture"], config, preprocess_in(metadata), text), classes
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        why = short(" ".join(str(error).split()), 80)
+        why = on_one_line(error, 80)
         raise _unlike(path, f"what it says of its model cannot be understood ({why})") from error
 
 
@@ -314,7 +314,7 @@ def _check_size(path: Path, architecture: Architecture, state: State) -> None:
         with torch.device("meta"):
             made = _rebuilt(path, architecture, None).state_dict()
     except Exception as error:  # of numbers and names that fit no tower
-        raise _unlike(path, f"its tower cannot be made ({short(' '.join(str(error).split()), 80)})") from error
+        raise _unlike(path, f"its tower cannot be made ({on_one_line(error, 80)})") from error
     other = [name for name, value in made.items() if state.get(f"visual.{name}", value[..., None]).shape != value.shape]
     if other:
         raise _unlike(path, f"visual.{other[0]} is missing, or has other values than its tower takes")

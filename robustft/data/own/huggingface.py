@@ -19,7 +19,7 @@ from robustft.common.errors import UserError, install
 from robustft.common.network import reachable
 from robustft.common.paths import expand
 from robustft.common.terminal import tracked
-from robustft.common.wording import short, some
+from robustft.common.wording import on_one_line, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
 from robustft.data.own.reading import HOW, as_seen
@@ -160,7 +160,7 @@ class HuggingFaceImages(OwnImages):
             else:
                 loaded = datasets.load_dataset(str(folder) if folder.is_dir() else self.path, self.subset)
         except Exception as error:  # of the hub, of its client and of tables there are dozens
-            why = short(" ".join(str(error).split()), 300)
+            why = on_one_line(error, 300)
             raise UserError(
                 f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as owner/name, or a"
                 " folder that save_to_disk made"
