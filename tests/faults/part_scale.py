@@ -140,7 +140,7 @@ def swept(folder: Path, count: int) -> Case:
     folder.mkdir()
     name, lost, times = f"a sweep of {count} runs", [], []
     typed = [one for one in small("method=zeroshot") if not one.startswith("trainer.enable")]
-    line = [sys.executable, str(ROOT / "run.py"), "-m", *typed, f"seed=range({count})", "sweep=many", "gallery=0"]
+    line = [sys.executable, str(ROOT / "run.py"), "-m", *typed, f"seed=range({count})", "sweep=many"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for _ in range(2):
         began = time.monotonic()
@@ -149,7 +149,8 @@ def swept(folder: Path, count: int) -> Case:
         if done.returncode:
             lost.append(f"status {done.returncode}: {done.stderr[-200:]}")
     found = len(list(folder.glob("runs/sweeps/many/*/results.json")))
-    lost += [f"{found} results"] if found != count else []
+    if found != count:
+        return Case(name, count, (*lost, f"{found} results"), times[0])
     first = sorted(folder.glob("runs/sweeps/many/*/results.json"), key=lambda path: path.stat().st_mtime)
     stamps = [path.stat().st_mtime for path in first]
     tenth = max(1, count // 10)
