@@ -129,7 +129,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "robustft data=folders data.train=splits": "which are no classes",
         f"{FOLDERS} data.val=v": "data.val=v: no such folder",
         f"{FOLDERS} data.val_share=1": "data.val_share=1: expected a number between 0 and 1",
-        f"{FOLDERS} data.shifts.more=strangers": "1 of its classes are unknown to the training images: dgo (dog?)",
+        f"{FOLDERS} data.shifts.more=strangers": "1 class unknown to the training images: dgo (dog?)",
         f"{FOLDERS} data.shifts.val=strangers": "a shift cannot be called 'val'",
         f"{FOLDERS} data.class_names=n.json": "data.class_names=n.json: no such file",
         f"{FOLDERS} data.batch_size=64": "data.batch_size=64 is more than",

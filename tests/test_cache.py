@@ -2,7 +2,9 @@
 
 import errno
 import json
+import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,11 @@ import torch
 
 from robustft.common import cache, homes
 from robustft.common.cache import cache_folder, one_at_a_time, remembered
+from robustft.common.files import save_tensors
+from robustft.training.trainer import agreement, make_trainer
 from tests.small import ROOT, SMALL, command
+
+PLAIN = {"precision": "32-true", "enable_progress_bar": False}
 
 
 @pytest.fixture
@@ -94,6 +100,7 @@ def test_a_library_gets_a_folder_where_its_own_cannot_be_written(tmp_path, monke
     assert folder.is_dir() and "WANDB_DATA_DIR" not in os.environ and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_home_that_cannot_be_written(tmp_path):
     """The whole command, with all that writes into a home: one line says so."""
     gone = ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "ROBUSTFT_CACHE", *homes.FOLDERS)
@@ -124,3 +131,48 @@ def test_a_file_system_without_locks(tmp_path):
     assert end.returncode == 0 and not end.stderr.strip(), end.stderr
     assert json.loads((tmp_path / "mine/results.json").read_text())["schema"] == 2
     assert not list(tmp_path.rglob("*.softlock")) and list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def _one_of_two(rank: int, folder: Path, port: int) -> None:
+    """A process of a run in whose cache the file is there for one of them, and not for the other."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "none"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
+    trainer = make_trainer({"accelerator": "cpu", "devices": 2, "strategy": "ddp", **PLAIN}, folder)
+    made = []
+
+    def make() -> dict[str, torch.Tensor]:
+        share = torch.tensor([rank + 1.0])
+        made.append(trainer.strategy.reduce(share, reduce_op="sum"))  # all take part, or all wait
+        return {"value": made[0]}
+
+    for finder in (0, 1):
+        path = folder / f"{finder}" / "value.safetensors"
+        if rank == finder:
+            save_tensors(path, {"value": torch.tensor([3.0])})
+        # Its own folder, for the other one: nothing there.
+        found = remembered(path if rank == finder else folder / "empty" / str(finder), make, agreement(trainer))
+        assert found["value"].tolist() == [3.0] and len(made) == 1
+        made.clear()
+    trainer.strategy.barrier()  # what is kept by now is found by both
+    path = folder / "both.safetensors"
+    remembered(path, make, agreement(trainer))
+    trainer.strategy.barrier()
+    made.clear()
+    assert remembered(path, make, agreement(trainer))["value"].tolist() == [3.0] and not made
+
+
+def test_what_one_process_finds_alone_is_made_by_all(tmp_path: Path) -> None:
+    """A cache that appears, or goes, between the looks of two processes of a run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_one_of_two, args=(rank, tmp_path, port)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    waiting = [process.is_alive() for process in processes]
+    for process in processes:
+        process.kill()
+    assert waiting == [False, False] and [process.exitcode for process in processes] == [0, 0]

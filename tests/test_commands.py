@@ -108,6 +108,47 @@ def test_every_command_can_be_imported_and_has_a_main():
         assert command.settings or (sources.PACKAGE.parent / f"{command.module.replace('.', '/')}.py").is_file()
 
 
+NAMES = """
+import json, sys
+from robustft.cli import commands
+for line in json.loads(sys.stdin.read()):
+    try:
+        status = commands.run(line[0], line[1:])
+    except SystemExit as stop:
+        status = stop.code
+    print(line[0], status)
+    assert "torch" not in sys.modules, line
+"""
+
+
+def test_mistakes_and_help_are_told_before_torch_is_imported(tmp_path):
+    lines = {
+        ("bench", "--model", "vit"): "invalid choice: 'vit' (choose from",
+        ("bench", "--batch", "0"): "--batch=0: expected a whole number, 1 or more",
+        ("bench", "--methods", "finetun"): "--methods finetun: no such method. There are",
+        ("bench", "--methods", "linear_probe"): "--methods linear_probe: it has no step through the image tower",
+        ("bench", "--peak-of", "nothing"): "--peak-of=nothing: expected one of vanilla",
+        ("example", str(tmp_path)): "is there already: give a new folder",
+        ("example", "new", "--images", "0"): "--images=0: expected a whole number",
+        ("compare", "finetun"): "Did you mean finetune?",
+        ("app", "nowhere"): "nowhere: no such file or folder",
+        ("report", "nowhere"): "There is nothing at nowhere",
+        **{(name, "--help"): "" for name, one in commands.COMMANDS.items() if not one.settings},
+    }
+    (tmp_path / "file").touch()
+    asked = subprocess.run(
+        [sys.executable, "-c", NAMES],
+        **{"input": json.dumps(list(lines)), "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": tmp_path},
+        **{"capture_output": True, "text": True, "timeout": 100},
+    )
+    assert asked.returncode == 0, asked.stderr
+    for line, words in lines.items():
+        assert words in asked.stderr, f"{line}: {asked.stderr}"
+    status = re.findall(r"^(\w+) (\d)$", asked.stdout, re.MULTILINE)
+    assert [name for name, _ in status] == [line[0] for line in lines]
+    assert [code == "0" for _, code in status] == [line[-1] == "--help" for line in lines]
+
+
 # -- configs of the user's own
 
 

@@ -176,6 +176,7 @@ takes: {trains: true, masks: false, label: louder, dial: method.gain, settings: 
 """
 
 
+@pytest.mark.slow
 def test_from_start_to_end_with_a_method_of_ones_own(tmp_path: Path) -> None:
     """Run, gone on with, and one more seed: what is finished is not run again."""
     (tmp_path / "own" / "conf" / "method").mkdir(parents=True)

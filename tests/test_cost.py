@@ -95,6 +95,7 @@ def study(work, tmp_path_factory, monkeypatch):  # noqa: F811
     return Study(ENTRIES, folder, SMALL)
 
 
+@pytest.mark.slow
 def test_trials(study):
     (study.work / ".cost" / "0").mkdir(parents=True)
     (study.work / ".cost" / "0" / "results.json").write_text('{"schema": 1}')  # of a trial that was killed
@@ -108,6 +109,7 @@ def test_trials(study):
     assert not list(Path(os.environ["ROBUSTFT_CACHE"]).glob("features/*"))  # of a few images: of no use to anyone
 
 
+@pytest.mark.slow
 def test_what_is_said(study, monkeypatch, capsys):
     """With stand-ins for the trials, one of whose accuracies the second stage would choose by."""
     record = {"train_images_per_s": 2.0, "wall_s": 5.0, "chosen": "trial"}
@@ -152,6 +154,7 @@ def _made_with(entry: Entry) -> dict:
     return configs.plain(composed(*own)) | made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("entries", "arguments", "expected"),
     [
@@ -182,6 +185,7 @@ def die(*_) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_killed_or_interrupted(study, monkeypatch):
     def attempt() -> None:
         monkeypatch.setattr("sys.argv", ["study.py", "--cost"])

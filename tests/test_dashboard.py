@@ -87,7 +87,7 @@ def test_gallery_table_and_model_are_there(sweep: Path, logged: LoggedRun):
 def test_every_key_of_the_dashboard_is_logged(sweep: Path, logged: LoggedRun, tmp_path, capsys):
     out = tmp_path / "dashboard.json"
     assert dashboard.main([str(sweep), "--dry-run", "--out", str(out)]) == 0
-    assert "1 runs of project robustft" in capsys.readouterr().out
+    assert "1 run of project robustft" in capsys.readouterr().out
     spec = json.loads(out.read_text())
     used = dashboard.used_keys(spec)
     assert used <= logged.keys

@@ -48,6 +48,7 @@ def done(folder: Path, name: str, *arguments: str) -> dict:
     return json.loads((folder / name / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_method(own: Path):
     """Trained, swept, resumed after a kill, reported with its own label."""
     record = done(own, "one", "method=cosine", *SHORT)
@@ -96,6 +97,7 @@ KeepState.on_train_batch_end = stopping
     assert_refused(command(own, "method=cosine", "mask=object"), "method=cosine takes no mask or fill")
 
 
+@pytest.mark.slow
 def test_what_a_component_lacks_is_told_before_time_is_spent(own: Path):
     (own / "half.py").write_text(
         "from robustft.training.method import Method\n"
@@ -111,6 +113,7 @@ def test_what_a_component_lacks_is_told_before_time_is_spent(own: Path):
     assert_refused(command(own, "metric=blind", *SHORT), "metric.blind._target_=half.Blind: it lacks update()")
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_train(own: Path):
     if not (own / "one" / "results.json").exists():
         done(own, "one", "method=cosine", *SHORT)
@@ -127,6 +130,7 @@ def done_zeroshot(own: Path) -> Path:
     return own / "zero"
 
 
+@pytest.mark.slow
 def test_a_constraint(own: Path):
     record = done(
         own,
@@ -147,6 +151,7 @@ def test_a_constraint(own: Path):
     assert_refused(command(own, "method=wiseft", "checkpoint=held", "constraint=ball"), "constraint=ball does nothing")
 
 
+@pytest.mark.slow
 def test_a_metric(own: Path):
     record = done(own, "measured", "method=finetune", "metric=[ece,confidence]", *SHORT)
     assert record["metrics"]["confidence"] == {"label": "confidence", "unit": "%", "higher_is_better": None}
@@ -158,6 +163,7 @@ def test_a_metric(own: Path):
     assert_refused(plain(own, "report", "measured", "--metric", "nll"), "--metric nll: no run has it. There are")
 
 
+@pytest.mark.slow
 def test_a_backbone(own: Path):
     record = done(own, "net", "model=net", "method=finetune", *LIMITS[1:], "trainer.max_epochs=2")
     assert record["model"] == "net" and record["zeroshot"] is None and record["protocol"]["head"] == "random"
@@ -169,6 +175,7 @@ def test_a_backbone(own: Path):
     assert_refused(command(own, "model=net", "method=zeroshot"), "no text tower")
 
 
+@pytest.mark.slow
 def test_a_data_set(own: Path):
     typed = ("data=squares", "model.pretrained=null", *LIMITS[4:], "trainer.max_epochs=3")
     record = done(own, "squares_run", *typed)

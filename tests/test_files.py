@@ -26,8 +26,39 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         raise ValueError("half-way")
     assert path.read_text() == "first" and [file.name for file in path.parent.iterdir()] == ["file.txt"]
     (path.parent / "file.txt.host-1.partial").touch()
+    (path.parent / ".host-1+0.partial").mkdir()
     remove_partial(path.parent)
     assert list(path.parent.iterdir()) == [path]
+
+
+def _begin(path: Path, ready: Path) -> None:
+    with atomic(path) as partial:
+        partial.write_text("half")
+        ready.touch()
+        time.sleep(600)
+
+
+def test_what_a_killed_process_was_writing_is_cleared_away(tmp_path: Path) -> None:
+    """By the next one that writes there; what living ones, and those of other machines, are writing is not."""
+    folder, context = tmp_path / "cache", multiprocessing.get_context("fork")
+    writers = [
+        context.Process(target=_begin, args=(folder / name, tmp_path / name)) for name in ("one.bin", "another.bin")
+    ]
+    for writer in writers:
+        writer.start()
+    while not all((tmp_path / name).exists() for name in ("one.bin", "another.bin")):
+        time.sleep(0.01)
+    writers[0].kill()
+    writers[0].join()
+    elsewhere = folder / ".another-machine-0123abcd-1+0.partial"
+    elsewhere.mkdir()
+    write(folder / "third.txt", "whole")
+    left = {place for place in folder.iterdir() if place.name.endswith(".partial")} - {elsewhere}
+    assert [path.name for place in left for path in place.iterdir()] == ["another.bin"] and elsewhere.is_dir()
+    writers[1].kill()
+    writers[1].join()
+    write(folder / "third.txt", "whole again")
+    assert {path.name for path in folder.iterdir()} == {"third.txt", elsewhere.name}
 
 
 def test_others_may_read_it(tmp_path: Path) -> None:

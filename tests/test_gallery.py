@@ -19,9 +19,9 @@ from robustft.models.tower import Tower
 from tests.methods.micro import CLASSES, micro, same_bits
 
 BEFORE, AFTER = "zero-shot teacher", "fine-tuned student"
-OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "layers": None}
+OBJECT = {"kind": "object", "threshold": 0.3, "rate": None, "cam": "relevance", "source": "student", "layers": None}
 CONTEXT = OBJECT | {"kind": "context", "cam": "gradcam"}
-RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "layers": None}
+RANDOM = {"kind": "random", "threshold": None, "rate": 0.5, "cam": None, "source": None, "layers": None}
 NONE = dict.fromkeys(OBJECT) | {"kind": "none"}
 
 
@@ -179,6 +179,7 @@ def test_captions_stay_in_their_column():
     assert (short[:, right:] == long[:, right:]).all() and (short != long).any()
 
 
+@pytest.mark.slow
 def test_a_run_leaves_its_gallery(tmp_path, monkeypatch):
     """A picture of every set but the hold-out, whatever the method; the same images each time."""
     for name in ("ROBUSTFT_CACHE", "XDG_CACHE_HOME"):

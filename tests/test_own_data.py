@@ -90,6 +90,10 @@ def mistakes(root: Path) -> dict[str, tuple[tuple[str, ...], str]]:
         ),
         "shift of scenes": (("data.shifts.x=nowhere",), "data.shifts.x=nowhere does nothing with data=scenes"),
         "missing names": ((*train, "data.class_names=n.json"), "data.class_names=n.json: no such file"),
+        "names in lines": (
+            (*train, f"data.class_names={__file__}"),
+            f"data.class_names={__file__}: it ends in .py, expected .json or .csv: JSON",
+        ),
         "candidates": ((*train, "data.candidates=some"), "data.candidates=some: expected one of all, present"),
         "unknown": ((*train, "data.unknown=maybe"), "data.unknown=maybe: expected one of refuse, skip"),
         "sampler": ((*train, "data.sampler=domains"), "data.sampler=domains: expected one of shuffle, balanced"),
@@ -146,6 +150,7 @@ def run(folder: Path, *arguments: str, stop_at: int | None = None) -> subprocess
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_a_run_a_rerun_and_its_results(root: Path, tmp_path: Path) -> None:
     typed = (
         "data=folders",
@@ -180,7 +185,7 @@ def test_mistakes_that_only_the_images_tell(root: Path, tmp_path: Path, monkeypa
     train = ("data=folders", f"data.train={root}/photo")
     monkeypatch.chdir(tmp_path)
     for typed, words in {
-        (*train, "data.shifts.m=more"): "m: 1 of its classes are unknown to the training images: dgo (dog?)",
+        (*train, "data.shifts.m=more"): "m: 1 class unknown to the training images: dgo (dog?)",
         (*train, "data.shifts.h=hollow"): "data.shifts.h=hollow: expected a folder for each class",
         (*train, "data.shifts.val=more"): "a shift cannot be called 'val'",
         ("data=folders", "data.train=bad"): "bad/dog/2.png: the file is empty",
@@ -210,6 +215,7 @@ def test_the_embedded_model_does_not_know_these_words(root: Path, tmp_path: Path
     assert end.stderr[end.stderr.index("error: ") :].count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_end(root: Path, tmp_path: Path) -> None:
     """The batch and the length that a small set settles for are found again, and so are augmented images."""
     typed = ("data=table", f"data.path={_table(root, tmp_path)}", "augment=flip_crop", "data.sampler=balanced")

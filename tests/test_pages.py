@@ -19,11 +19,19 @@ FEW = [s for s in SMALL if not s.startswith("model.pretrained")]
 
 
 def commands(page: str) -> list[list[str]]:
-    """What stands behind `python run.py` on the lines of a page's blocks."""
+    """What stands behind `robustft` on the lines of a page's blocks."""
     text = (ROOT / "docs" / page).read_text("utf-8")
     blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.splitlines() if line.startswith("python run.py ")]
-    return [shlex.split(line)[2:] for line in lines]
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("robustft ")]
+    return [shlex.split(line)[1:] for line in lines]
+
+
+def test_pages_call_it_as_it_is_installed() -> None:
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text("utf-8")
+        typed = [line for line in text.splitlines() if line.strip().removeprefix("$ ").startswith("python run.py")]
+        assert not typed, f"{page.name}: {typed}"
+        assert text.count("python run.py") <= 1, page.name  # where it is said that the two are one
 
 
 @pytest.fixture

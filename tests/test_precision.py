@@ -14,6 +14,7 @@ OFFERED = ["auto", "32-true", "bf16-mixed", "32", "bf16"]
 NOT_OFFERED = ["64-true", "64", "bf16-true", "16-true", "transformer-engine", "transformer-engine-float16", "8"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", OFFERED)
 def test_what_is_offered_works_in_a_whole_run(work, precision):  # noqa: F811
     settings = (f"trainer.precision={precision}", "trainer.max_epochs=1")
@@ -25,6 +26,7 @@ def test_what_is_offered_works_in_a_whole_run(work, precision):  # noqa: F811
     assert again["id"] == record["id"] and again["ood"] == record["ood"]
 
 
+@pytest.mark.slow
 def test_resumed_in_bfloat16(work, stops):  # noqa: F811
     seen, wanted = stops
     settings = ("trainer.precision=bf16-mixed", "trainer.max_epochs=1")

@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from omegaconf import OmegaConf
 from torch.utils.data import DataLoader
 
@@ -234,10 +234,25 @@ def test_a_hugging_face_table_says_which_one_it_is():
     assert isinstance(one._fingerprint, str) and one._fingerprint != other._fingerprint
 
 
+def test_a_csv_loggers_rows_stay(tmp_path):
+    """Of `_experiment`, and of two methods that our writer has otherwise: Lightning's delete, and write anew."""
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,a\n1,2\n")
+    logger = CSVLogger(tmp_path, name="", version="")
+    private.write_whole(logger, ["step", "a"])
+    assert path.read_text() == "step,a\n1,2\n"
+    logger.log_metrics({"b": 3.0}, step=2)
+    logger.save()
+    first, second = private.read_rows(path)
+    assert (first["step"], first["a"], first["b"]) == ("1", "2", "")
+    assert (second["step"], second["a"], second["b"]) == ("2", "", "3.0")
+    assert type(logger.experiment) is private.KeptRows
+
+
 # Where each is asked for, from robustft/ on.
 PLACES = {
     "training/lightning_private.py": {
-        "_trainer", "_should_check_val_fx", "_data_fetcher", "_wandb_init",
+        "_trainer", "_should_check_val_fx", "_data_fetcher", "_wandb_init", "_experiment",
         "fit_loop", "epoch_loop", "batch_progress",
     },
     "cli/hydra_private.py": {"_get_node"},

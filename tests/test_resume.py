@@ -146,6 +146,7 @@ torch.optim.AdamW.step = step
 """
 
 
+@pytest.mark.slow
 def test_the_command_is_terminated_killed_and_goes_on(tmp_path):
     settings = ["save_minutes=0", "logger=wandb"]
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache"), "WANDB_MODE": "offline"}
@@ -249,6 +250,7 @@ while os.environ.get("RANK") == "1" and not list(pathlib.Path().glob("*/.run.own
 """
 
 
+@pytest.mark.slow
 def test_processes_that_torchrun_starts_go_on_in_one_folder(work, stops):  # noqa: F811
     folder = work / "together"
     settings = ("method=finetune", "trainer.max_epochs=1", "seed=9")

@@ -83,6 +83,7 @@ def refused(monkeypatch, capsys):
 # One folder, typed again
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_run_is_refused(work, monkeypatch, refused):  # noqa: F811
     monkeypatch.chdir(work)
     first = do(Path("mine"), "method=finetune", "trainer.max_steps=2")
@@ -129,6 +130,7 @@ def test_files_of_something_else_are_not_overwritten(work, monkeypatch, refused)
         assert [path.name for path in folder.iterdir()] == [name]
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_refused_and_a_failed_one_is_not(work, monkeypatch, refused):  # noqa: F811
     monkeypatch.chdir(work)
     stopped(monkeypatch, Path("stopped"))
@@ -157,6 +159,29 @@ def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, *settings: str, after
             do(folder, "method=finetune", *settings)
 
 
+def test_a_run_killed_before_its_first_state_starts_anew_in_its_folder(work, monkeypatch, refused):  # noqa: F811
+    """The best weights are kept a moment before the state: nobody could go on from them."""
+    folder, settings = work / "without-a-state", ("method=finetune", "trainer.max_epochs=1", "logger=csv")
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KeepState, "_save", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            do(folder, *settings)
+    assert (folder / BEST).exists() and not (folder / LAST).exists()
+    with pytest.raises(FolderTaken, match=f"holds {BEST}"):  # another run's
+        do(folder, *settings, "seed=3")
+    (folder / ".new").mkdir()  # settings of a run that was to take its place, and was killed too
+    (folder / ".new" / "config.yaml").write_text("seed: 99\n")
+    do(folder, *settings)
+    assert OmegaConf.load(folder / "config.yaml").seed == 0 and not (folder / ".new").exists()
+    steps = [line.split(",")[-1] for line in (folder / "metrics.csv").read_text().splitlines()]
+    assert len(steps) == 1 + 3 + 2  # the head, the steps, the hold-out's and the final scores: of one start
+
+
+@pytest.mark.slow
 def test_overwriting_begins_when_the_new_run_is_sure_to_start(tmp_path):
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
     line = ("hydra.run.dir=mine", "method=finetune", "trainer.max_steps=2")
@@ -181,6 +206,7 @@ def test_overwriting_begins_when_the_new_run_is_sure_to_start(tmp_path):
 # Two processes at once
 
 
+@pytest.mark.slow
 def test_one_folder_twice(work, monkeypatch, refused):  # noqa: F811
     """Refused while its owner lives, resumed when it has been killed: the same result as undisturbed."""
     folder = work / "twice"
@@ -209,6 +235,7 @@ def test_one_folder_twice(work, monkeypatch, refused):  # noqa: F811
     assert all(result[key] == alone[key] for key in ("id", "ood", "holdout"))
 
 
+@pytest.mark.slow
 def test_one_sweep_in_two_terminals(work):  # noqa: F811
     """They share the work; who leaves a run to the other says so; the numbers are those of each run alone."""
     folder = work / "terminals"
@@ -229,6 +256,7 @@ def test_one_sweep_in_two_terminals(work):  # noqa: F811
         assert all(result[key] == alone[key] for key in ("id", "ood", "holdout", "zeroshot"))
 
 
+@pytest.mark.slow
 def test_a_refused_sweep_leaves_finished_folders_as_they_were(tmp_path):
     def sweep(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return command(tmp_path, *arguments, stand_in=STAND_IN)
@@ -256,6 +284,7 @@ def test_a_refused_sweep_leaves_finished_folders_as_they_were(tmp_path):
 # Going on with what was interrupted
 
 
+@pytest.mark.slow
 def test_the_best_model_so_far_has_to_be_there(work, monkeypatch):  # noqa: F811
     folder, other = work / "complete", work / "other"
     stopped(monkeypatch, folder)
@@ -284,6 +313,7 @@ def test_the_best_model_so_far_has_to_be_there(work, monkeypatch):  # noqa: F811
     assert all(result[key] == alone[key] for key in ("id", "ood", "holdout"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_runs_best_model_is_evaluated_and_loaded(work, monkeypatch, caplog):  # noqa: F811
     folder = work / "unfinished"
     stopped(monkeypatch, folder)
@@ -310,6 +340,7 @@ def files_metadata(path: Path) -> dict[str, str]:
 # A disk that is full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [BEST, LAST, "predictions.csv.gz", "results.json", "metrics.csv"])
 def test_a_full_disk_is_one_line_and_the_run_goes_on(work, monkeypatch, name):  # noqa: F811
     """What was kept before is whole, and once there is room the run ends as if nothing had been."""
@@ -339,6 +370,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(work, monkeypatch, name):  
     assert all(result[key] == roomy[key] for key in ("id", "ood", "holdout"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounts a small disk")
 def test_a_small_disk(tmp_path):
     """A disk for real: room for one state, not for a second beside it."""
@@ -444,6 +476,7 @@ def test_an_earlier_versions_interrupted_run_is_refused(work, monkeypatch, refus
 # Mistakes that are found before anything is done
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path):
     late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}

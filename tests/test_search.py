@@ -62,6 +62,7 @@ def best_beta(answer: subprocess.CompletedProcess[str]) -> float:
     return float(answer.stdout.rsplit("beta=", 1)[1].split()[0])
 
 
+@pytest.mark.slow
 def test_a_search_maximises_holdout_and_goes_on(tmp_path):
     line = ["-m", "hydra/sweeper=optuna", "beta=tag(log, interval(0.01, 100))", "mask=object,context", "sweep=mine"]
     first = command(tmp_path, *line, "hydra.sweeper.trials=6", stand_in=True)

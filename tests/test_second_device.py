@@ -12,6 +12,7 @@ from tests.small import ROOT
 FILES = sorted(path.name for path in (Path(__file__).parent / "device").glob("test_*.py"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES)
 def test_on_a_second_device(file, tmp_path):
     """In a process of its own: see tests/device/conftest.py."""

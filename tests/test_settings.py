@@ -334,8 +334,10 @@ def test_descriptions_are_sound():
                 found = Settings(whole(f"{group}={option}", *extra))
                 for name, described in [*core_settings.CORE.items(), *_own(found)]:
                     assert accepted.expected(described)
-                    assert set(described) <= set("kind from to above below of any match words or_null when by".split())
-                    for case in described.get("when", ()):
+                    assert set(described) <= set(
+                        "kind from to above below of any match words or_null when by only".split()
+                    )
+                    for case in (*described.get("when", ()), *described.get("only", {}).values()):
                         assert all(".takes." in key or key in found.values for key in case), (name, case)
                 for name, _ in _own(found):
                     assert name in found.values or name.endswith(".*"), name

@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import SequentialSampler
 
 from robustft.cli import main as cli
-from robustft.common import signals
+from robustft.common import locks, processes, signals
 from robustft.data.loading import make_loader
 from robustft.data.sets import Batch, TensorImages
 from robustft.training.checkpoints import read_position
@@ -71,6 +71,7 @@ def start(folder: Path, *arguments: str, stand_in: str = "", shell: str = "", **
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ['"$@" | head -c 1', '"$@" 2>&1 | true', '"$@" >&- 2>&-', '"$@" 2>&1 > /dev/full'])
 def test_a_sweep_goes_on_without_its_reader(tmp_path, shell):
     process = start(tmp_path, "-m", "seed=1,2,3", "beta=1", stand_in=TALKING, shell=shell)
@@ -81,6 +82,7 @@ def test_a_sweep_goes_on_without_its_reader(tmp_path, shell):
     assert not list(tmp_path.glob("runs/sweeps/seed*/*/error.txt"))
 
 
+@pytest.mark.slow
 def test_the_status_stays_true_without_a_reader(tmp_path):
     failed = start(tmp_path, "-m", "seed=1,2", "beta=3", stand_in=TALKING, shell='"$@" 2>&1 | true')
     failed.communicate(timeout=120)
@@ -177,3 +179,46 @@ def test_a_handler_may_speak_to_nobody(monkeypatch):
     monkeypatch.setattr(signals.os, "write", gone)
     signals.say("stopping")
     logging.getLogger(__name__).info("still here")
+
+
+# A process of a run starts another one, as Lightning does for its devices and a launcher does for the runs of a sweep.
+LEADS = """
+import os, subprocess, sys, time
+from robustft.common import processes
+processes.follow()
+kind, *others = sys.argv[1:]
+if kind != "none":
+    environment = {**os.environ, "LOCAL_RANK": "1"} if kind == "device" else os.environ
+    started = subprocess.Popen([sys.executable, "-c", os.environ["CODE"], *(others or ["none"])], env=environment)
+    print(started.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+@pytest.mark.parametrize("kinds", [("device",), ("sweep",), ("sweep", "device")], ids=" of a ".join)
+def test_nobody_is_left_of_a_command_that_is_killed(kinds):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CODE": LEADS}
+    line = [sys.executable, "-c", LEADS, *kinds]
+    first = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, text=True)
+    assert first.stdout is not None
+    started = [int(first.stdout.readline()) for _ in kinds]
+    time.sleep(2)
+    assert first.poll() is None
+    for process in started:
+        os.kill(process, 0)
+    assert all(Path(f"/proc/{process}/stat").read_text().split()[2] != "Z" for process in started)
+    first.kill()
+    assert first.wait(60) == -signal.SIGKILL
+    assert first.stdout.read() == ""  # at its end: the others, which had it too, are no more
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there parents are not told of")
+def test_a_process_that_a_launcher_of_its_own_starts_leads(monkeypatch):
+    """torchrun's and SLURM's end what they start themselves; what the environment says may be of elsewhere."""
+    for leader in ("", "another-0123abcd-1", f"{locks.here().rpartition('-')[0]}-1"):
+        monkeypatch.setenv(processes.LEADER, leader)
+        monkeypatch.setenv("LOCAL_RANK", "1")
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        processes.follow()
+        assert os.environ[processes.LEADER] == locks.here()

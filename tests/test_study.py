@@ -33,6 +33,7 @@ def run(folder: Path, entries: list[Entry], monkeypatch: pytest.MonkeyPatch, *ar
     return seen
 
 
+@pytest.mark.slow
 def test_from_start_to_end(work, monkeypatch):  # noqa: F811
     folder = work / "study"
     folder.mkdir()
@@ -82,6 +83,36 @@ def given(folder: Path, **configs: dict) -> None:
     """Results that are there."""
     file = folder / "results.jsonl"
     store.write(file, store.read(file) | {name: {"entry": name, "config": made} for name, made in configs.items()})
+
+
+@pytest.mark.slow
+def test_a_result_that_was_not_kept_in_time_is_not_made_again(work, monkeypatch):  # noqa: F811
+    """Killed when the run had ended, and when its result had just been kept."""
+    folder = work / "killed"
+    folder.mkdir()
+    monkeypatch.chdir(work)
+    entries = [Entry("vanilla", (*SMALL, "method=finetune"))]
+
+    def killed(*_: object) -> None:
+        raise SystemError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_keep", killed)
+        with pytest.raises(SystemError):
+            run(folder, entries, monkeypatch)
+    own = work / "runs" / "studies" / "killed" / "vanilla"
+    made = (own / "results.json").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr(Study, "_tidy", killed)
+        with pytest.raises(SystemError):
+            run(folder, entries, monkeypatch)
+    assert "vanilla" in store.read(folder / "results.jsonl")
+    run(folder, entries, monkeypatch)
+    assert (own / "results.json").stat().st_mtime_ns == made
+    assert not (own / "last.ckpt").exists() and not (own / "model.safetensors").exists()
+    (folder / "results.jsonl").unlink()  # as one does who wants it made again
+    run(folder, entries, monkeypatch)
+    assert (own / "results.json").stat().st_mtime_ns != made
 
 
 def test_runs_that_depend_on_results(tmp_path, monkeypatch):
@@ -156,7 +187,7 @@ def test_numbers_that_cannot_be(work, monkeypatch, arguments):  # noqa: F811
 def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["study.py", "seed=3", "--limit", "0", "beta=2"])
-    with pytest.raises(SystemExit, match="1 of 1 runs to go"):
+    with pytest.raises(SystemExit, match="1 of 1 run to go"):
         main(str(tmp_path / "study.py"), lambda cfg: [Entry(f"{cfg.seed}-{cfg.beta}", ())], lambda *_: None)
 
 
@@ -194,6 +225,7 @@ def test_results_that_another_process_leaves_meanwhile_stay(tmp_path, monkeypatc
     assert list(store.read(tmp_path / "results.jsonl")) == ["good", "other"]
 
 
+@pytest.mark.slow
 def test_one_failure_does_not_stop_the_others(tmp_path, monkeypatch):
     """With a stand-in for the runs themselves."""
     monkeypatch.chdir(tmp_path)

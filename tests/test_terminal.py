@@ -63,7 +63,7 @@ def test_a_run_s_table_has_every_number(width: int, partial: bool, capsys: pytes
     printed = capsys.readouterr().out
     assert_whole(printed, width)
     assert len(re.findall(r"\d\d\.\d", printed.partition("Further metrics")[0])) == 16
-    assert ("Partial: 2000 images" in " ".join(printed.split())) == partial
+    assert ("Partial: 2,000 images" in " ".join(printed.split())) == partial
     both = [percent(block["ood_avg"]) for block in (record["zeroshot"], record)]
     upright = any(line.startswith("│ OOD avg") and all(x in line for x in both) for line in printed.splitlines())
     assert upright == (width < 93)
@@ -106,6 +106,7 @@ COMMANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "encoding"), [*((name, "ascii") for name in COMMANDS), ("report", "latin-1")])
 def test_letters_that_the_terminal_lacks_are_written_out(tmp_path: Path, name: str, encoding: str):
     for file in ("results.jsonl", "study.py"):

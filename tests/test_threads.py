@@ -45,6 +45,7 @@ def test_they_are_chosen_before_torch_is_imported():
     assert said.stdout.split() == ["1", threads.SPINS], said.stderr
 
 
+@pytest.mark.slow
 def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F811
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "ASKED", "")

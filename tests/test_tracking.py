@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from robustft.evaluation import disagreement
 from robustft.training.checkpoints import KeepBest, KeepState
+from robustft.training.lightning_private import read_rows, write_whole
+from robustft.training.tracking import StepCSVLogger
 from tests.small import do, work  # noqa: F401 (a fixture)
 
 EVERY_RUN = {"train/loss", "train/ce", "train/images_per_s", "holdout/top1", "epoch", "step"}
@@ -43,6 +46,41 @@ def test_the_csv_has_what_is_promised(work: Path, settings, names):  # noqa: F81
     assert float(final["final/holdout/top1"]) == pytest.approx(record["holdout"]["top1"])
     for name, score in record["ood"].items():
         assert float(final[f"final/ood/{name}"]) == pytest.approx(score["top1"])
+
+
+def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path):
+    """Rows are written behind each other: of the last one a killed process may have written a part."""
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(b"epoch,step,train/loss\r\n0,1,3.5\r\n0,12,2.25\r\n1,1")
+    assert read_rows(path) == [
+        {"epoch": "0", "step": "1", "train/loss": "3.5"},
+        {"epoch": "0", "step": "12", "train/loss": "2.25"},
+    ]
+    path.write_bytes(b"epoch,step\r\n0,1\r\n0\r\n1,2,3\r\n0,2\r\n")
+    assert [row["step"] for row in read_rows(path)] == ["1", "2"]
+
+
+def test_new_columns_never_empty_the_file(tmp_path: Path, monkeypatch):
+    """Where the names of what is logged change, the rows so far are written anew."""
+    logger = StepCSVLogger(save_dir=tmp_path, name="", version="")
+    write_whole(logger, [])
+    logger.log_metrics({"train/loss": 1.0}, 1)
+    logger.save()
+
+    def killed(*_: object) -> None:
+        raise SystemError("killed")
+
+    logger.log_metrics({"holdout/top1": 0.5}, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(SystemError):
+            logger.save()
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == ["step,train/loss", "1,1.0"]
+    again = StepCSVLogger(save_dir=tmp_path, name="", version="")
+    write_whole(again, ["step", "train/loss"])
+    again.log_metrics({"holdout/top1": 0.5}, 1)
+    again.save()
+    assert [row["holdout/top1"] for row in read_rows(tmp_path / "metrics.csv")] == ["", "0.5"]
 
 
 def test_a_short_run_logs_too(work: Path):  # noqa: F811

@@ -1,4 +1,4 @@
-"""What the folder of a run, which may come from anybody, names: followed only if its user has named it too."""
+"""What the folder of a run, which may come from anybody, names: followed if its user names it too, never imported."""
 
 import json
 import sys

@@ -208,6 +208,16 @@ def test_a_service_that_does_not_start_does_not_fail_a_run(monkeypatch, tmp_path
     assert said == ["W&B failed (Timed out waiting for the service): nothing more is logged there. The run goes on"]
 
 
+def test_the_service_of_a_notebook_is_not_joined(work: Path) -> None:  # noqa: F811
+    """It may still hold the id of a run that was killed; here there is none where it says."""
+    environment = {"WANDB_MODE": "offline", "WANDB_SERVICE": "3-1-tcp-localhost-9"}
+    answer = command(work, *RUN, "hydra.run.dir=alone", **environment)
+    assert answer.returncode == 0 and "W&B" not in answer.stderr, answer.stderr
+    wandb.teardown()
+    (logged,) = read_logged([work / "alone"])
+    assert "holdout/top1" in logged.summary
+
+
 def test_a_run_of_a_sweep_that_is_started_again_keeps_its_id(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     ids = []

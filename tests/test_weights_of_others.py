@@ -332,6 +332,7 @@ def test_an_image_size_that_does_not_fit_is_named(tmp_path: Path, clip: nn.Modul
 # Paths
 
 
+@pytest.mark.slow
 def test_folders_and_home_are_welcome_wherever_models_are(work: Path, monkeypatch) -> None:  # noqa: F811
     home = work / "home"
     monkeypatch.setenv("HOME", str(home))

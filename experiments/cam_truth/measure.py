@@ -25,6 +25,7 @@ from robustft.common import entry, files, paths, terminal
 from robustft.common.errors import UserError
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.mask import object_mask
+from robustft.counterfactual.true_maps import patch_coverage
 from robustft.data.sampling import draw
 from robustft.data.scenes import ScenesData
 from robustft.data.sets import EvaluationSet
@@ -34,7 +35,6 @@ from robustft.evaluation.localisation import (
     iou,
     localise,
     on_object,
-    patch_coverage,
     points_at,
 )
 from robustft.evaluation.pictures import BLUE, INK, ORANGE, Column, Tile, hatched, heat, outlined, picture, save, sheet

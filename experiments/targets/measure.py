@@ -16,9 +16,10 @@ import torch
 from robustft.common import entry
 from robustft.common.files import write
 from robustft.counterfactual.cam import relevance
+from robustft.counterfactual.true_maps import patch_coverage
 from robustft.data.scenes import ScenesData
 from robustft.data.scenes.retention import retention_task
-from robustft.evaluation.localisation import localise, patch_coverage
+from robustft.evaluation.localisation import localise
 from robustft.models import tiny
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import zeroshot_classifier

@@ -17,7 +17,7 @@ from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TE
 from torch import Tensor, nn
 
 from robustft.bench.measure import Step, seconds_by_round
-from robustft.cli import checks, compose, identity, sources
+from robustft.cli import checks, compose, identity
 from robustft.cli.described import takes
 from robustft.common import configs
 from robustft.common.errors import UserError
@@ -35,7 +35,6 @@ from robustft.models.zeroshot import open_clip_tokenizer, preprocess_of, prompts
 from robustft.training.method import AUTOCAST, Method
 
 STEPS, IMAGES = 1000, 1000  # of the training that is stood in for
-ALL = "all"
 WHOLE = "prompts of whole length"
 
 
@@ -236,28 +235,6 @@ class Timed:
     def floor_share(self) -> float:
         """The floor as a share of what it costs."""
         return self.floor / self.forwards
-
-
-def chosen(names: Sequence[str]) -> list[str]:
-    """The methods to time: those that train by steps of their own, by ``takes`` of their YAML, for "all".
-
-    Raises:
-        UserError: there is no such method, or it has no step of its own.
-    """
-    known = sources.groups()["method"]
-    timed = [name for name in known if _has_steps(name)]
-    for name in names:
-        method = name.partition(",")[0]
-        if name != ALL and method not in known:
-            raise UserError(f"--methods {name}: no such method. There are {', '.join(timed)}")
-        if name != ALL and method not in timed:
-            raise UserError(f"--methods {name}: it has no step through the image tower. There are {', '.join(timed)}")
-    return list(dict.fromkeys(found for name in names for found in (timed if name == ALL else [name])))
-
-
-def _has_steps(name: str) -> bool:
-    told = takes("method", name)
-    return bool(told.get("trains")) and not told.get("features")
 
 
 def rows(names: Sequence[str], whole: bool) -> list[tuple[str, bool]]:

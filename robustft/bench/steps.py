@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustft.bench import direct
+from robustft.bench.names import MODELS
 from robustft.common.errors import UserError
 from robustft.common.randomness import generator, seeded
 from robustft.counterfactual.fill import make_fill
@@ -22,23 +23,6 @@ from robustft.models.weights import create_clip
 from robustft.models.zeroshot import preprocess_of
 from robustft.training.method import AUTOCAST, Method
 
-# Name of a model -> (open_clip's name, classes).
-MODELS = {
-    "tiny": ("tiny", 10),
-    "vitb32": ("ViT-B-32-quickgelu", 1000),
-    "vitb16": ("ViT-B-16-quickgelu", 1000),
-}
-VARIANTS = ("vanilla", "direct", "exact", "cached")
-MORE = ("one_backward", "last_layer", "no_fill")  # measured on request
-TITLES = {
-    "vanilla": "vanilla fine-tuning",
-    "direct": "the method, written directly",
-    "exact": "the method, here",
-    "cached": "the method, maps of the teacher known",
-    "one_backward": "the method, one backward pass of both terms",
-    "last_layer": "the method, relevance of the last layer",
-    "no_fill": "the method, random masks without a fill",
-}
 BETA, FILL, THRESHOLD, RATE = 30.0, "single", 0.3, 0.5
 MASK = {"kind": "object", "threshold": THRESHOLD, "rate": None, "cam": "relevance", "layers": None, "source": "student"}
 CHANGES: dict[str, dict[str, Any]] = {"last_layer": {"layers": 1}, "no_fill": {"kind": "random", "rate": RATE}}

@@ -2,7 +2,8 @@
 
 A description has a `kind` (number, the default; whole, flag, text; numbers, texts: a list of it; devices; anything),
 or `of` (a list to choose from), or `any` (of several descriptions), or `match` (a pattern, with `words` for it); bounds
-(`from`, `to` belong to the range, `above`, `below` do not); and `or_null`.
+(`from`, `to` belong to the range, `above`, `below` do not); and `or_null`. `only` has values that other settings have
+to allow: by value, what those are to be.
 """
 
 import math

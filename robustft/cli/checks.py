@@ -22,6 +22,7 @@ from robustft.common.configs import ACCUMULATE, container, device_count, flatten
 from robustft.common.errors import UserError
 from robustft.common.files import refuse_damaged
 from robustft.common.paths import expand
+from robustft.common.wording import counted
 from robustft.models.files import model_file, model_files, weights_file
 
 
@@ -63,6 +64,8 @@ def check(cfg: DictConfig, typed: Mapping[str, str] | None = None) -> None:
                     raise UserError(f"{name} has no value: {settings.chosen(owner)} needs one")
             elif not accepts(described, value):
                 raise UserError(f"{name}={shown(value)}: expected {expected(described)}")
+            elif settings.matters(name) and (other := settings.forbidden(described, value)) is not None:
+                raise UserError(f"{name}={shown(value)} does not go with {other}")
     trains = bool(settings.takes["method"]["trains"])
     if trains:
         _check_length(cfg)
@@ -182,17 +185,17 @@ def least_images(settings: Settings) -> int:
 
 
 def _check_batch(cfg: DictConfig, least: int) -> None:
-    counted = OmegaConf.select(cfg, "data.takes.training_images")
-    if counted is not None and cfg.data.holdout is not None:
-        images = OmegaConf.select(cfg, counted) - cfg.data.holdout
+    setting = OmegaConf.select(cfg, "data.takes.training_images")
+    if setting is not None and cfg.data.holdout is not None:
+        images = OmegaConf.select(cfg, setting) - cfg.data.holdout
         if images < 1:
             raise UserError(
-                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {counted}={images + cfg.data.holdout}"
+                f"data.holdout={cfg.data.holdout} leaves nothing to train on of {setting}={images + cfg.data.holdout}"
             )
         if cfg.data.batch_size > images:
             raise UserError(
-                f"data.batch_size={cfg.data.batch_size} is more than the {images} training images: there would be no"
-                " step. Give a smaller data.batch_size"
+                f"data.batch_size={cfg.data.batch_size} is more than the {counted(images, 'training image')}: there"
+                " would be no step. Give a smaller data.batch_size"
             )
     devices = device_count(cfg.trainer.devices) or 1
     accumulate = cfg.trainer.accumulate_grad_batches
@@ -201,18 +204,20 @@ def _check_batch(cfg: DictConfig, least: int) -> None:
     local = cfg.data.batch_size // devices // (1 if accumulate == "auto" else accumulate)
     if local < 1:
         raise UserError(
-            f"data.batch_size={cfg.data.batch_size} cannot be split over {devices} device(s) and"
+            f"data.batch_size={cfg.data.batch_size} cannot be split over {counted(devices, 'device')} and"
             f" trainer.accumulate_grad_batches={cfg.trainer.accumulate_grad_batches}: raise it"
         )
     if local < least:
         fills = OmegaConf.select(cfg, "fill.takes.images") or cfg.disagreement
         who = f"fill={cfg.fill.kind}" if cfg.fill.kind != "none" else f"disagreement={cfg.disagreement}"
         what = (
-            f"{who} takes patches from other images" if fills else f"method={cfg.method.name} compares {least} images"
+            f"{who} takes patches from other images"
+            if fills
+            else f"method={cfg.method.name} compares {counted(least, 'image')}"
         )
         raise UserError(
-            f"{what}, but a device sees {'one image' if local == 1 else f'{local} images'} at a time:"
-            f" raise data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
+            f"{what}, but a device sees {'one image' if local == 1 else counted(local, 'image')} at a time: raise"
+            f" data.batch_size={cfg.data.batch_size}, or accumulate fewer batches"
         )
 
 

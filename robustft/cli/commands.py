@@ -36,7 +36,7 @@ COMMANDS = {
     "predict": Command("what images show, by the model of a run", "robustft.deploy.predict"),
     "export": Command("the model of a run for open_clip, ONNX, torch.export, transformers", "robustft.deploy.export"),
     "app": Command("a page to drop images on, for the model of a run", "robustft.deploy.app"),
-    "example": Command("a folder of images to try everything with", "robustft.data.scenes.example"),
+    "example": Command("a folder of images to try everything with", "robustft.data.example"),
 }
 
 

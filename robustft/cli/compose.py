@@ -23,6 +23,7 @@ from robustft.cli.sources import CONF, groups
 from robustft.common import entry, paths
 from robustft.common.configs import container, flatten
 from robustft.common.errors import UserError, install
+from robustft.common.wording import first_line
 
 # Extras that bring launchers and sweepers along.
 EXTRAS = {
@@ -354,7 +355,7 @@ def describe(error: BaseException) -> str:
     """What Hydra or OmegaConf has to say, in one line."""
     text = str(error).split("Config search path")[0]
     if isinstance(error.__cause__, HydraException | OmegaConfBaseException):
-        text = f"{text} {str(error.__cause__).splitlines()[0] if str(error.__cause__) else ''}"
+        text = f"{text} {first_line(error.__cause__) if str(error.__cause__) else ''}"
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return f"{missing[1]} has no value: pass {missing[1]}=..."
     text = re.sub(r"https?://\S+", "", text)

@@ -46,8 +46,10 @@ _failures: list[Exception] = []  # of a single run, shown by `main` once Hydra h
 
 def main() -> int:
     """Runs the command in sys.argv; returns the exit status."""
+    processes.follow()
     streams.guard()
     terminal.use_plain_letters()
+    processes.leave_foreign_service()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()
     try:
@@ -87,7 +89,8 @@ def main() -> int:
 
 def task(cfg: DictConfig) -> dict[str, Any] | None:
     """One run, called by Hydra: its results, or None after an error that `main` will show."""
-    streams.guard()  # of a process that a launcher started
+    processes.follow()  # of a process that a launcher started
+    streams.guard()
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir)
     sweep = hydra_config.mode == RunMode.MULTIRUN
@@ -156,7 +159,7 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
             if sweep:
                 run_folder.refuse_other_run(cfg, folder)
             else:
-                run_folder.refuse_taken(folder, overwrite=cfg.overwrite)
+                run_folder.refuse_taken(cfg, folder)
                 if cfg.overwrite:  # here the folder is known, whatever was typed for it
                     run_folder.refuse_own_models(cfg, folder)
             run_folder.begin(folder, cfg, typed)

@@ -9,6 +9,7 @@ takes:
     data.root: {words: one folder per domain}
     data.shifts.*: {words: one folder per class, under: data.root}
     data.path: {words: a table, kind: file}
+    data.class_names: {words: JSON or CSV, kind: file, endings: [.json, .csv]}
     data.copies: {advice: what to do where it is not there}
     data.cache: {words: rendered scenes, only: "scenes*"}   # made where it is missing; may not hold anything else
 """
@@ -66,9 +67,12 @@ def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> 
             raise UserError(f"{name}={value}: it holds other things than {place['words']}")
         return
     is_file = place.get("kind") == "file"
-    if path.is_file() if is_file else path.is_dir():
-        return
     shown = value if path == expand(value) else f"{value} ({path})"
+    if path.is_file() if is_file else path.is_dir():
+        if "endings" in place and path.suffix.lower() not in place["endings"]:
+            ends = f"it ends in {path.suffix}" if path.suffix else "its name has no ending"
+            raise UserError(f"{name}={shown}: {ends}, expected {' or '.join(place['endings'])}: {place['words']}")
+        return
     kind = "file" if is_file else "folder"
     other = f" (that is a {'folder' if is_file else 'file'})" if path.exists() else ""
     advice = place["advice"] if "advice" in place else f"Expected {place['words']}"

@@ -163,7 +163,7 @@ def _check_folder(cfg: DictConfig, given: str | None) -> None:
     if given is None or not processes.is_first_process():  # the first process has made it its own already
         return
     run_folder.refuse_in_use(Path(given))
-    run_folder.refuse_taken(Path(given), overwrite=cfg.overwrite)
+    run_folder.refuse_taken(cfg, Path(given))
     if cfg.overwrite:
         run_folder.refuse_own_models(cfg, Path(given))
 

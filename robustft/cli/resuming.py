@@ -14,6 +14,7 @@ from robustft.cli.hydra_private import Override
 from robustft.common import configs
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.files import write
+from robustft.common.wording import short
 
 HYDRAS = ("hydra.run.dir", "hydra.sweep.", "hydra.launcher.n_jobs", "hydra.sweeper.n_jobs")  # settings that run nothing
 
@@ -54,7 +55,7 @@ def saved_overrides(folder: Path) -> list[str]:
         if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
             raise ValueError("no list of settings")
     except Exception as error:  # as above
-        why = " ".join(str(error).split())[:160]
+        why = short(" ".join(str(error).split()))
         raise UserError(f"{path} cannot be read ({why}). Expected a list of what was typed") from error
     return [str(line) for line in lines]
 

@@ -50,6 +50,7 @@ def held(folder: Path) -> Iterator[None]:
             if number is None:
                 raise
             raise files.WriteError(f"cannot write into {folder}: {files.describe(number, folder.parent)}") from error
+        shutil.rmtree(folder / ASIDE, ignore_errors=True)  # of a process that was killed
         try:
             yield
         finally:
@@ -70,16 +71,17 @@ def refuse_in_use(folder: Path) -> None:
         raise FolderTaken(in_use(folder, owner))
 
 
-def refuse_taken(folder: Path, *, overwrite: bool) -> None:
+def refuse_taken(cfg: DictConfig, folder: Path) -> None:
     """Refuses a folder for a new single run where work of another would be lost.
 
-    What a failed run leaves (its settings, log and error) is no such work. Files of something else are.
+    What a failed run leaves (its settings, log and error) is no such work, nor is what this very run has left that was
+    killed before there was a state to go on from. Files of something else are.
 
     Raises:
         FolderTaken: says what lies there and which ways there are.
     """
     found = what_lies_in(folder)
-    if not found or overwrite:
+    if not found or cfg.overwrite or _is_begun(cfg, folder):
         return
     if (folder / "results.json").exists():
         what, ways = f"a finished run{_known(folder)}", "choose another folder, or replace that run with overwrite=true"
@@ -89,6 +91,14 @@ def refuse_taken(folder: Path, *, overwrite: bool) -> None:
     else:
         what, ways = ", ".join(found), "choose another folder, or replace what is there with overwrite=true"
     raise FolderTaken(f"hydra.run.dir={folder} holds {what}: {ways}")
+
+
+def _is_begun(cfg: DictConfig, folder: Path) -> bool:
+    """Whether a run with this very config has begun in a folder, and left neither results nor a state."""
+    if any((folder / name).exists() for name in ("results.json", "last.ckpt")):
+        return False
+    saved = resuming.saved_config(folder)
+    return saved is not None and not identity.differences(configs.plain(cfg), saved)
 
 
 def newest_resumable(cfg: DictConfig, folders: Sequence[Path]) -> Path | None:
@@ -151,7 +161,7 @@ def begin(folder: Path, cfg: DictConfig, typed: Sequence[str]) -> None:
         _forget_wandb(folder)
     resuming.save(folder, cfg, typed)
     sources.record(folder)
-    for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, "error.txt"):
+    for name in (*RESULTS[:1], "error.txt") if cfg.resume else (*RESULTS[:2], *STATE, *LOGS[:2], "error.txt"):
         (folder / name).unlink(missing_ok=True)
     files.remove_partial(folder)
 

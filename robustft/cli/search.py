@@ -23,6 +23,7 @@ from robustft.cli import compose, hydra_private, naming
 from robustft.cli.hydra_private import IntervalSweep, JobReturn, Override
 from robustft.common.errors import UserError, install
 from robustft.common.locks import locked
+from robustft.common.wording import counted
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
@@ -79,7 +80,7 @@ class HoldoutSearch(Sweeper):
         assert self.launcher is not None
         done, begun = len(_complete(study)), len(study.trials)
         if done:
-            print(f"search by hold-out accuracy: {done} of {self.trials} trials done before")
+            print(f"search by hold-out accuracy: {done} of {counted(self.trials, 'trial')} done before")
         while done < self.trials:
             trials = [study.ask(space) for _ in range(min(self.n_jobs, self.trials - done))]
             batch = [constants + typed(trial.params) for trial in trials]
@@ -98,7 +99,10 @@ class HoldoutSearch(Sweeper):
         if not complete:
             raise UserError("no trial of the search has a result: their errors are above")
         best = study.best_trial
-        print(f"best of {len(complete)} trials by hold-out accuracy, {best.value:.1%}: {' '.join(typed(best.params))}")
+        print(
+            f"best of {counted(len(complete), 'trial')} by hold-out accuracy, {best.value:.1%}:"
+            f" {' '.join(typed(best.params))}"
+        )
         return float(best.values[0])
 
 

@@ -17,6 +17,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
       published: {optimizer.lr: 1.0e-5}  # a method or constraint: what recipe=published sets (robustft/cli/recipes.py)
+      given_maps: true            # a method: maps of the training images that are known before can be given to it
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
       label: KD                   # what reports call it; see robustft/cli/display.py for this and the next three
@@ -28,6 +29,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       name: folders               # how it is chosen, data=folders, where nothing else in it says so
       brings: {model: vitb32}     # options of other groups that come with it unless they are typed
       open: [data.shifts]         # places for names of the user's own
+      objects: true               # data: it knows where the objects are in its training images
       files: true                 # data: its images are files, of which `prepare=true` can make copies
       needs: {data.train: …}      # data: settings it cannot do without; see robustft/cli/places.py
       places: {data.root: …}      # data: settings that name folders and files; see there
@@ -172,6 +174,11 @@ class Settings:
             return reason
         fills = self.takes.get("mask", {}).get("fills", True)
         return None if group == "mask" or fills else self.chosen("mask")
+
+    def forbidden(self, described: Description, value: Any) -> str | None:
+        """What does not go with a value that needs others to be as its description says (``only``)."""
+        case = (described.get("only") or {}).get(value) if isinstance(value, str) else None
+        return None if case is None else self._unmet([case])
 
     def holds(self, case: Case) -> bool:
         """Whether settings are as ``case`` describes them."""

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +41,36 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def remembered(path: Path, make: Callable[[], dict[str, Tensor]], together: bool = False) -> dict[str, Tensor]:
+def remembered(
+    path: Path, make: Callable[[], dict[str, Tensor]], agree: Callable[[bool], bool] | None = None
+) -> dict[str, Tensor]:
     """Load the tensors kept in ``path``; make and keep them, atomically, where they are not there or not readable.
 
     Args:
-        together: the processes of a run make them together, each its share, and the first one keeps them. Otherwise
+        agree: of processes that make them together, each its share, and the first one keeps them: tells each whether
+            all of them say yes. What one finds alone counts for nothing: the others would wait for its share. None:
             one process makes them while others, of this run and of other runs, wait for it.
     """
-    with nullcontext() if together else one_at_a_time(path):
-        with suppress(SafetensorError, OSError):
-            return load_file(path)
-        tensors = make()
-        if not together or is_first_process():
-            with optional(path.parent):
-                save_tensors(path, tensors)
+    if agree is None:
+        with one_at_a_time(path):
+            known = _loaded(path)
+            return _kept(path, make()) if known is None else known
+    known = _loaded(path)
+    if agree(known is not None) and known is not None:
+        return known
+    tensors = make()
+    return _kept(path, tensors) if is_first_process() else tensors
+
+
+def _loaded(path: Path) -> dict[str, Tensor] | None:
+    with suppress(SafetensorError, OSError):
+        return load_file(path)
+    return None
+
+
+def _kept(path: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    with optional(path.parent):
+        save_tensors(path, tensors)
     return tensors
 
 

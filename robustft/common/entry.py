@@ -1,20 +1,28 @@
 """What all commands have in common: how they were called, and how they answer."""
 
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
-from robustft.common import streams, terminal
+from robustft.common import signals, streams, terminal
 from robustft.common.errors import system_error, user_error
 
 
 def answer(main: Callable[[], int | None]) -> int:
-    """Call a command's ``main``; the exit status. A user's mistake and a disk's are one line each."""
+    """Call a command's ``main``; the exit status. A user's mistake and a disk's are one line each.
+
+    SIGTERM and a closed terminal's SIGHUP count as Ctrl-C, so that nothing half-written is left.
+    """
     streams.guard()
     terminal.use_plain_letters()
+    main_thread = threading.current_thread() is threading.main_thread()
     try:
-        return main() or 0
+        with signals.handled(signal.default_int_handler) if main_thread else nullcontext():
+            return main() or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

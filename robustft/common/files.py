@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,10 +15,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.common.locks import here
+from robustft.common.locks import here, is_gone
+from robustft.common.wording import first_line
 
 ASIDE = ".new"  # folder for settings of the run that is to replace what lies in its folder
-PARTIAL = ("*.partial", ".tmp??????")  # what a killed process leaves; the second is safetensors'
+PARTIAL = "*.partial"  # what a killed process leaves
 
 # What a disk says that is full, broken, read-only or another's. Anything else is a fault of the program.
 DISK = {
@@ -38,6 +40,27 @@ class WriteError(UserError, OSError):
     """A file cannot be written: the disk is full or fails, or the place is not the user's."""
 
 
+_numbers = count()  # of this process's places, so that its threads have one each
+
+
+@contextmanager
+def aside(folder: Path) -> Iterator[Path]:
+    """A folder inside of ``folder`` to make in what is to appear there whole; gone, with what is left, afterwards.
+
+    What processes left behind that were killed at this is cleared away.
+    """
+    for left in folder.glob(f".{PARTIAL}"):
+        if is_gone(left.name.removeprefix(".").rpartition(".")[0].rpartition("+")[0]):
+            shutil.rmtree(left, ignore_errors=True)
+    place = folder / f".{here()}+{next(_numbers)}.partial"
+    shutil.rmtree(place, ignore_errors=True)  # of a process that had the same number
+    place.mkdir()
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Where to write the content of ``path``, whose folder is made: it takes its place when the block ends well.
@@ -47,17 +70,16 @@ def atomic(path: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full, read-only or broken. What was there before is still there, and nothing else.
     """
-    partial = path.with_name(f"{path.name}.{here()}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # as any other file: safetensors' are their owner's alone
-        os.replace(partial, path)
+        with aside(path.parent) as place:  # safetensors makes a further file of its own while it writes
+            partial = place / path.name
+            yield partial
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o666 & ~umask)  # as any other file: safetensors' are their owner's alone
+            os.replace(partial, path)
     except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         if (reason := disk_error(error)) is not None:
             raise WriteError(f"cannot write {path}: {describe(reason, path.parent)}") from error
         raise
@@ -100,8 +122,11 @@ def _sort_metadata(path: Path) -> None:
 
 def remove_partial(folder: Path) -> None:
     """Clear away what a killed process was writing into ``folder``. Nobody else may be writing there."""
-    for left in [path for pattern in PARTIAL for path in folder.glob(pattern)]:
-        left.unlink(missing_ok=True)
+    for left in folder.glob(PARTIAL):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:  # of earlier versions
+            left.unlink(missing_ok=True)
 
 
 def refuse_damaged(path: Path, what: str) -> None:
@@ -121,9 +146,8 @@ def refuse_damaged(path: Path, what: str) -> None:
         with safe_open(path, "numpy"):  # reads the header alone, and imports nothing
             pass
     except (SafetensorError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{what}={path}: not a readable weights file ({reason}): damaged or cut off. Copy it again"
+            f"{what}={path}: not a readable weights file ({first_line(error)}): damaged or cut off. Copy it again"
         ) from error
 
 

@@ -5,6 +5,7 @@ lock is a file that names its owner: on its owner's machine it is known when tha
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
@@ -75,7 +77,38 @@ def owner(path: Path) -> str | None:
 
 def here() -> str:
     """Name this process, as a part of file names."""
-    return f"{socket.gethostname()}-{os.getpid()}"
+    return f"{socket.gethostname()}-{_numbering()}-{os.getpid()}"
+
+
+def is_gone(name: str) -> bool:
+    """Whether the process of that name (see ``here``) is no more.
+
+    False where that cannot be told: it is another machine's, or the system does not say whose numbers are whose.
+    """
+    place, _, number = name.rpartition("-")
+    if not _numbering() or place != here().rpartition("-")[0] or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it is another user's
+        pass
+    return False
+
+
+@lru_cache
+def _numbering() -> str:
+    """Name those among whom a process's number means something: this machine since its start, in this container.
+
+    Empty where the system does not tell. Hosts and containers may share a file system and a name.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+        inside = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{boot} {inside}".encode()).hexdigest()[:8]
 
 
 def _acquire(path: Path, wait: bool) -> BaseFileLock:

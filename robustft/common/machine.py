@@ -2,8 +2,11 @@
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
+
+from robustft.common.errors import UserError
 
 
 def cpu_name() -> str:
@@ -17,6 +20,19 @@ def has_accelerator() -> bool:
     """Whether there seems to be a GPU here, told without importing torch."""
     drivers = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # NVIDIA's, AMD's, either's under Windows' Linux
     return any(os.path.exists(path) for path in drivers) or (sys.platform, platform.machine()) == ("darwin", "arm64")
+
+
+def refuse_device(typed: str | None) -> None:
+    """Refuse what no device is called, without importing torch, which knows what is here.
+
+    Args:
+        typed: behind --device; None: the best one is taken.
+
+    Raises:
+        UserError: says how devices are called.
+    """
+    if typed is not None and not re.fullmatch(r"[a-z]+(:\d+)?", typed):
+        raise UserError(f"--device={typed}: not here. Expected cpu, cuda, cuda:1, mps")
 
 
 def device_name(accelerator: str = "auto") -> str:

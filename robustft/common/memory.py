@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 
 ALLOCATORS = ("out of memory", "alloc_failed", "can't allocate memory")  # of CUDA and MPS, cuBLAS, the CPU
 EVALUATION = "a smaller data.eval_batch_size"
@@ -31,7 +32,7 @@ def enough_memory(doing: str, *advice: str) -> Iterator[None]:
             raise
         evaluating = doing == "training" and _called(error, "validation_step")
         what, helps = ("evaluating", [EVALUATION]) if evaluating else (doing, list(advice))
-        wanted = f" ({str(error).splitlines()[0][:160]})" if str(error) else ""
+        wanted = f" ({first_line(error)})" if str(error) else ""
         raise UserError(f"out of memory while {what}{wanted}. Less is taken with {', or '.join(helps)}.") from error
 
 

@@ -87,6 +87,16 @@ def readable(path: Path) -> str:
     return os.path.relpath(path) if path.is_absolute() and path.is_relative_to(Path.cwd()) else str(path)
 
 
+def refuse_filled(folder: Path) -> None:
+    """Refuse to write into a folder that holds something, or where a file is.
+
+    Raises:
+        UserError: names it.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already: give a new folder")
+
+
 def make_folder(path: Path, what: str) -> Path:
     """Make a folder in which files can be made, with its parents; one that is there will do.
 

@@ -5,14 +5,16 @@ import logging
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:  # rich takes a moment to import, and a mistake is answered without it
     from rich.console import Console
     from rich.table import Table
+
+Item = TypeVar("Item")
 
 PLAIN = {"±": "+-", "−": "-", "–": "-", "×": "x", "…": "...", "·": "-", "Δ": "diff", "α": "alpha", "β": "beta"}
 PLAIN |= {
@@ -64,6 +66,18 @@ def console(file: IO[str] | StringIO | None = None, stderr: bool = False) -> "Co
         return made
     told = os.environ.get("COLUMNS", "")
     return Console(file=file, stderr=stderr, width=int(told) if told.isdigit() and int(told) else 10_000)
+
+
+def tracked(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
+    """Go through items with a bar on the terminal, which is gone in the end; elsewhere nothing is printed.
+
+    Args:
+        total: how many there are.
+    """
+    from rich import get_console
+    from rich.progress import track
+
+    return track(items, title, total, transient=True, disable=not get_console().is_terminal)
 
 
 def fits(console: "Console", table: "Table") -> bool:

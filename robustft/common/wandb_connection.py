@@ -5,6 +5,7 @@ from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.network import reachable
+from robustft.common.wording import short
 
 ADVICE = "Without the setting the run logs offline, and `wandb sync` sends it later."
 
@@ -67,7 +68,7 @@ def _settings() -> Any:
     try:
         return wandb_setup.singleton().settings
     except ValueError as error:  # pydantic's
-        what = " ".join(str(error).split())[:200]
+        what = short(" ".join(str(error).split()), 200)
         raise UserError(f"W&B cannot read its settings ({what}): see the variables WANDB_*") from error
 
 
@@ -79,8 +80,3 @@ def has_key() -> bool:
         return bool(wandb.login(prompt=False, verify=False))
     except (wandb.errors.Error, ValueError):  # not of the form of a key
         return False
-
-
-def first_line(error: Exception) -> str:
-    """Give the first line of an error's text, 160 letters at most, else its name."""
-    return str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__

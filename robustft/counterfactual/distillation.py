@@ -94,7 +94,7 @@ def forwards_of_map(mask: Mapping[str, Any], student: Classifier) -> float:
     The student's forward pass is there for the cross-entropy, a teacher's is not. Of the last ``layers`` alone the
     backward pass goes no further.
     """
-    if mask["kind"] in ("none", "random"):
+    if mask["kind"] in ("none", "random") or mask["source"] == "truth":
         return 0.0
     layers = max(1, len(student.tower.attentions()))
     seen = layers if mask["layers"] is None else min(mask["layers"], layers)
@@ -113,9 +113,9 @@ def make_explain(mask: Mapping[str, Any]) -> Explain:
     """(student, teacher, images, labels) → the student's features and logits and, if the mask needs one, the map.
 
     Args:
-        mask: kind, cam, layers, and source: whose map it is.
+        mask: kind, cam, layers, and source: whose map it is; the true one is never drawn, see ``true_maps``.
     """
-    if mask["kind"] in ("none", "random"):
+    if mask["kind"] in ("none", "random") or mask["source"] == "truth":
         return lambda student, teacher, images, labels: (*classify(student, images), None)
     draw = make_cam(mask["cam"], mask["layers"])
     if mask["source"] == "student":

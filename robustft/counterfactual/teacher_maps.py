@@ -13,13 +13,14 @@ from torch import Tensor
 
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory, training_advice
+from robustft.common.wording import counted
 from robustft.counterfactual.cam import Explain, make_cam
 from robustft.data.sets import Batch, EvaluationSet
 from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.loop import planned_steps
 from robustft.training.recipe import Training
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ def teacher_maps(
     images = EvaluationSet("train", data.training_set(), correct, keys=())
 
     def take() -> dict[str, Tensor]:
-        log.info("taking the teacher's maps of %s training images once", f"{len(images.dataset):,}")
+        log.info("taking the teacher's maps of %s once", counted(len(images.dataset), "training image"))
         at_once = data.batch_size // (trainer.world_size * trainer.accumulate_grad_batches)
         mapper = Mapper(teacher, images, make_cam(mask["cam"], mask["layers"]), at_once)
         advice = training_advice(trainer, teacher, data.batch_size)
@@ -81,4 +82,4 @@ def teacher_maps(
     precision = resolve_precision(options["precision"], options["accelerator"])
     kind = (mask["cam"], mask["layers"], precision, options["accelerator"])
     path = cache_folder() / "maps" / f"{digest(fingerprint(teacher), images.fingerprint, kind)}.safetensors"
-    return remembered(path, take, together=trainer.world_size > 1)["cams"]
+    return remembered(path, take, agreement(trainer))["cams"]

@@ -11,6 +11,7 @@ from robustft.common import terminal
 from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError
 from robustft.common.files import write
+from robustft.common.wording import counted
 from robustft.data.check_page import write_page
 from robustft.data.datamodule import RobustnessData
 from robustft.data.inspection import Looked, inspect, remarks
@@ -42,7 +43,7 @@ def check(datamodule: RobustnessData, folder: Path | None = None) -> dict[str, A
     except UserError as error:
         wrong.append(str(error))
     if wrong:
-        raise UserError("\n".join([*dict.fromkeys(wrong), f"{len(set(wrong))} problem(s) found."]))
+        raise UserError("\n".join([*dict.fromkeys(wrong), f"{counted(len(set(wrong)), 'problem')} found."]))
     _remember(datamodule, looked)
     console.print("Everything is there and readable.")
     return looked.sets

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 from robustft.data.sets import EvaluationSet, ImageSet
 
 RESERVED = ("holdout", "avg", "average", "ood_avg")
@@ -40,7 +41,9 @@ def check_data(data: Any) -> None:
                 " classes"
             )
         if len(one.keys) != len(one.dataset):
-            raise UserError(f"{who}: {one.name} has {len(one.dataset)} images and {len(one.keys)} keys")
+            raise UserError(
+                f"{who}: {one.name} has {counted(len(one.dataset), 'image')} and {counted(len(one.keys), 'key')}"
+            )
     if data.holdout != 0:
         _check_images(data.training_set(), f"{who}: the training set", classes)
 
@@ -53,7 +56,10 @@ def _check_images(images: Any, what: str, labels: int) -> None:
     if not isinstance(images.labels, torch.Tensor) or images.labels.dtype != torch.int64:
         raise UserError(f"{what}: labels are no tensor of whole numbers (int64)")
     if len(images.labels) != len(images) or not len(images):
-        raise UserError(f"{what} has {len(images)} images and {len(images.labels)} labels: expected as many, and some")
+        raise UserError(
+            f"{what} has {counted(len(images), 'image')} and {counted(len(images.labels), 'label')}: expected as"
+            " many, and some"
+        )
     if int(images.labels.min()) < 0 or int(images.labels.max()) >= labels:
         raise UserError(
             f"{what} has labels from {int(images.labels.min())} to {int(images.labels.max())}, expected 0 to"

@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 from robustft.data.augment import Augment, AugmentedImages
 from robustft.data.contract import check_data
 from robustft.data.loading import make_loader
@@ -152,6 +153,12 @@ class RobustnessData(LightningDataModule, ABC):
         """
         return []
 
+    def objects(self) -> Bool[Tensor, "images height width"] | None:
+        """Where the object of each training image is seen, at any resolution; None: nobody knows. A data class that
+        knows says ``takes: {objects: true}`` in its config.
+        """
+        return None
+
     def verify(self, training: bool = True) -> None:
         """Check cheaply, before any training, that everything needed is there; subclasses look closer.
 
@@ -205,7 +212,9 @@ class RobustnessData(LightningDataModule, ABC):
         return {}
 
     def protocol(self) -> dict[str, Any]:
-        """What results have to say of the data, of "templates", "candidates" and "split"; nothing, by default."""
+        """What results have to say of the data, of "templates", "class_names", "candidates" and "split"; nothing, by
+        default.
+        """
         return {}
 
     # What all have in common
@@ -314,7 +323,7 @@ class RobustnessData(LightningDataModule, ABC):
             size = max(1, min(DEFAULT_HOLDOUT, len(labels) // 100))
         if size >= len(labels):
             raise UserError(
-                f"data.holdout={size} leaves nothing to train on: the training set has {len(labels)} images."
+                f"data.holdout={size} leaves nothing to train on: the training set has {counted(len(labels), 'image')}."
             )
         return split_holdout(labels, size, self.holdout_seed)
 
@@ -337,18 +346,18 @@ class RobustnessData(LightningDataModule, ABC):
         world_size, accumulate = self.devices.count, self.devices.accumulate
         if self.batch_size % (world_size * accumulate):
             raise UserError(
-                f"data.batch_size={self.batch_size} does not split over {world_size} device(s) × "
-                f"trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
+                f"data.batch_size={self.batch_size} does not split over {counted(world_size, 'device')} ×"
+                f" trainer.accumulate_grad_batches={accumulate}. Give a multiple of {world_size * accumulate}."
             )
         if self.batch_size < least * world_size * accumulate:
             raise UserError(
-                f"data.batch_size={self.batch_size}: each of {world_size} device(s) would see one image at a time "
-                f"(trainer.accumulate_grad_batches={accumulate}), and a fill takes patches from others. Raise it."
+                f"data.batch_size={self.batch_size}: each of {counted(world_size, 'device')} would see one image at a"
+                f" time (trainer.accumulate_grad_batches={accumulate}), and a fill takes patches from others. Raise it."
             )
         if self.train_images < self.batch_size:
             raise UserError(
-                f"data.batch_size={self.batch_size} is more than the {self.train_images} training images "
-                "left after the hold-out: there would be no step. Give a smaller data.batch_size."
+                f"data.batch_size={self.batch_size} is more than the {counted(self.train_images, 'training image')}"
+                " left after the hold-out: there would be no step. Give a smaller data.batch_size."
             )
 
     def _check_arguments(self) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from robustft.common.terminal import tracked
 from robustft.data.reading import opened
 
 TINY, HUGE = 32, 10_000  # pixels: of the shorter and of the longer side
@@ -58,7 +58,7 @@ def facts_of(paths: Sequence[str], decode: Callable[[str], str | None], title: s
     hashes = can_hash()
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         found: Iterable[Facts] = pool.map(lambda path: _facts(path, decode, hashes), paths)
-        return list(track(found, title, len(paths), transient=True))
+        return list(tracked(found, title, len(paths)))
 
 
 def _facts(path: str, decode: Callable[[str], str | None], hashes: bool) -> Facts:

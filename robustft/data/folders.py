@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted, noun, some
 from robustft.data.reading import EXTENSIONS, read_image
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
 
@@ -175,7 +176,9 @@ class ImageFolders(ImageFiles):
             names = list(pool.map(_image_names, (root / folder for folder in folders)))
         counts = torch.tensor([len(of_class) for of_class in names])
         if not counts.sum():
-            raise UserError(f"{root}: no images in its {len(folders)} class folders ({', '.join(EXTENSIONS)}).")
+            raise UserError(
+                f"{root}: no images in its {counted(len(folders), 'class folder')} ({', '.join(EXTENSIONS)})."
+            )
         labels = torch.arange(len(folders)).repeat_interleave(counts)
         super().__init__(root, [name for of_class in names for name in of_class], labels, preprocess, border=border)
         self.folders = list(folders)
@@ -231,12 +234,14 @@ def match_folders(root: Path, expected: Sequence[str], ignored: Collection[str] 
     if unknown or missing:
         differences = []
         if unknown:
-            differences.append(f"{len(unknown)} belong to no class ({some(unknown)})")
+            differences.append(
+                f"{len(unknown):,} {noun(len(unknown), 'belongs', 'belong')} to no class ({some(unknown)})"
+            )
         if missing:
-            differences.append(f"{len(missing)} are missing ({some(missing)})")
+            differences.append(f"{len(missing):,} {noun(len(missing), 'is', 'are')} missing ({some(missing)})")
         raise UserError(
-            f"{root}: its folders do not match the classes. Expected {len(expected)} folders "
-            f"({some(expected)}); found {len(found)}: {' and '.join(differences)}."
+            f"{root}: its folders do not match the classes. Expected {counted(len(expected), 'folder')}"
+            f" ({some(expected)}); found {len(found)}: {' and '.join(differences)}."
             + ("" if found else " Sort the images into one folder per class.")
         )
 
@@ -246,8 +251,3 @@ def _image_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = (entry.name for entry in entries)
         return sorted(n for n in names if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
-
-
-def some(names: Sequence[str], most: int = 3) -> str:
-    """The first few of some names, for a message."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

@@ -26,6 +26,7 @@ from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import counted, some
 from robustft.data.filedata import FileData
 from robustft.data.folders import ImageFiles, ImageFolders, folder_set
 from robustft.data.objectnet import BORDER, read_label_sets
@@ -171,8 +172,8 @@ class ImageNetData(FileData):
         counts = images.labels.bincount(minlength=len(self.classes.wnids))
         if len(empty := (counts == 0).nonzero().flatten().tolist()):
             raise UserError(
-                f"{folder}: no training images of {len(empty)} of {len(counts)} classes "
-                f"({', '.join(self.classes.wnids[k] for k in empty[:3])}{', …' if len(empty) > 3 else ''})."
+                f"{folder}: no training images of {len(empty):,} of {counted(len(counts), 'class', 'classes')}"
+                f" ({some([self.classes.wnids[k] for k in empty])})."
             )
         return images
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustft.common.errors import UserError, install
+from robustft.common.wording import counted, some
 from robustft.data.datamodule import RobustnessData
 from robustft.data.duplicates import Pair, leaks
 from robustft.data.facts import Facts, can_hash, facts_of, oddities
-from robustft.data.folders import ImageFiles, image_paths, some, whole_of
+from robustft.data.folders import ImageFiles, image_paths, whole_of
 from robustft.data.prepared import PreparedImages
 from robustft.data.reading import decoding_error
 
@@ -105,12 +106,12 @@ def remarks(looked: Looked) -> list[str]:
         same = sum(pair.distance is None for pair in pairs)
         named = [looked.paths[later][pair.ours] for pair in pairs]
         kinds = f"{same} the same file, {len(pairs) - same} nearly the same"
-        images = f"{len(pairs)} image{'s' * (len(pairs) != 1)}"
+        images = counted(len(pairs), "image")
         lines.append(f"LEAK: {images} of {later} in {earlier} too ({kinds}): {some(named, LISTED)}")
     for name, found in looked.sets.items():
         if found["odd"]:
             listed = [f"{path} ({what})" for path, what in found["odd"].items()]
-            lines.append(f"{name}: {len(listed)} odd image(s): {some(listed, LISTED)}")
+            lines.append(f"{name}: {counted(len(listed), 'odd image')}: {some(listed, LISTED)}")
         if (found["skew"] or 0) >= SKEWED:
             lines.append(f"{name}: its largest class has {found['skew']:.3g} times the images of its smallest")
         if len(found["formats"]) > 1:

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.numpy import save
 
 from robustft.common.errors import UserError
-from robustft.common.files import atomic, describe, disk_error
+from robustft.common.files import atomic, describe, disk_error, remove_partial
 from robustft.common.locks import locked
+from robustft.common.wording import counted, noun
 from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.prepared import (
@@ -75,13 +77,17 @@ def _make_all(sets: Mapping[str, tuple[ImageFiles, bool]], place: Path) -> None:
     _check_space(sets, folders, place)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # Threads: decoding, resizing and checksums all run outside of Python's lock, and the pixels stay where they are.
-    with Progress(*columns) as progress, ThreadPoolExecutor(usable_cpus()) as pool:
+    with (
+        Progress(*columns, disable=not get_console().is_terminal) as progress,
+        ThreadPoolExecutor(usable_cpus()) as pool,
+    ):
         tasks = {name: progress.add_task(f"Preparing {name}", total=len(files)) for name, (files, _) in sets.items()}
         for name, (files, jpeg) in sets.items():
             _make(files, folders[name], jpeg, pool, partial(progress.advance, tasks[name]))
     size = sum(path.stat().st_size for folder in folders.values() for path in folder.iterdir())
     images = sum(len(files) for files, _ in sets.values())
-    log.info("%s images in %s sets are prepared: %.1f GB in %s", f"{images:,}", len(sets), size / 1e9, place)
+    what = f"{counted(images, 'image')} in {counted(len(sets), 'set')}"
+    log.info("%s %s prepared: %.1f GB in %s", what, noun(images, "is", "are"), size / 1e9, place)
 
 
 def _make(files: ImageFiles, folder: Path, jpeg: bool, pool: ThreadPoolExecutor, advance: Callable) -> None:
@@ -97,6 +103,7 @@ def _make(files: ImageFiles, folder: Path, jpeg: bool, pool: ThreadPoolExecutor,
     if len(tables) == len(paths) and _is_index(folder, fingerprint(sources, how), _joined(tables)):
         return
     index_path(folder).unlink(missing_ok=True)
+    remove_partial(folder)
     for leftover in {*folder.iterdir()}.difference(paths):
         leftover.unlink()
     encode = _jpeg if jpeg else _raw

@@ -29,13 +29,14 @@ import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from robustft.common.errors import UserError
+from robustft.common.terminal import tracked
+from robustft.common.wording import counted
 from robustft.data.folders import ImageFiles
 from robustft.data.loading import usable_cpus
 from robustft.data.sets import Batch
@@ -60,7 +61,7 @@ class PreparedImages(Dataset):
         self.labels = files.labels
         self.start, self.length, self.crc32 = table["start"], table["length"], table["crc32"]
         if len(self.start) != len(self):
-            raise _damaged(index_path(folder), f"{len(self.start):,} images instead of {len(self):,}")
+            raise _damaged(index_path(folder), f"{counted(len(self.start), 'image')} instead of {len(self):,}")
         for shard, images in enumerate(shards(len(self))):
             path, end = shard_path(folder, shard), int(self.start[images[-1]] + self.length[images[-1]])
             size = path.stat().st_size if path.exists() else 0
@@ -113,7 +114,7 @@ class PreparedImages(Dataset):
 
         in_shards = shards(len(self))
         with ThreadPoolExecutor(usable_cpus()) as pool:
-            problems = list(track(pool.map(problem, in_shards), title, len(in_shards), transient=True))
+            problems = list(tracked(pool.map(problem, in_shards), title, len(in_shards)))
         return {str(shard_path(self.folder, shard)): text for shard, text in enumerate(problems) if text}
 
     def _read(self, index: int) -> tuple[bytes, str | None]:

@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
-from rich import get_console
-from rich.progress import track
 
 from robustft.common.errors import UserError
+from robustft.common.terminal import tracked
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # What is read, whatever a file is called: nothing that Pillow hands to another program (EPS, to Ghostscript).
@@ -110,8 +109,8 @@ def damaged_files(
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
         reasons = pool.map(lambda chunk: [examine(path) for path in chunk], chunks)
         done: Iterable[tuple[Sequence[str], list[str | None]]] = zip(chunks, reasons, strict=True)
-        if get_console().is_terminal and (thorough or len(paths) > 20_000):
-            done = track(done, title, len(chunks), transient=True)
+        if thorough or len(paths) > 20_000:
+            done = tracked(done, title, len(chunks))
         return {path: reason for pair in done for path, reason in zip(*pair, strict=True) if reason}
 
 

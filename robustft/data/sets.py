@@ -238,6 +238,7 @@ class EvaluationSet:
     keys: Sequence[str]  # one name per image, its path within the set
     full_size: int | None = None  # images before a draw; None: nothing was left out
     groups: Int64[Tensor, " images"] | None = None  # of each image, by number, where the set tells groups apart
+    objects: Bool[Tensor, "images height width"] | None = None  # where the object of each image is seen, if known
 
     @cached_property
     def allowed(self) -> Bool[Tensor, " classes"]:
@@ -273,6 +274,7 @@ class EvaluationSet:
             keys=[self.keys[i] for i in chosen.tolist()],
             full_size=self.full_size or len(self.dataset),
             groups=None if self.groups is None else self.groups[chosen],
+            objects=None if self.objects is None else self.objects[chosen],
         )
 
 

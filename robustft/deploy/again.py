@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustft.cli import sources
 from robustft.common.errors import UserError
+from robustft.common.wording import difference
 from robustft.components import instantiated, make_zeroshot
 from robustft.data.datamodule import RobustnessData
 from robustft.deploy.model import Model
@@ -34,12 +35,26 @@ def zeroshot_of(source: Source, names: Sequence[str]) -> Model:
     if model.get("backbone"):
         raise UserError(f"--zero-shot: {model.architecture} has no text tower, so there is no zero-shot model")
     data = data_of(source)
+    refuse_other_classes(source, data, names, "--zero-shot: ")
+    made = make_zeroshot(model, data, seed_of(source))
+    return Model(made, names, source.temperature(zeroshot=True)).eval()
+
+
+def refuse_other_classes(source: Source, data: RobustnessData, names: Sequence[str], doing: str = "") -> None:
+    """Refuse data that have changed since the run.
+
+    Args:
+        names: of the classes of the model.
+        doing: what needs the data, before the message.
+
+    Raises:
+        UserError: its classes are others; says which.
+    """
     if list(data.class_names) != list(names):
         raise UserError(
-            f"--zero-shot: the data of {source.folder} has other classes now ({', '.join(list(data.class_names)[:3])},"
-            f" …) than the model was trained for ({', '.join(names[:3])}, …)"
+            f"{doing}the data of {source.folder} has other classes now than the {len(names):,} that the model was"
+            f" trained for: {difference(list(data.class_names), list(names))}"
         )
-    return Model(make_zeroshot(model, data, seed_of(source)), names, source.temperature(zeroshot=True)).eval()
 
 
 def data_of(source: Source) -> RobustnessData:
@@ -75,15 +90,9 @@ def model_settings(source: Source) -> DictConfig:
     return OmegaConf.create({**settings, **backbone})
 
 
-def _config(source: Source) -> Any:
-    if source.config is None:
-        raise UserError(f"{source.folder}: no {RESULTS} or config.yaml in there says how the model came about")
-    return source.config
-
-
 def _part(source: Source, name: str) -> dict[str, Any]:
     """The settings of a component; they are resolved, so that a reference in them is somebody else's."""
-    found = _config(source).get(name)
+    found = source.require_config().get(name)
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise UserError(f"{source.folder}: {RESULTS} or config.yaml in there says nothing of {name}")
     if "${" in str(found):
@@ -97,7 +106,7 @@ def seed_of(source: Source) -> int:
     Raises:
         UserError: nothing tells it.
     """
-    seed = _config(source).get("seed")
+    seed = source.require_config().get("seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise UserError(f"{source.folder}: {RESULTS} or config.yaml in there has no seed")
     return seed

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import closing, suppress
 from importlib.util import find_spec
 
-from robustft.common import entry, homes
+from robustft.common import entry, homes, machine
 from robustft.common.errors import UserError, install, reason
 from robustft.deploy.source import CONFIG_DIR, Source, find
 
@@ -87,6 +87,7 @@ def check(arguments: argparse.Namespace) -> Source:
         raise UserError(f"--port={arguments.port}: expected a number from 0 to 65535")
     if arguments.nearest < 0:
         raise UserError(f"--nearest={arguments.nearest}: expected a whole number, 0 or more")
+    machine.refuse_device(arguments.device)
     source = find(arguments.run, arguments.config_dir)
     source.described  # noqa: B018 -- refused now, if it is no model of ours
     return source

@@ -8,6 +8,7 @@ import open_clip
 
 from robustft import __version__
 from robustft.common.files import write
+from robustft.common.wording import counted
 from robustft.deploy.again import data_of
 from robustft.deploy.source import Source
 from robustft.evaluation.results import average
@@ -62,7 +63,10 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
     yield ""
     method = results["display"]["label"] if results and "display" in results else None
     how = f"by robustft {__version__}" + (f" ({method})" if method else "")
-    yield f"{source.architecture}, fine-tuned for {len(model.class_names)} classes {how}. [The paper]({PAPER})."
+    yield (
+        f"{source.architecture}, fine-tuned for {counted(len(model.class_names), 'class', 'classes')} {how}. [The"
+        f" paper]({PAPER})."
+    )
     yield ""
     yield from ("## How to use it", "")
     seen, squash = model.preprocess, model.preprocess.resize == "squash"
@@ -79,7 +83,10 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
         text=text_note(parts),
     )
     yield ""
-    yield f"What is loaded gives the run's logits: the largest difference on {images} images is {difference:.1e}."
+    yield (
+        f"What is loaded gives the run's logits: the largest difference on {counted(images, 'image')} is"
+        f" {difference:.1e}."
+    )
     shape = "squashed to a square" if squash else "resized by their shorter side"
     yield f"Images are {shape} and cropped at the centre, upright (turned as their EXIF data say)."
     yield ""

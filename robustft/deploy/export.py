@@ -6,8 +6,6 @@ gives what the run's does on real images, of the run's data or of --images, does
 
 import argparse
 import logging
-import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from robustft.common import entry, homes, paths
 from robustft.common.errors import UserError, install
-from robustft.common.files import WriteError, describe, disk_error
+from robustft.common.files import WriteError, aside, describe, disk_error
+from robustft.common.wording import counted, first_line
 from robustft.deploy import images, push
 from robustft.deploy.formats import FORMATS, module_of
 from robustft.deploy.source import CONFIG_DIR, Source, find
@@ -97,7 +96,7 @@ def export(arguments: argparse.Namespace) -> int:
         write_card(parts, form, folder, arguments.folder.name, difference, len(compared))
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())
     print(f"{arguments.folder}: {arguments.format}, {size / 1e6:,.1f} MB, {time.perf_counter() - started:.0f} s")
-    print(f"loaded back: logits differ by at most {difference:.1e} on {len(compared)} images")
+    print(f"loaded back: logits differ by at most {difference:.1e} on {counted(len(compared), 'image')}")
     return push.push(arguments.folder, arguments.push) if arguments.push else 0
 
 
@@ -143,7 +142,7 @@ def some_images(source: Source, found: Sequence[str]) -> list[Any]:
         dataset = data_of(source).evaluation_sets()[0].dataset
         return [images.as_picture(dataset, k) for k in evenly(len(dataset))]
     except UserError as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         raise UserError(f"no images of the run to compare on ({why}). Give some: --images PATH ...") from error
 
 
@@ -192,10 +191,9 @@ def tracing(source: Source) -> Iterator[None]:
     except (UserError, OSError):
         raise
     except Exception as error:  # torch.export, the ONNX exporter and onnxruntime have dozens of kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"{source.architecture} cannot be traced ({reason}). --format=open_clip needs no tracing, where there is a"
-            " text tower"
+            f"{source.architecture} cannot be traced ({first_line(error)}). --format=open_clip needs no tracing, where"
+            " there is a text tower"
         ) from error
     finally:
         logging.disable(level)
@@ -208,20 +206,18 @@ def appearing(folder: Path) -> Iterator[Path]:
     Raises:
         WriteError: the disk is full or broken.
     """
-    partial = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        yield partial
-        if folder.is_dir():
-            folder.rmdir()  # empty: a symbolic link or what came into it meanwhile is refused by the system
-        partial.rename(folder)
+        with aside(folder.absolute().parent) as place:
+            partial = place / folder.name
+            partial.mkdir()
+            yield partial
+            if folder.is_dir():
+                folder.rmdir()  # empty: a symbolic link or what came into it meanwhile is refused by the system
+            partial.rename(folder)
     except BaseException as error:
         if (number := disk_error(error)) is not None:
             raise WriteError(f"cannot write {folder}: {describe(number, folder.absolute().parent)}") from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 if __name__ == "__main__":

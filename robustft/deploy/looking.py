@@ -20,6 +20,7 @@ from torch import Tensor
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory
 from robustft.common.randomness import generator
+from robustft.common.wording import counted
 from robustft.data.own.reading import read_sent
 from robustft.data.sets import Selection
 from robustft.deploy.again import zeroshot_of
@@ -121,7 +122,7 @@ class Looker:
         """What the page is about: the run, its scores, its classes."""
         results = self.source.results
         label = f" ({results['display']['label']})" if results and results.get("display") else ""
-        lines = [f"{self.source.architecture}, {len(self.model.class_names):,} classes{label}."]
+        lines = [f"{self.source.architecture}, {counted(len(self.model.class_names), 'class', 'classes')}{label}."]
         if results is not None:
             blocks = {ZEROSHOT: results["zeroshot"]} if results["zeroshot"] is not None else {}
             blocks = {**blocks, FINETUNED: results} if self._method != "zeroshot" else {ZEROSHOT: results}
@@ -242,7 +243,9 @@ class Looker:
             chosen[0] = own[0]
             single, multi = fills_of(others, chosen, self.model.patch_size, random)
             samples.append(("single fill", "from another image", picture(single[0]), single[:1], None))
-            samples.append(("multi fill", f"from {len(others) - 1} others", picture(multi[0]), multi[:1], None))
+            samples.append(
+                ("multi fill", f"from {counted(len(others) - 1, 'other')}", picture(multi[0]), multi[:1], None)
+            )
         used = None if mask["kind"] == "none" else f"{'no' if self._fill == 'none' else self._fill} fill"
         return {
             "whose": whose,

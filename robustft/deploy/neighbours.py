@@ -17,7 +17,7 @@ from robustft.common.randomness import generator
 from robustft.data.loading import make_loader
 from robustft.data.sampling import draw
 from robustft.data.sets import Selection, take
-from robustft.deploy.again import data_of
+from robustft.deploy.again import data_of, refuse_other_classes
 from robustft.deploy.model import Model
 from robustft.deploy.source import Source
 
@@ -36,8 +36,7 @@ def training_images(source: Source, model: Model, most: int) -> Selection:
     """
     try:
         data = data_of(source)
-        if list(data.class_names) != model.class_names:
-            raise UserError(f"the data of {source.folder} has other classes now than the model was trained for")
+        refuse_other_classes(source, data, model.class_names)
         trained_on = data.split[0]
         return Selection(data.training_set(), trained_on[draw(len(trained_on), most, seed=0)])
     except OSError as error:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from robustft.common import entry, homes, paths
+from robustft.common import entry, homes, machine, paths
 from robustft.common.errors import UserError
+from robustft.common.wording import counted, first_line
 from robustft.deploy import images, tables
 from robustft.deploy.source import CONFIG_DIR, Source, find
 
@@ -73,7 +74,7 @@ def predict(arguments: argparse.Namespace) -> int:
     for path, why in unreadable.items():
         print(f"{path}: {why}", file=sys.stderr)
     if unreadable:
-        print(f"{len(unreadable)} of {len(found)} images could not be read", file=sys.stderr)
+        print(f"{len(unreadable):,} of {counted(len(found), 'image')} could not be read", file=sys.stderr)
     return 1 if unreadable else 0
 
 
@@ -89,6 +90,9 @@ def check(arguments: argparse.Namespace) -> Source:
             raise UserError(f"--{name.replace('_', '-')}={value}: expected a whole number, {least} or more")
     source = find(arguments.run, arguments.config_dir)
     source.described  # noqa: B018 -- refused now, if it is no model of ours
+    if arguments.zero_shot:
+        source.require_config()
+    machine.refuse_device(arguments.device)
     if arguments.out is not None:
         tables.check(arguments.out)
     if arguments.features is not None:
@@ -141,7 +145,7 @@ def run(model: "Model", found: Sequence[str], write: tables.Write, arguments: ar
             np.save(file, np.concatenate([np.empty((0, model.head.in_features), np.float32), *features]))
     seconds, done = time.perf_counter() - started, len(found) - len(unreadable)
     where = ", ".join(str(path) for path in (arguments.out, arguments.features) if path is not None)
-    speed = f"{done:,} images in {seconds:.1f} s ({done / seconds:,.0f} images/s on {device})"
+    speed = f"{counted(done, 'image')} in {seconds:.1f} s ({done / seconds:,.0f} images/s on {device})"
     print(f"{speed}{f': {where}' if where else ''}", file=sys.stderr)
     return unreadable
 
@@ -161,7 +165,7 @@ def device_of(typed: str | None) -> Any:
         device = torch.device(typed)
         torch.empty(1, device=device)
     except Exception as error:  # torch has a dozen ways to say so
-        raise UserError(f"--device={typed}: not here ({str(error).splitlines()[0][:120]}). Try --device=cpu") from error
+        raise UserError(f"--device={typed}: not here ({first_line(error, 120)}). Try --device=cpu") from error
     return device
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 
 
 def check(repository: str) -> None:
@@ -42,10 +43,9 @@ def push(folder: Path, repository: str) -> int:
         address = api.create_repo(repository, exist_ok=True)
         api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Model of a robustft run")
     except Exception as error:  # whatever the network or the hub says
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise UserError(
-            f"--push={repository}: the hub did not take it ({reason}). {folder} is complete; again: hf upload"
-            f" {repository} {folder}"
+            f"--push={repository}: the hub did not take it ({first_line(error)}). {folder} is complete; again: hf"
+            f" upload {repository} {folder}"
         ) from error
     print(f"uploaded: {address}")
     return 0

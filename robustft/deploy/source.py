@@ -11,6 +11,7 @@ from typing import Any
 from robustft.cli import resuming, sources
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import first_line
 from robustft.evaluation.results import read_results
 from robustft.models.files import BEST, FORMAT, RESULTS, model_file
 
@@ -49,6 +50,16 @@ class Source:
             return self.results["config"]
         return resuming.saved_config(self.folder)
 
+    def require_config(self) -> Mapping[str, Any]:
+        """Give the settings of the run.
+
+        Raises:
+            UserError: nothing tells them.
+        """
+        if self.config is None:
+            raise UserError(f"{self.folder}: no {RESULTS} or config.yaml in there says how the model came about")
+        return self.config
+
     @cached_property
     def described(self) -> dict[str, str]:
         """What the model's file says of itself, see ``robustft.models.weights.describe``.
@@ -62,7 +73,7 @@ class Source:
             with safe_open(self.file, "numpy") as file:
                 metadata = file.metadata() or {}
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.file} is not a readable model ({str(error).splitlines()[0][:160]})") from error
+            raise UserError(f"{self.file} is not a readable model ({first_line(error)})") from error
         if metadata.get("format") != FORMAT and self.file.name == BEST:
             raise UserError(
                 f"{self.file} holds weights without what rebuilds their model: an interrupted linear probe, or a run of"

@@ -18,7 +18,7 @@ from robustft.evaluation.metrics import best_temperature, needs_temperature
 from robustft.evaluation.results import Score, Scores
 from robustft.evaluation.scoring import allowed_only, score
 from robustft.models.classifier import Classifier
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +130,6 @@ def zeroshot_scores(
     calibrates = needs_temperature(make_metrics().values())
     temperature, scores = None, {}
     for evaluation_set in data.sets:  # the hold-out comes first
-        # Asked for once: the first process may have kept by now what the others would still evaluate, alone.
         logits, correct = known(evaluation_set)
         if calibrates and evaluation_set.name == "holdout":
             temperature = best_temperature(logits, correct)
@@ -153,7 +152,7 @@ def _known_logits(
             return {"logits": allowed_only(evaluation_set, found.logits[evaluation_set.name])[0].contiguous()}
 
         path = cache_folder() / "scores" / f"{digest(*settings, evaluation_set.fingerprint)}.safetensors"
-        logits = remembered(path, make, together=lightning.world_size > 1)["logits"]
+        logits = remembered(path, make, agreement(lightning))["logits"]
         return logits, evaluation_set.correct[evaluation_set.dataset.labels][:, evaluation_set.allowed]
 
     return known

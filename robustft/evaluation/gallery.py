@@ -13,6 +13,7 @@ from robustft.common.randomness import generator
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.fill import multi_source, replace_patches
 from robustft.counterfactual.mask import context_mask, object_mask, random_mask
+from robustft.counterfactual.true_maps import maps_of
 from robustft.data.sampling import draw
 from robustft.data.sets import EvaluationSet
 from robustft.evaluation.pictures import BLUE, INK, ORANGE, Column, Tile, blanked, hatched, heat, picture, save, sheet
@@ -68,8 +69,8 @@ def write_gallery(
 
     Args:
         models: by the title of their column, in its order. They are left as they are.
-        mask: kind (none, random, object or context), threshold or rate, cam, layers. ``RECIPE`` stands in for what it
-            does not need.
+        mask: kind (none, random, object or context), threshold or rate, cam, source, layers. ``RECIPE`` stands in for
+            what it does not need.
         fill: none, single or multi; marked as that of the run.
         source: title of the model whose map makes the masks.
     """
@@ -87,6 +88,9 @@ def write_gallery(
         columns += [_model_column(title, view, shown, class_names) for title, view in views.items()]
         title = f"{evaluation_set.name}: predictions. {models[source].architecture.name} has no maps, masks and fills"
         if (cam := views[source].cam) is not None:
+            if mask["source"] == "truth" and evaluation_set.objects is not None:
+                grid = models[source].grid
+                cam = maps_of(evaluation_set.objects[chosen], grid).unflatten(1, grid)
             columns += _mask_columns(shown, cam, mask, fill, models[source].patch_size, seed)
             title = _title(evaluation_set, mask, source, len(models))
         titles, tiles = zip(*columns, strict=True)
@@ -118,8 +122,9 @@ def _title(evaluation_set: EvaluationSet, mask: Mapping[str, Any], source: str, 
     if mask["kind"] == "none":
         whose = f" ({source})" if models > 1 else ""
         return f"{title}. Masks{whose} and fills for illustration: this run uses none"
+    whose = "the true objects" if mask["source"] == "truth" else f"the map of the {source}"
     masks = "object and context mask" if mask["kind"] == "random" else "masks"
-    return f"{title}, {masks} from the map of the {source}. Orange: what this run uses"
+    return f"{title}, {masks} from {whose}. Orange: what this run uses"
 
 
 def _images(evaluation_set: EvaluationSet, chosen: Sequence[int]) -> Shown:

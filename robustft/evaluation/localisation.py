@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -56,13 +55,6 @@ def localise(
         iou={threshold: iou(object_mask(cam, threshold), coverage).mean().item() for threshold in thresholds},
         ceiling=best_iou(coverage).mean().item(),
     )
-
-
-def patch_coverage(
-    masks: Bool[Tensor, "images height width"], grid: tuple[int, int]
-) -> Float[Tensor, "images patches"]:
-    """Measure the share of object pixels in each patch of ``grid`` (rows, columns)."""
-    return F.adaptive_avg_pool2d(masks.float().unsqueeze(1), grid).flatten(1)
 
 
 def on_object(coverage: Float[Tensor, "images patches"]) -> Bool[Tensor, "images patches"]:

@@ -35,7 +35,7 @@ from robustft.models.text import digest_of, kept_rows
 from robustft.models.weights import text_tower
 from robustft.models.zeroshot import text_rows
 from robustft.training.lightning_private import leave_to_each_device
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 Rows = Float[Tensor, "classes features"]
 OWN = "own text: "  # before a task's name: scored with the text tower that the model was trained with
@@ -81,9 +81,12 @@ class Retention:
             task.name: folder / f"{digest(*settings, self.rows[task.name].tolist(), task.images.fingerprint)}.json"
             for task in self.tasks
         }
-        alone = lightning.world_size == 1 and whole
+        agree = agreement(lightning) if whole else None
+        alone = agree is None and whole
         with one_at_a_time(folder / f"{settings[0]}-retention") if alone else nullcontext():
             known = {name: _kept(file) if whole else None for name, file in files.items()}
+            if agree is not None:
+                known = {name: score if agree(score is not None) else None for name, score in known.items()}
             missing = [task for task in self.tasks if known[task.name] is None]
             if missing:
                 found = self._scores(zeroshot, [Question(t.name, t, self.rows[t.name]) for t in missing])

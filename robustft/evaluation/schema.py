@@ -3,6 +3,8 @@
 import math
 from typing import Any, TypeGuard
 
+from robustft.common.wording import short
+
 SCHEMA = 2  # that is written
 SCHEMAS = (1, 2)  # that are read
 PROTOCOL = tuple(
@@ -67,28 +69,28 @@ def _fault_of_keys(record: dict[str, Any]) -> str | None:
         if key not in record:
             return f"{key!r} is missing"
         if not _is_one_of(record[key], types):
-            return f"{key!r} is {record[key]!r:.60}"
+            return f"{key!r} is {_shown(record[key])}"
     for key, types in _MASK_TYPES.items() if record["mask"] else ():
         if not _is_one_of(record["mask"].get(key), types):
-            return f"'mask.{key}' is {record['mask'][key]!r:.60}"
+            return f"'mask.{key}' is {_shown(record['mask'][key])}"
     if record["schema"] not in SCHEMAS:
         return f"its schema is {record['schema']}, this version reads {' and '.join(map(str, SCHEMAS))}"
     if record["schema"] == 1:
         return None
     for key, types in _SINCE_2.items():
         if not _is_one_of(record.get(key, ...), types):
-            return f"{key!r} is {'missing' if key not in record else repr(record[key])[:60]}"
+            return f"{key!r} is {'missing' if key not in record else _shown(record[key])}"
     for name, known in (record["retention"] or {}).items():
         if fault := _fault_of_retention(known):
             return f"'retention.{name}{fault}"
     for name, told in record["metrics"].items():
         if not isinstance(told, dict) or not {"label", "unit", "higher_is_better"} <= told.keys():
-            return f"'metrics.{name}' is {told!r:.60}, expected label, unit and higher_is_better"
+            return f"'metrics.{name}' is {_shown(told)}, expected label, unit and higher_is_better"
     if not isinstance(version := record["protocol"].get("benchmark"), str | None):
-        return f"'protocol.benchmark' is {version!r:.60}"
+        return f"'protocol.benchmark' is {_shown(version)}"
     marker = record["display"].get("marker")
     if not isinstance(record["display"].get("label"), str) or not isinstance(marker, dict | None):
-        return f"'display' is {record['display']!r:.60}, expected a label and a marker"
+        return f"'display' is {_shown(record['display'])}, expected a label and a marker"
     return None
 
 
@@ -97,7 +99,7 @@ def _fault_of_scores(block: dict[str, Any], where: str) -> str | None:
     if missing := [key for key in ("id", "ood", "ood_avg", "holdout") if key not in block]:
         return f"'{where}{missing[0]}' is missing"
     if not isinstance(block["ood"], dict):
-        return f"'{where}ood' is {block['ood']!r:.60}"
+        return f"'{where}ood' is {_shown(block['ood'])}"
     scores = {"id": block["id"], **{f"ood.{name}": score for name, score in block["ood"].items()}}
     if block["holdout"] is not None:
         scores["holdout"] = block["holdout"]
@@ -105,15 +107,15 @@ def _fault_of_scores(block: dict[str, Any], where: str) -> str | None:
         found: dict[str, Any] = score if isinstance(score, dict) else {}
         top1, n = found.get("top1"), found.get("n")
         if not (_is_number(top1) and 0 <= top1 <= 1):
-            return f"'{where}{key}.top1' is {top1!r:.60}, expected a fraction in 0…1"
+            return f"'{where}{key}.top1' is {_shown(top1)}, expected a fraction in 0…1"
         if not (_is_number(n) and n == int(n) and n >= 0):
-            return f"'{where}{key}.n' is {n!r:.60}, expected a number of images"
+            return f"'{where}{key}.n' is {_shown(n)}, expected a number of images"
         for metric, value in found.items():
             if metric != "name" and value is not None and not _is_number(value):
-                return f"'{where}{key}.{metric}' is {value!r:.60}, expected a number or null"
+                return f"'{where}{key}.{metric}' is {_shown(value)}, expected a number or null"
     average = block["ood_avg"]
     if block["ood"] and not (_is_number(average) and 0 <= average <= 1):
-        return f"'{where}ood_avg' is {average!r:.60}, expected a fraction in 0…1"
+        return f"'{where}ood_avg' is {_shown(average)}, expected a fraction in 0…1"
     return None
 
 
@@ -123,8 +125,12 @@ def _fault_of_retention(known: Any) -> str | None:
     for key in ("top1", "zeroshot_top1", "top1_own_text"):
         value = found.get(key)
         if not (key == "top1_own_text" and value is None) and not (_is_number(value) and 0 <= value <= 1):
-            return f".{key}' is {value!r:.60}, expected a fraction in 0…1"
-    return None if _is_number(found.get("n")) else f".n' is {found.get('n')!r:.60}, expected a number of images"
+            return f".{key}' is {_shown(value)}, expected a fraction in 0…1"
+    return None if _is_number(found.get("n")) else f".n' is {_shown(found.get('n'))}, expected a number of images"
+
+
+def _shown(value: Any) -> str:
+    return short(repr(value), 60)
 
 
 def _is_one_of(value: Any, types: tuple[type, ...]) -> bool:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustft.common import terminal
+from robustft.common.wording import counted
 from robustft.evaluation.results import average
 
 # Of the sets that come with the product; sets of a user's own go by their names.
@@ -92,8 +93,9 @@ def summary_table(record: Mapping[str, Any], *, upright: bool = False) -> Table:
             table.add_row(label, *values)
     if record["partial"]:
         counts = [record["id"]["n"], *(score["n"] for score in record["ood"].values())]
-        span = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-        table.caption = f"Partial: {span} images a set; not comparable with full evaluations."
+        least, most = min(counts), max(counts)
+        span = ("" if least == most else f"{least:,} to ") + counted(most, "image")
+        table.caption = f"Partial: {span} a set; not comparable with full evaluations."
     return table
 
 
@@ -102,7 +104,8 @@ def metrics_table(record: Mapping[str, Any]) -> Table:
     models = {"this": record}
     if record["zeroshot"] and record["method"] != "zeroshot":
         models = {"zero-shot": record["zeroshot"], **models}
-    table = Table(title="Further metrics (OOD: mean of the shifts)", title_justify="left")
+    title = "Further metrics (OOD: mean of the shifts)" if record["ood"] else "Further metrics"
+    table = Table(title=title, title_justify="left")
     table.add_column("metric")
     where = ["ID", *(["OOD"] if record["ood"] else [])]
     for place in where:

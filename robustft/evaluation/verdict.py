@@ -14,9 +14,11 @@ Z = 1.96  # of a 95% interval
 class Change:
     """A mean accuracy over sets before and after, in 0…1, and what chance alone moves their difference by (95%).
 
-    The spread is that of drawing the images: √Σ (p₀(1−p₀) + p₁(1−p₁))/n over the sets, divided by their number. It
-    takes the two models for independent; on the same images they are less far apart by chance, so what is called a
-    gain here is one.
+    The spread is that of drawing the images: √Σ (v₀ + v₁) over the sets, divided by their number, with the variance v
+    of Agresti and Caffo (The American Statistician 54, 2000): one right and one wrong answer are added to those of each
+    model, p̃ = (np + 1)/(n + 2), v = p̃(1−p̃)(n + 2)/n². So it is never 0: of few images, or where all or none are right,
+    p(1−p)/n would say that nothing is left to chance. It takes the two models for independent; on the same images they
+    are less far apart by chance, so what is called a gain here is one.
     """
 
     before: float
@@ -27,8 +29,8 @@ class Change:
     def of(cls, sets: Sequence[tuple[float, float, int]]) -> "Change":
         """Of (before, after, images) of each set."""
         before, after = (sum(values) / len(sets) for values in list(zip(*sets, strict=True))[:2])
-        variance = sum((p * (1 - p) + q * (1 - q)) / max(n, 1) for p, q, n in sets)
-        return cls(before, after, Z * math.sqrt(variance) / len(sets))
+        variance = sum(_variance(p, n) + _variance(q, n) for p, q, n in sets)
+        return cls(before, after, min(1.0, Z * math.sqrt(variance) / len(sets)))
 
     @property
     def direction(self) -> int:
@@ -41,6 +43,12 @@ class Change:
         move = signed(self.after - self.before)
         within = f", chance moves it by {percent(self.chance)}" if self.direction == 0 else ""
         return f"{percent(self.before)} → {percent(self.after)} ({move}{within})"
+
+
+def _variance(accuracy: float, images: int) -> float:
+    n = max(images, 1)
+    shrunk = (n * accuracy + 1) / (n + 2)
+    return shrunk * (1 - shrunk) * (n + 2) / n**2
 
 
 def changes(record: Mapping[str, Any]) -> dict[str, Change]:

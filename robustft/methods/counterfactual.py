@@ -25,6 +25,7 @@ from robustft.counterfactual.distillation import (
 )
 from robustft.counterfactual.fill import Counterfactual
 from robustft.counterfactual.teacher_maps import teacher_maps
+from robustft.counterfactual.true_maps import true_maps
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
 from robustft.training.method import Method
@@ -66,7 +67,11 @@ class CounterfactualFinetune(Method):
         self.maps: Float[Tensor, "images patches"] | None = None
 
     def prepare(self, training: Training) -> Training:
-        """A frozen teacher's maps of images that stay never change: they are taken once, if an epoch is trained."""
+        """A frozen teacher's maps of images that stay never change: they are taken once, if an epoch is trained. The
+        true ones are known.
+        """
+        if self.teacher is not None and self.options["source"] == "truth":
+            self.maps = true_maps(training.data, self.student.grid)
         moves = training.moving is not None and training.moving.teaches
         if self.teacher is None or self.options["source"] != "teacher" or moves:
             return training

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustft.common.cache import cache_folder, digest, fingerprint, remembered
 from robustft.common.memory import EVALUATION, enough_memory
+from robustft.common.wording import counted
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sampling import TrainSampler
 from robustft.data.sets import Batch, EvaluationSet, ImageSet, Selection, TensorImages
@@ -18,7 +19,7 @@ from robustft.evaluation.evaluator import Evaluator
 from robustft.models.classifier import Classifier
 from robustft.training.loop import planned_steps
 from robustft.training.recipe import Training
-from robustft.training.trainer import make_trainer, resolve_precision
+from robustft.training.trainer import agreement, make_trainer, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ class FeatureData(RobustnessData):
 
     Args:
         seed: of the training order.
+        dtype: of the features.
     """
 
-    def __init__(self, data: RobustnessData, dimensions: int, seed: int) -> None:
+    def __init__(self, data: RobustnessData, dimensions: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(
             preprocess=data.preprocess,
             seed=seed,
@@ -60,7 +62,7 @@ class FeatureData(RobustnessData):
         )
         self.name, self.class_names, self.templates = data.name, data.class_names, data.templates
         labels = data.training_set().labels
-        self.features = torch.zeros(len(labels), dimensions)
+        self.features = torch.zeros(len(labels), dimensions, dtype=dtype)
         self.devices = data.devices
         self._set = Features(self.features, labels)
         self.split, self.training_order = data.split, data.training_order  # type: ignore[method-assign]
@@ -101,7 +103,7 @@ class Encoder(Evaluator):
 
     def __init__(self, model: Classifier, images: EvaluationSet) -> None:
         super().__init__(model, [images])
-        empty = torch.zeros(len(images.dataset), model.head.in_features)
+        empty = torch.zeros(len(images.dataset), model.head.in_features, dtype=model.head.weight.dtype)
         self.register_buffer("features", empty, persistent=False)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -134,7 +136,7 @@ def features_of(
     """
 
     def encode() -> dict[str, Tensor]:
-        log.info("encoding %s images once", f"{len(images):,}")
+        log.info("encoding %s once", counted(len(images), "image"))
         correct = torch.eye(source.num_classes, dtype=torch.bool)
         encoder = Encoder(model, EvaluationSet("train", images, correct, keys=()))
         trainer = make_trainer({**options, "limit_val_batches": None, "fast_dev_run": False}, folder)
@@ -147,8 +149,8 @@ def features_of(
         return encode()["features"]
     precision = resolve_precision(options["precision"], options["accelerator"])
     key = digest(fingerprint(model.visual), images.identity(), precision, options["accelerator"])
-    together = make_trainer(options, folder).world_size > 1
-    return remembered(cache_folder() / "features" / f"{key}.safetensors", encode, together)["features"]
+    agree = agreement(make_trainer(options, folder))
+    return remembered(cache_folder() / "features" / f"{key}.safetensors", encode, agree)["features"]
 
 
 def encoded(model: Classifier, training: Training) -> FeatureData:
@@ -159,7 +161,7 @@ def encoded(model: Classifier, training: Training) -> FeatureData:
     if training.data.augments:
         log.info("features are of the images as they are: augmentation is for the steps that follow")
     options, folder, source = dict(training.trainer), training.folder, training.data
-    data = FeatureData(source, model.head.in_features, training.seed)
+    data = FeatureData(source, model.head.in_features, training.seed, model.head.weight.dtype)
     steps, epoch = (
         planned_steps(data, make_trainer(options | limits, folder))
         for limits in ({}, {"max_epochs": 1, "max_steps": -1})

@@ -70,9 +70,10 @@ class LDIFS(CounterfactualFinetune):
     def _distance(
         self, student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None
     ) -> Float[Tensor, ""]:
-        _, states = student.encode_with_states(*x_cf)
+        ours, states = student.encode_with_states(*x_cf)
         hidden = None if x_cf.masked is None else F.pad(x_cf.masked, (student.tower.prefix, 0))
-        return states_distance(states, self._taught(teacher, x_cf), self.axis, hidden)
+        waited_for = 0 * ours.sum()  # DDP waits for all parameters, those behind the last tokens too
+        return states_distance(states, self._taught(teacher, x_cf), self.axis, hidden) + waited_for
 
     def _taught(self, teacher: Classifier, x_cf: Counterfactual) -> States:
         with torch.no_grad():
@@ -86,7 +87,8 @@ def states_distance(
 
     Args:
         axis: tokens or channels: along which n is taken.
-        hidden: tokens that do not exist: they count in no length and no mean.
+        hidden: tokens that do not exist: they count in no length and no mean. Each image counts the same, however many
+            it has, so that the loss is the same on any number of devices.
     """
     terms = [_at_one_depth(ours, theirs, axis, hidden) for ours, theirs in zip(states, targets, strict=True)]
     return torch.stack(terms).mean()
@@ -104,4 +106,4 @@ def _at_one_depth(ours: Tensor, theirs: Tensor, axis: str, hidden: Tensor | None
     squares = (normalised(ours) - normalised(theirs)).square()
     if hidden is None:
         return squares.mean()
-    return squares.sum() / ((~hidden).sum() * squares.shape[-1])
+    return (squares.sum((1, 2)) / ((~hidden).sum(1) * squares.shape[-1])).mean()  # of each image, on any device

@@ -107,5 +107,6 @@ def text_difference(
         scale: s.
     """
     with torch.autocast(features.device.type, enabled=False):
-        moved = scale * (directions(features) - directions(target)) @ texts.T
+        moved = directions(features) - directions(target)
+        moved = (scale * moved) @ texts.to(moved.dtype).T
     return moved.square().mean() / 2

@@ -72,4 +72,4 @@ def train_head(student: Classifier, training: Training, probe: Mapping[str, Any]
 
     key = digest(fingerprint(student), split, recipe.settings, settings)
     path = cache_folder() / "probes" / f"{key}.safetensors"
-    student.head.load_state_dict(remembered(path, trained, training.together))
+    student.head.load_state_dict(remembered(path, trained, training.agreement()))

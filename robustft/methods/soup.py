@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from pathlib import Path
 
+from robustft.common.wording import counted
 from robustft.methods.weights import State, add, with_weights
 from robustft.models.classifier import Classifier
 
@@ -51,5 +52,5 @@ def greedy_soup(
         log.info("hold-out %.2f%% with %s: %s", 100 * found, path, "kept" if keeps else "left out")
         if keeps:
             soup, total, count, best = candidate, larger, count + 1, found
-    log.info("the soup is made of %d of %d models", count, len(paths))
+    log.info("the soup is made of %d of %s", count, counted(len(paths), "model"))
     return soup

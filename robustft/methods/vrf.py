@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Selection
 from robustft.methods.ensembles import Encode, Ensemble, confident_temperature, holdout_of, is_right, logits_of
@@ -87,8 +88,8 @@ def vrf(
     won = right & ~wrong
     if not won.any():
         raise UserError(
-            f"method=vrf: of {len(images):,} training images there is none that the checkpoint gets right and the"
-            " zero-shot model wrong, and it goes by those"
+            f"method=vrf: of {counted(len(images), 'training image')} there is none that the checkpoint gets right"
+            " and the zero-shot model wrong, and it goes by those"
         )
     temperatures = []
     for model in models:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted, some
 from robustft.models.classifier import Classifier
 from robustft.models.origin import beside
 from robustft.models.reading import read_state
@@ -35,8 +36,8 @@ def classifier_of_others(path: Path, like: Classifier, classes: Sequence[str]) -
         return None
     if len(weight) != len(classes):
         raise UserError(
-            f"{path} has a head for {len(weight)} classes, expected {len(classes)} ({', '.join(list(classes)[:3])}, …)."
-            " Choose the data= it was made with."
+            f"{path} has a head for {counted(len(weight), 'class', 'classes')}, expected {len(classes)}"
+            f" ({some(list(classes))}). Choose the data= it was made with."
         )
     if "backbone" not in like.architecture.config:
         check_activation(like.architecture.name, path, beside(path))

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 from robustft.models import pickled, torchscript
 from robustft.models.names import State, to_open_clip, unwrapped
 from robustft.models.origin import QUICK_GELU, Origin, beside
@@ -88,7 +89,7 @@ def _read(path: Path) -> Mapping[str, Any]:
                 "Save its state dict alone, best as safetensors."
             ) from error
         damaged = isinstance(error, pickle.UnpicklingError | KeyError | EOFError)
-        reason = "damaged, or of another kind" if damaged or not str(error) else str(error).splitlines()[0][:160]
+        reason = "damaged, or of another kind" if damaged or not str(error) else first_line(error)
         raise UserError(f"{path} is not a readable weights file ({reason}).") from error
     held = [name for name, value in found.items() if isinstance(value, Mapping)]
     chosen = next((name for name in _HOLDERS if name in held), None)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from robustft.common.errors import UserError
 from robustft.common.randomness import seeded
+from robustft.common.wording import first_line
 from robustft.data.sets import Preprocess
 from robustft.models.attention import Watcher, attend
 from robustft.models.open_clip_private import TimmModel
@@ -213,7 +214,7 @@ def build(name: str, pretrained: str | None, seed: int) -> nn.Module:
             return timm.create_model(name, pretrained=pretrained == "timm", num_classes=0)
         except Exception as error:  # whatever the hub, the network or the disk says
             raise UserError(
-                f"timm's weights of {name} could not be fetched ({str(error).splitlines()[0][:160]}). Download them on"
+                f"timm's weights of {name} could not be fetched ({first_line(error)}). Download them on"
                 " a connected machine and pass the file: model.pretrained=FILE."
             ) from error
 

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 
 PADDING, START = 0, 1
 SHOWN = 30  # words that a message names
@@ -47,11 +48,11 @@ class WordTokenizer:
         unknown = [word for word in words if word not in self.words]
         if unknown:
             raise UserError(
-                f"The tokenizer does not know {', '.join(map(repr, unknown))} (in {text!r}). "
-                f"It knows {len(self.words)} words: {' '.join(list(self.words)[:SHOWN])} … Other models know more;"
+                f"The tokenizer does not know {', '.join(map(repr, unknown))} (in {text!r}). It knows"
+                f" {counted(len(self.words), 'word')}: {' '.join(list(self.words)[:SHOWN])} … Other models know more;"
                 " data.class_names gives other names, data.templates=plain (for a task retain.NAME.templates=plain) the"
                 " simplest prompts."
             )
         if len(words) + 2 > length:
-            raise UserError(f"{text!r} has {len(words)} words; the text tower takes at most {length - 2}.")
+            raise UserError(f"{text!r} has {counted(len(words), 'word')}; the text tower takes at most {length - 2}.")
         return [START, *(self.words[word] for word in words), self.end]

@@ -21,6 +21,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import save_tensors
 from robustft.common.network import reachable
 from robustft.common.randomness import seeded
+from robustft.common.wording import counted, difference, first_line, short
 from robustft.data.sets import Preprocess
 from robustft.models import timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -124,7 +125,7 @@ def _fetch(architecture: str, tag: str) -> nn.Module:
             return open_clip.create_model(architecture, pretrained=tag).eval()
     except Exception as error:  # whatever the hub, the network or the disk says
         raise UserError(
-            f"the weights {tag!r} of {architecture} could not be fetched ({str(error).splitlines()[0][:160]}). "
+            f"the weights {tag!r} of {architecture} could not be fetched ({first_line(error)}). "
             "Download them on a connected machine and pass the file: model.pretrained=FILE "
             "(OpenAI's .pt, open_clip's .pt or .safetensors)."
         ) from error
@@ -249,14 +250,14 @@ def load_classifier(
         raise UserError(f"{path} is a {name}, expected a {like.architecture.name}. Choose the model= it was made with.")
     if classes is not None and list(classes) != own_classes:
         raise UserError(
-            f"{path} was made for {len(own_classes)} classes ({', '.join(own_classes[:3])}, …), "
-            f"expected {len(classes)} ({', '.join(list(classes)[:3])}, …). Choose the data= it was made with."
+            f"{path} was made for {counted(len(own_classes), 'class', 'classes')}, and not for the {len(classes):,}"
+            f" of this data: {difference(list(classes), own_classes)}. Choose the data= it was made with."
         )
     if like is not None:
         require_alike(architecture, like.architecture, path)
     state = own_names(read_state(path))
     if (head := state.get("head.weight")) is None or head.ndim != 2 or len(head) != len(own_classes):
-        raise _unlike(path, f"it has no head for its {len(own_classes)} classes")
+        raise _unlike(path, f"it has no head for its {counted(len(own_classes), 'class', 'classes')}")
     _check_size(path, architecture, state)
     visual = _rebuilt(path, architecture, type(like.visual) if like is not None else backbone)
     trained = any(not key.startswith(OURS) for key in state)  # a text tower
@@ -283,7 +284,7 @@ def _told(metadata: Mapping[str, str], path: Path) -> tuple[Architecture, list[s
             raise ValueError("config")
         return Architecture(metadata["architecture"], config, preprocess_in(metadata), text), classes
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        why = " ".join(str(error).split())[:80]
+        why = short(" ".join(str(error).split()), 80)
         raise _unlike(path, f"what it says of its model cannot be understood ({why})") from error
 
 
@@ -306,14 +307,14 @@ def _check_size(path: Path, architecture: Architecture, state: State) -> None:
         raise _unlike(path, f"its images have {side} pixels a side, and its tower takes {known}")
     named = vision.get("timm_model_name")
     if named is not None and not timm.is_model(named):
-        raise _unlike(path, f"its tower is {named!r:.60}, which timm does not know")
+        raise _unlike(path, f"its tower is {short(repr(named), 60)}, which timm does not know")
     if max(_numbers(config), default=0) > MOST:
         raise _unlike(path, "its tower would be larger than any")
     try:
         with torch.device("meta"):
             made = _rebuilt(path, architecture, None).state_dict()
     except Exception as error:  # of numbers and names that fit no tower
-        raise _unlike(path, f"its tower cannot be made ({' '.join(str(error).split())[:80]})") from error
+        raise _unlike(path, f"its tower cannot be made ({short(' '.join(str(error).split()), 80)})") from error
     other = [name for name, value in made.items() if state.get(f"visual.{name}", value[..., None]).shape != value.shape]
     if other:
         raise _unlike(path, f"visual.{other[0]} is missing, or has other values than its tower takes")
@@ -425,5 +426,5 @@ def read_metadata(path: Path) -> dict[str, str] | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a readable weights file ({str(error).splitlines()[0][:160]}).") from error
+        raise UserError(f"{path} is not a readable weights file ({first_line(error)}).") from error
     return metadata if metadata.get("format") == FORMAT else None

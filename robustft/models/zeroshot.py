@@ -18,6 +18,7 @@ from robustft.common.cache import remembered
 from robustft.common.errors import UserError
 from robustft.common.memory import enough_memory
 from robustft.common.randomness import generator, seeded
+from robustft.common.wording import first_line
 from robustft.data.sets import Preprocess
 from robustft.models import plain, timm_vit
 from robustft.models.classifier import Architecture, Classifier
@@ -161,10 +162,9 @@ def open_clip_tokenizer(architecture: str) -> Tokenizer:
     try:
         return open_clip.get_tokenizer(architecture)
     except Exception as error:  # whatever the hub, the network or a missing package says
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise UserError(
-            f"the tokenizer of {architecture} could not be fetched ({reason}). On a connected machine with the package"
-            " transformers it is kept in the Hugging Face cache, which can be copied"
+            f"the tokenizer of {architecture} could not be fetched ({first_line(error)}). On a connected machine with"
+            " the package transformers it is kept in the Hugging Face cache, which can be copied"
         ) from error
 
 

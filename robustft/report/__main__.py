@@ -12,6 +12,7 @@ from rich.console import Console
 from robustft.common import entry, paths, terminal
 from robustft.common.errors import UserError
 from robustft.common.files import write
+from robustft.common.wording import counted, noun
 from robustft.report import paired, published, wise
 from robustft.report.groups import Group, group_over_seeds, panel_title, reading_order
 from robustft.report.runs import Run, comparable_averages, read_runs, refuse_mixed, retention_tasks, zeroshot_runs
@@ -197,7 +198,10 @@ def compare(runs: Sequence[Run], arguments: argparse.Namespace, console: Console
     notes += [TRANSDUCTIVE] if any(group.transductive for group in everything) else []
     notes += [note] if (note := repeated_note(everything)) else []
     if cut_short := sum(run.record["partial"] for run in runs):
-        notes.append(f"{cut_short} of {len(runs)} runs are partial evaluations.")
+        notes.append(
+            f"{cut_short} of {counted(len(runs), 'run')}"
+            f" {noun(cut_short, 'is a partial evaluation', 'are partial evaluations')}."
+        )
     for note in notes:
         say(note)
     if arguments.html:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from robustft.common import entry, paths, wandb_connection
 from robustft.common.errors import UserError, install
 from robustft.common.files import write
+from robustft.common.wording import counted
 from robustft.report.wandb_files import LoggedRun, read_logged
 
 if TYPE_CHECKING:
@@ -68,13 +69,16 @@ def dashboard(arguments: argparse.Namespace) -> None:
         shown = f"project {project}" + (f", group {group}" if group else "")
         raise UserError(f"no run of {shown} in {', '.join(map(str, arguments.runs))}")
     if not any("ood/avg" in run.summary for run in runs):
-        raise UserError(f"none of the {len(runs)} runs has logged ood/avg: no finished run with a shift set yet")
+        raise UserError(f"of {counted(len(runs), 'run')} none has logged ood/avg: no finished run with a shift set yet")
     entity = arguments.entity or next((run.entity for run in runs if run.entity), "")
     name = arguments.name or " · ".join(["ID and OOD", *filter(None, [group])])
     space = workspace(runs, entity, project, name, group or None)
     spec = space._spec
     panels = sum(len(section.panels) for section in space.sections)
-    print(f"{len(runs)} runs of project {project}: {panels} panels, {len(used_keys(spec))} logged keys")
+    print(
+        f"{counted(len(runs), 'run')} of project {project}: {counted(panels, 'panel')},"
+        f" {counted(len(used_keys(spec)), 'logged key')}"
+    )
     if arguments.dry_run or wandb_connection.mode(None) != "online":
         write(arguments.out, json.dumps(spec, indent=1) + "\n")
         print(f"Specification: {arguments.out.resolve()}. To create it on W&B:")

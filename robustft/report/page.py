@@ -15,6 +15,7 @@ from typing import Any
 
 from robustft.common.configs import flatten
 from robustft.common.files import write
+from robustft.common.wording import counted
 from robustft.evaluation.summary import set_label
 from robustft.report.groups import Group, curves, panel_title
 from robustft.report.runs import Record, Run, retention_tasks
@@ -34,7 +35,7 @@ def write_page(path: Path, panels: Sequence[Sequence[Group]]) -> Path:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = (ASSETS / "page.html").read_text("utf-8")
     parts = {
-        "%TITLE%": html.escape(f"Robust fine-tuning: {count} run{'s' * (count != 1)}"),
+        "%TITLE%": html.escape(f"Robust fine-tuning: {counted(count, 'run')}"),
         "%CSS%": (ASSETS / "page.css").read_text("utf-8"),
         "%JS%": "\n".join((ASSETS / name).read_text("utf-8") for name in SCRIPTS),
         "%DATA%": text,

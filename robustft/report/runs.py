@@ -14,6 +14,7 @@ from robustft.cli.identity import renewed
 from robustft.common.configs import flatten
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import counted, noun
 from robustft.evaluation.results import average, benchmark, read_results
 from robustft.evaluation.schema import find_fault
 from robustft.report import schema1
@@ -200,15 +201,18 @@ def read_runs(patterns: Iterable[str | Path], partial: bool = False, say: Callab
                 raise
             passed_over.append(str(error))
     if not runs:
-        more = f" And {len(passed_over) - 1} more files like it." if len(passed_over) > 1 else ""
+        more = f" And {counted(len(passed_over) - 1, 'more file')} like it." if len(passed_over) > 1 else ""
         raise UserError(f"{passed_over[0]}{more} Nothing is left to report.")
     for line in passed_over[:SHOWN]:
         say(f"passed over: {line}")
     if len(passed_over) > SHOWN:
-        say(f"passed over: {len(passed_over) - SHOWN} more files that are no results of runs")
+        left = len(passed_over) - SHOWN
+        say(f"passed over: {counted(left, 'more file')} that {noun(left, 'is', 'are')} no results of runs")
     kept = [run for run in runs if partial or not run.record["partial"]]
     if not kept:
-        raise UserError(f"All {len(runs)} runs are partial evaluations (data.eval_images); show them with --partial.")
+        raise UserError(
+            f"{counted(len(runs), 'run')}, and partial evaluations alone (data.eval_images): --partial shows them."
+        )
     runs = _without_copies(kept, say)
     refuse_mixed(runs)
     return runs
@@ -234,7 +238,7 @@ def _without_copies(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run
         known.setdefault(json.dumps(run.record, sort_keys=True), run)
     if copies := len(runs) - len(known):
         first = next(run for run in runs if run not in known.values())
-        say(f"{copies} {'copy' if copies == 1 else 'copies'} of other results left out (the first: {first.path})")
+        say(f"{counted(copies, 'copy', 'copies')} of other results left out (the first: {first.path})")
     return list(known.values())
 
 

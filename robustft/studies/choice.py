@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from robustft.common.wording import counted, noun
 from robustft.evaluation.summary import percent, signed
 from robustft.report.groups import label
 from robustft.report.runs import Record, Run
@@ -171,7 +172,7 @@ def sentence(chosen: Sequence[System], base: System) -> str:
         said += f"; of what it knew of other tasks {signed(known)} points against zero-shot"
     alike = [one.label for one in near if one is not pick and not _told(pick.minus(one, key))]
     if alike:
-        said += f". {seeds} {'seeds do' if seeds > 1 else 'seed does'} not tell it from {_listed(alike)}"
+        said += f". {counted(seeds, 'seed')} {noun(seeds, 'does', 'do')} not tell it from {_listed(alike)}"
     few = " One seed proves little: --seeds 5." if seeds == 1 else ""
     dial = "" if pick.value is None else " The value of its dial was chosen on the hold-out."
     return f"{said}.{dial}{few}"

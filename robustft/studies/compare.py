@@ -22,6 +22,7 @@ from robustft.cli import compose, naming, sources
 from robustft.cli.settings import Description, Settings
 from robustft.common import entry, files, machine, paths, signals, terminal
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 from robustft.studies import store
 from robustft.studies.choice import System, choose
 from robustft.studies.main import tables
@@ -214,6 +215,6 @@ def _announce(candidates: Sequence[Candidate], study: Study, seeds: int) -> None
     ]
     left = len(study.to_run())
     done = f", {len(study.entries) - left} of them finished before" if left < len(study.entries) else ""
-    print(f"{len(study.entries)} runs{done}: {'; '.join(over)}; {seeds} seed{'s' * (seeds > 1)} each")
+    print(f"{counted(len(study.entries), 'run')}{done}: {'; '.join(over)}; {counted(seeds, 'seed')} each")
     if VANILLA not in {one.typed for one in candidates}:
         print(f"differences are to {candidates[0].typed}; add {VANILLA} to see what others gain over it")

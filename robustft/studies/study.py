@@ -20,6 +20,7 @@ from robustft.cli import checks, compose, identity, naming
 from robustft.common import files, terminal
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
+from robustft.common.wording import counted
 from robustft.evaluation.results import benchmark
 from robustft.studies import store
 from robustft.studies.store import Results
@@ -112,15 +113,19 @@ class Study:
         Raises:
             UserError: runs failed, or some are left when ``end`` (of ``time.monotonic``) has come.
         """
-        if not all(map(self.is_done, self.entries)):
+        if not all(map(self.is_done, self.entries)) or any(map(self._is_untidy, self.entries)):
             with self.alone():
                 self.results = store.read(self.file)  # another process may have been at work on them until now
                 for entry in self.entries:
                     self._share(self.by_name[self.twin_of[entry.name]])
+                    if self._is_untidy(entry):
+                        self._tidy(entry)
                 if waiting := self.to_run():
                     self._run(waiting, jobs, end)
         if missing := [entry.name for entry in self.entries if not self.is_done(entry)]:
-            raise UserError(f"{len(missing)} of {len(self.entries)} runs to go ({missing[0]} …): repeat the command.")
+            raise UserError(
+                f"{len(missing)} of {counted(len(self.entries), 'run')} to go ({missing[0]} …): repeat the command."
+            )
         return {entry.name: self.results[entry.name] for entry in self.entries}
 
     def _run(self, waiting: list[Entry], jobs: int, end: float) -> None:
@@ -154,7 +159,7 @@ class Study:
                         console.print(f"{entry.name}: {error or 'done'} ({to_go} to go, {took:.1f} min)")
         if failed:
             lines = [f"{name} failed: {error}" for name, error in failed.items()]
-            raise UserError("\n".join(lines if len(lines) == 1 else [f"{len(lines)} runs failed:", *lines]))
+            raise UserError("\n".join(lines if len(lines) == 1 else [f"{counted(len(lines), 'run')} failed:", *lines]))
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -233,10 +238,18 @@ class Study:
         if entry.also is not None:
             record["files"] = {entry.also: (folder / entry.also).read_text("utf-8")}
         self._add(entry, record)
-        (folder / "last.ckpt").unlink(missing_ok=True)
         self._share(entry)
+        self._tidy(entry)
+
+    def _tidy(self, entry: Entry) -> None:
+        """Takes away what nobody needs of an entry whose result, and those of its twins, are kept."""
         if not entry.keep:
             self.model(entry.name).unlink(missing_ok=True)
+        (self.work / entry.name / "last.ckpt").unlink(missing_ok=True)  # the last: see `execute`
+
+    def _is_untidy(self, entry: Entry) -> bool:
+        """Whether a process was killed between keeping an entry's result and tidying up."""
+        return self.is_done(entry) and (self.work / entry.name / "last.ckpt").exists()
 
     def _add(self, entry: Entry, record: dict[str, Any]) -> None:
         """A record becomes an entry's result; the file says so from now on."""

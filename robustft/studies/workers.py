@@ -19,6 +19,7 @@ from omegaconf import open_dict
 from robustft.cli import compose, resuming, sources
 from robustft.common import signals
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 
 
 def outcome(future: Future[str | None], name: str) -> str | None:
@@ -73,8 +74,8 @@ def execute(folder: str, settings: list[str]) -> str | None:
     from robustft.cli.main import run_in
 
     path = Path(folder)
-    if resuming.is_finished(path):  # its result has been deleted: this one is to be another
-        shutil.rmtree(path)
+    if resuming.is_finished(path) and not (path / "last.ckpt").exists():
+        shutil.rmtree(path)  # its result was kept, and has been deleted since: this one is to be another
     path.mkdir(parents=True, exist_ok=True)
     with (
         (path / "run.log").open("a", encoding="utf-8") as log,
@@ -96,7 +97,7 @@ def execute(folder: str, settings: list[str]) -> str | None:
             import traceback
 
             traceback.print_exc(file=log)
-            return str(error).splitlines()[0] if str(error) else type(error).__name__
+            return first_line(error, 1000)
         finally:
             logger.removeHandler(handler)
     return None

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from robustft.common.errors import UserError
 from robustft.common.memory import largest_that_fits
+from robustft.common.wording import counted, noun
 from robustft.data.sets import Batch
 from robustft.training.loop import settle
 from robustft.training.method import Method
@@ -44,11 +45,14 @@ def micro_batches_that_fit(method: Method, training: Training, least: int) -> in
     fits = largest_that_fits(sizes, lambda size: _two_steps(method, training, size, min(2, batch // size)))
     if fits is None:
         raise UserError(
-            f"out of memory on {device}: a step does not fit with {least} image(s) at a time. Less is taken with "
-            "model.grad_checkpointing=true, trainer.precision=bf16-mixed, or a smaller model."
+            f"out of memory on {device}: a step does not fit with {counted(least, 'image')} at a time. Less is taken"
+            " with model.grad_checkpointing=true, trainer.precision=bf16-mixed, or a smaller model."
         )
     count = batch // fits
-    log.info(f"trainer.accumulate_grad_batches={count}: {fits} images at a time fit on {device}")
+    log.info(
+        f"trainer.accumulate_grad_batches={count}: {counted(fits, 'image')} at a time {noun(fits, 'fits', 'fit')} on"
+        f" {device}"
+    )
     return count
 
 

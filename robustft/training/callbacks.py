@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import RichProgressBarTh
 from torch import Tensor
 
 from robustft.common.errors import UserError
+from robustft.common.wording import counted
 from robustft.training.checkpoints import between_steps, logs_at
 
 log = logging.getLogger(__name__)
@@ -153,7 +154,7 @@ class ProgressLines(Callback):
             self.last = time.monotonic()
             loaders = trainer.num_val_batches if not trainer.sanity_checking else [0]
             done, total = sum(loaders[:dataloader_idx]) + index + 1, sum(loaders)
-            log.info(f"evaluation: {done} of {total:.0f} batches")
+            log.info(f"evaluation: {done} of {counted(int(total), 'batch', 'batches')}")
 
     def _say(self, trainer: Trainer, where: str) -> None:
         self.last = time.monotonic()

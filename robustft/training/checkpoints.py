@@ -24,6 +24,7 @@ from robustft.common import signals
 from robustft.common.errors import UserError
 from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
+from robustft.common.wording import first_line
 from robustft.models.files import BEST
 from robustft.models.lora import merged_state
 from robustft.models.text import own_names, saved_names
@@ -248,8 +249,7 @@ def read_position(folder: Path) -> Position:
     except UserError:
         raise
     except Exception as error:  # a damaged file fails in many ways
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read ({reason}). Start the run again without resume=.") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}). Start the run again without resume=.") from error
 
 
 def check_best(position: Position) -> None:

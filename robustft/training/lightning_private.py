@@ -4,11 +4,17 @@ What is asked for here has no public way as of Lightning 2.6: where in an epoch 
 comes next, and how its loops are written into a checkpoint.
 """
 
-from collections.abc import Iterable, Mapping
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from robustft.common.files import atomic
 
 
 def is_attached(module: LightningModule) -> bool:
@@ -61,6 +67,52 @@ def next_micro_batch(checkpoint: Mapping[str, Any]) -> int:
     return 0 if progress["is_last_batch"] else progress["current"]["ready"]
 
 
+def connect(trainer: Trainer) -> None:
+    """Start the other processes of a run, unless somebody has, and let all of them know each other."""
+    strategy: Any = trainer.strategy
+    if not torch.distributed.is_initialized():
+        strategy.launcher.launch(strategy.setup_environment, trainer=trainer)
+
+
 def without_anonymous(logger: WandbLogger) -> None:
     """Leave out an argument that W&B warns of, whatever its value."""
     logger._wandb_init.pop("anonymous", None)
+
+
+class KeptRows(ExperimentWriter):
+    """Writes ``metrics.csv`` without a moment in which what stood there is gone, as Lightning's own does twice."""
+
+    def _check_log_dir_exists(self) -> None:
+        """Delete nothing."""
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        write_rows(Path(self.metrics_file_path), fieldnames, read_rows(Path(self.metrics_file_path)))
+
+
+def write_whole(logger: CSVLogger, names: Sequence[str]) -> None:
+    """Let ``logger`` write as `KeptRows` does, behind what is in its file, whose columns have these names."""
+    logger._experiment = writer = KeptRows(logger.log_dir)
+    writer.metrics_keys = list(names)
+
+
+def keep_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
+    """Drop all other rows of a CSV file."""
+    if rows:
+        write_rows(path, list(rows[0]), rows)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, without a last one that was cut off."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(line for line in file if line.endswith("\n")))
+    return [row for row in rows if None not in row.values() and None not in row]
+
+
+def write_rows(path: Path, names: Sequence[str], rows: Iterable[Mapping[str, str]]) -> None:
+    """Write a CSV file atomically."""
+    with atomic(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+        lines = csv.DictWriter(file, names)
+        lines.writeheader()
+        lines.writerows(rows)

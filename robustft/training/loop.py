@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 
 from robustft.common.errors import UserError
 from robustft.common.memory import EVALUATION, enough_memory, training_advice
+from robustft.common.wording import counted
 from robustft.data.datamodule import Devices, RobustnessData
 from robustft.data.sets import EvaluationSet
 from robustft.models.classifier import Classifier
@@ -126,8 +127,8 @@ def planned_steps(data: RobustnessData, trainer: Trainer) -> int:
                 f"trainer.limit_train_batches={limit} of {batches} batches: there would be no step. Raise it"
             )
         raise UserError(
-            f"data.batch_size={data.batch_size} is more than the {data.train_images} training images: there would be no"
-            " step. Give a smaller data.batch_size"
+            f"data.batch_size={data.batch_size} is more than the {counted(data.train_images, 'training image')}:"
+            " there would be no step. Give a smaller data.batch_size"
         )
     return min(limits)
 
@@ -144,8 +145,9 @@ def check_limits(data: RobustnessData, trainer: Trainer, training: bool) -> None
         batches = math.ceil(len(evaluation_set.dataset) / (data.eval_batch_size * world))
         if isinstance(share, float) and int(batches * share) < 1:
             raise UserError(
-                f"trainer.limit_val_batches={share} of the {batches} batch(es) of {evaluation_set.name} is none: give"
-                " more, or a number of batches, or limit images by data.eval_images"
+                f"trainer.limit_val_batches={share} of the {counted(batches, 'batch', 'batches')} of"
+                f" {evaluation_set.name} is none: give more, or a number of batches, or limit images by"
+                " data.eval_images"
             )
     if not training:
         return
@@ -175,8 +177,10 @@ def _resume(trainer: Trainer, method: Method, data: RobustnessData, position: Po
 
 
 def _describe(data: RobustnessData, trainer: Trainer, steps: int) -> str:
-    devices = f"{trainer.world_size} {trainer.strategy.root_device.type} device{'s' * (trainer.world_size > 1)}"
+    devices = counted(trainer.world_size, f"{trainer.strategy.root_device.type} device")
+    epochs = f"{steps * data.batch_size / max(1, data.train_images):.3g}"
     return (
-        f"training: {steps:,} steps of {data.batch_size} images ({data.train_images:,} images in all, "
-        f"{steps * data.batch_size / max(1, data.train_images):.3g} epochs) on {devices}, {trainer.precision}"
+        f"training: {counted(steps, 'step')} of {counted(data.batch_size, 'image')}"
+        f" ({counted(data.train_images, 'image')} in all, {epochs} {'epoch' if epochs == '1' else 'epochs'}) on"
+        f" {devices}, {trainer.precision}"
     )

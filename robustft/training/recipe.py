@@ -17,7 +17,7 @@ from robustft.training.constraint import Constraint
 from robustft.training.moving import Moving
 from robustft.training.parts import Parts
 from robustft.training.schedules import one_cycle
-from robustft.training.trainer import make_trainer
+from robustft.training.trainer import agreement, make_trainer
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,6 @@ class Training:
     save_minutes: float = 10
     watch: Callable[[int, Callable[[], None]], Callback] | None = None
 
-    @property
-    def together(self) -> bool:
-        """Several processes share the work."""
-        return make_trainer(self.trainer, self.folder).world_size > 1
+    def agreement(self) -> Callable[[bool], bool] | None:
+        """What tells each of the run's processes whether all say yes; see `robustft.training.trainer.agreement`."""
+        return agreement(make_trainer(self.trainer, self.folder))

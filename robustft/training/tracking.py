@@ -1,6 +1,5 @@
 """Loggers of a run: CSV, and Weights & Biases, which is offline unless the user is logged in or asks."""
 
-import csv
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -18,8 +17,8 @@ from robustft.common.errors import UserError
 from robustft.common.network import answers
 from robustft.common.paths import readable
 from robustft.common.processes import is_first_process
-from robustft.common.wandb_connection import first_line
-from robustft.training.lightning_private import without_anonymous
+from robustft.common.wording import first_line
+from robustft.training.lightning_private import keep_rows, read_rows, without_anonymous, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -84,23 +83,20 @@ def _told(row: Mapping[str, Any]) -> list[str]:
 
 
 def _csv(folder: Path, options: dict[str, Any], resume_at: int | None) -> CSVLogger:
-    """Lightning's logger, which deletes what it finds: the rows up to step ``resume_at`` are put back."""
+    """Lightning's logger; a run that goes on drops what it finds behind step ``resume_at``.
+
+    What a new run finds has gone before, or goes when it takes the place of what lies there.
+    """
     path = folder / "metrics.csv"
-    rows, names = [], []
+    rows = []
     if resume_at is not None and path.is_file():
-        with path.open(newline="") as file:
-            reader = csv.DictReader(file)
-            rows = [row for row in reader if row["step"].isdigit() and int(row["step"]) <= resume_at]
-            names = list(reader.fieldnames or [])
+        rows = [row for row in read_rows(path) if row["step"].isdigit() and int(row["step"]) <= resume_at]
     logger = StepCSVLogger(save_dir=folder, name="", version="", **options)
     logger.written = {(int(row["step"]), *sorted(_told(row))) for row in rows}
-    if rows and is_first_process():
-        writer = logger.experiment
-        with path.open("w", newline="") as file:
-            lines = csv.DictWriter(file, names)
-            lines.writeheader()
-            lines.writerows(rows)
-        writer.metrics_keys = names
+    if is_first_process():
+        if resume_at is not None:
+            keep_rows(path, rows)
+        write_whole(logger, list(rows[0]) if rows else [])
     return logger
 
 
@@ -121,7 +117,9 @@ class Wandb(StepWandbLogger):
 
     @property
     def experiment(self) -> Any:
-        """W&B's run; once W&B has failed, Lightning's stand-in that takes anything."""
+        """W&B's run, started when first asked for; once W&B has failed, Lightning's stand-in that takes anything."""
+        if self._experiment is None:
+            self.attempt(self.connect)
         return DummyLogger().experiment if self.failed else super().experiment
 
     def attempt(self, call: Callable[[], object], then: str = "nothing more is logged there. The run goes on") -> None:
@@ -135,8 +133,8 @@ class Wandb(StepWandbLogger):
             log.warning("W&B failed (%s): %s", first_line(error), then)
 
     def connect(self) -> None:
-        """Start W&B's run, in the first process."""
-        _ = self.experiment
+        """Start W&B's run, in the first process; what goes wrong is raised."""
+        _ = super().experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self.attempt(lambda: super(Wandb, self).log_metrics(metrics, step))
@@ -182,9 +180,7 @@ def _wandb(cfg: DictConfig, folder: Path, options: dict[str, Any], resume_at: in
             _say_offline(folder, reason)
     elif explicit is None and is_first_process() and connection.has_key() and connection.asked_for() == "online":
         _say_offline(folder, f"W&B at {connection.host()} does not answer")
-    offline = _logger(arguments, "offline", START_S)
-    offline.attempt(offline.connect)
-    return offline
+    return _logger(arguments, "offline", START_S)
 
 
 def _logger(arguments: dict[str, Any], mode: str, timeout_s: float) -> Wandb:

@@ -1,6 +1,6 @@
 """Lightning's Trainer as the product makes it: its own loggers, callbacks and folder; precision and device by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from robustft.common.errors import UserError
+from robustft.common.wording import first_line
 from robustft.training.callbacks import progress
+from robustft.training.lightning_private import connect
 
 AUTO = "auto"
 
@@ -44,7 +46,21 @@ def make_trainer(
     try:
         return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"trainer: {first_line(error)}") from error
+
+
+def agreement(trainer: Trainer) -> Callable[[bool], bool] | None:
+    """Give what tells each process of a run whether all of them say yes; each has to ask, in the same order.
+
+    What one process finds in a folder another may not find a moment later, or earlier.
+
+    Returns:
+        None: there is one process alone.
+    """
+    if trainer.world_size == 1:
+        return None
+    connect(trainer)
+    return lambda yes: trainer.strategy.reduce_boolean_decision(yes, all=True)
 
 
 def _profiler(kind: str | None, folder: Path) -> Profiler | None:

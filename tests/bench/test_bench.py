@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from robustft.bench import __main__ as bench
+from robustft.bench import names, timing
 from robustft.bench.measure import median_seconds, peak_bytes
 from robustft.bench.steps import Bench
 from robustft.cli.commands import COMMANDS
@@ -23,7 +24,7 @@ def test_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: 
         asked.append(arguments[-1])
         return 1_000_000
 
-    monkeypatch.setattr(bench, "peak_bytes_apart", peak)
+    monkeypatch.setattr(timing, "peak_bytes_apart", peak)
     path = tmp_path / "new" / "bench.json"
     options = f"--model=tiny --batch=4 --rounds=1 --device=cpu --precision={precision} --json={path}"
     bench.main(options.split())
@@ -70,7 +71,7 @@ def test_another_step_than_the_direct_one_is_noticed() -> None:
 
 def test_what_a_step_is_worth() -> None:
     made = Bench("tiny", batch=4, precision="32-true", device="cpu")
-    worth = {kind: made.forwards(kind) for kind in (*bench.VARIANTS, *bench.MORE)}
+    worth = {kind: made.forwards(kind) for kind in (*names.VARIANTS, *names.MORE)}
     assert worth == {
         "vanilla": 3, "direct": 9, "exact": 8, "cached": 7, "one_backward": 8,
         "last_layer": 7.25, "no_fill": 3 + 4 * 33 / 65,
@@ -85,7 +86,7 @@ def test_cheaper_steps_leave_gradients(kind: str) -> None:
 
 
 def test_it_says_what_it_is_doing_and_what_its_rows_are(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(bench, "peak_bytes_apart", lambda _: 1_000_000)
+    monkeypatch.setattr(timing, "peak_bytes_apart", lambda _: 1_000_000)
     monkeypatch.setenv("COLUMNS", "200")
     bench.main("--model=tiny --batch=4 --rounds=1 --device=cpu --precision=32-true".split())
     said = capsys.readouterr()

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from robustft.bench import __main__ as bench
-from robustft.bench.methods import MethodBench, Timed, chosen, rows
+from robustft.bench.methods import MethodBench, Timed, rows
+from robustft.bench.names import chosen
 from robustft.bench.steps import Bench
 from robustft.cli import described, sources
 from robustft.common.errors import UserError

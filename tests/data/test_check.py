@@ -51,6 +51,7 @@ def test_a_good_root_is_a_subset_of_the_published_sets(root: Path, capsys: pytes
     )
     printed = capsys.readouterr().out
     assert "imagenet_sketch" in printed and "of 1,281,167" in printed
+    assert all(line.strip() for line in printed.splitlines())  # nothing of a bar, where there is no terminal
 
 
 def test_all_that_is_wrong_is_told_at_once(root: Path, capsys: pytest.CaptureFixture) -> None:
@@ -66,7 +67,7 @@ def test_all_that_is_wrong_is_told_at_once(root: Path, capsys: pytest.CaptureFix
     assert "imagenet_r: not found" in message and str(root / "imagenet-r") in message
     assert "no class (dog)" in message
     assert f"imagenet: cannot read {broken}: " in message
-    assert message.endswith("3 problem(s) found.")
+    assert message.endswith("3 problems found.")
     assert "imagenet_a" in capsys.readouterr().out
 
 

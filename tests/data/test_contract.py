@@ -68,6 +68,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", ["plain", "described"])
 def test_it_runs_by_the_command(own: Path, data: str) -> None:
     done = run(own, f"data={data}", "trainer.max_steps=2", "data.shade=90", "augment=crop", f"hydra.run.dir={data}")
@@ -78,6 +79,7 @@ def test_it_runs_by_the_command(own: Path, data: str) -> None:
     assert run(own, f"data={data}", "check=data").returncode == 0
 
 
+@pytest.mark.slow
 def test_its_mistakes_are_one_line(own: Path) -> None:
     for arguments, words in {
         ("data=described", "data.shade=300"): "data.shade=300: expected a whole number from 0 to 155",

@@ -123,7 +123,7 @@ def test_missing_and_empty_class_folders(root: Path) -> None:
     image.unlink()
     make_data(root).verify()  # a subset is legitimate
     image.parent.rmdir()
-    with pytest.raises(UserError, match=r"1 are missing \(n00000003\)"):
+    with pytest.raises(UserError, match=r"1 is missing \(n00000003\)"):
         make_data(root).verify()
     image.parent.mkdir()
     for file in (root / "ILSVRC2012/train/n00000005").iterdir():

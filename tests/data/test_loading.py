@@ -108,6 +108,7 @@ can_mount = shutil.which("unshare") and not subprocess.run(
 ).returncode  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_mount, reason="needs the right to mount a small /dev/shm (root on Linux)")
 def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
     """The batches are larger than all of it."""

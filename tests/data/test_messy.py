@@ -168,7 +168,7 @@ def test_the_table_of_the_page_is_what_happens(tmp_path: Path) -> None:
 
 def test_folders_that_are_no_classes(tmp_path: Path) -> None:
     colour(tmp_path / "flat" / "1.png", 1)
-    with pytest.raises(UserError, match="1 images lie in it directly"):
+    with pytest.raises(UserError, match="1 image lies in it directly"):
         scan(tmp_path / "flat", "data.train")
     for split in ("train", "val"):
         colour(tmp_path / "splits" / split / "cat" / "1.png", 1)

@@ -14,7 +14,7 @@ from robustft.data.own.collection import OwnImages
 from robustft.data.own.domains import DomainImages
 from robustft.data.own.folders import FolderImages
 from robustft.data.own.listing import drawn, inside_of
-from robustft.data.own.names import names_of, readable, wordnet_name
+from robustft.data.own.names import names_of, read_names, readable, wordnet_name
 from robustft.data.own.prompts import templates_of, with_synonyms
 from robustft.data.own.table import TableImages
 from robustft.data.prepared import PreparedImages
@@ -164,6 +164,35 @@ def test_balanced_orders_give_every_group_its_share() -> None:
     assert all(groups[order][i : i + 3].unique().numel() == 3 for i in range(0, 57, 3))
 
 
+@pytest.mark.parametrize(
+    ("options", "setting", "hint"),
+    [
+        ({"train": ""}, "data.train", "data=domains data.root={root} data.source=cartoon"),
+        ({"val": ""}, "data.val", "data.val={root}/cartoon"),
+        ({"shifts": {"x": ""}}, "data.shifts.x", "data.shifts.x={root}/cartoon"),
+    ],
+)
+def test_domains_that_are_taken_for_classes_are_told(root: Path, caplog, options, setting: str, hint: str) -> None:
+    here = {key: {"x": str(root)} if key == "shifts" else str(root) for key in options}
+    _ = folders(root, **here).found
+    told = [message for message in caplog.messages if "domains" in message]
+    assert told == [
+        f"{setting}={root}: its folders (cartoon, photo, sketch) hold the same folders (cat, dog, red_fox) and are"
+        f" taken for the classes. Where they are domains: {hint.format(root=root)}"
+    ]
+
+
+def test_classes_in_folders_of_their_own_are_no_domains(tmp_path: Path, caplog) -> None:
+    for number, name in enumerate(("cat/2023/a", "cat/2024/b", "cat/c", "dog/2023/d", "dog/2024/e")):
+        colour(tmp_path / "loose" / f"{name}.png", number)
+    for number, name in enumerate(("cat/tabby/a", "cat/young/b", "dog/beagle/c", "dog/young/d")):
+        colour(tmp_path / "kinds" / f"{name}.png", number)
+    for place in ("loose", "kinds"):
+        assert set(FolderImages(**{**OPTIONS, "train": str(tmp_path / place)}).found.train.classes) == {"cat", "dog"}
+    _ = domains(write_domains(tmp_path / "d")).found
+    assert not caplog.messages
+
+
 def test_shots_limit_all_that_is_selected_and_trained_by(root: Path) -> None:
     data = folders(root, shots=3)
     data.setup()
@@ -189,12 +218,12 @@ def test_unknown_classes_of_a_shift(tmp_path: Path, caplog) -> None:
     for name in ("cat", "dgo", "zzz"):
         colour(tmp_path / "odd" / name / "a.png", 1)
     options = {"shifts": {"odd": str(tmp_path / "odd")}}
-    with pytest.raises(UserError, match=r"odd: 2 of its classes are unknown.*dgo \(dog\?\), zzz.*data.unknown=skip"):
+    with pytest.raises(UserError, match=r"odd: 2 classes unknown.*dgo \(dog\?\), zzz.*data.unknown=skip"):
         folders(tmp_path, **options).verify()
     with caplog.at_level(logging.INFO, "robustft"):
         data = folders(tmp_path, **options, unknown="skip")
         data.verify()
-    assert "odd: left out 2 images of 2 unknown class(es)" in caplog.messages
+    assert "odd: left out 2 images of 2 unknown classes" in caplog.messages
     assert len(data.sets[-1].dataset) == 1
 
 
@@ -259,7 +288,17 @@ def folders_ready(root: Path) -> FolderImages:
         ("001.Black_footed_Albatross", "Black footed Albatross"),
         ("BMW_M3", "BMW M3"),
         ("USBDrive", "USB drive"),
+        ("green-cup", "green cup"),
+        ("old-green-cup", "old green cup"),
+        ("Rolls-Royce", "Rolls Royce"),
+        ("grüne-tasse", "grüne tasse"),
         ("T-shirt", "T-shirt"),
+        ("red-t-shirt", "red t-shirt"),
+        ("jack-o-lantern", "jack-o-lantern"),
+        ("covid-19", "covid-19"),
+        ("DC-10", "DC-10"),
+        ("four-poster_bed", "four-poster bed"),
+        ("four-poster bed", "four-poster bed"),
         ("iPod", "iPod"),
         ("n02099601", "Golden Retriever"),
         ("n99999999", "n99999999"),
@@ -269,6 +308,10 @@ def folders_ready(root: Path) -> FolderImages:
 )
 def test_folder_names_are_made_readable(folder: str, name: str) -> None:
     assert readable(folder) == name
+
+
+def test_results_say_what_classes_are_called(root: Path) -> None:
+    assert folders(root).protocol()["class_names"] == {"cat": ["cat"], "dog": ["dog"], "red_fox": ["red fox"]}
 
 
 def test_wordnet_ids_outside_of_the_thousand_classes_are_timms() -> None:
@@ -309,10 +352,36 @@ def test_names_of_ones_own(root: Path, tmp_path: Path, kind: str) -> None:
     }
     assert said["a tabby"] == ["a tabby!", "a kitten!", "see a tabby", "see a kitten"]
     assert said["hound"] == ["hound!", "hound!", "see hound", "see hound"]
-    assert data.protocol()["templates"] == ["{}!", "see {}"]
+    assert data.protocol()["templates"] == ["{}!", "see {}"] and data.protocol()["class_names"] == names
     path.write_text(json.dumps({"cat": "x", "dog": "y"}) if kind == "json" else "folder,name\ncat,x\ndog,y\n")
-    with pytest.raises(UserError, match=r"no name for 1 of the classes \(red_fox\)"):
+    with pytest.raises(UserError, match=r"no name for 1 of the 3 classes \(red_fox\): it has to name all"):
         folders(root, class_names=str(path)).verify()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("n.txt", b"cat\ndog\n", "expected .json or .csv: JSON"),
+        ("n", b"cat\ndog\n", "expected .json or .csv: JSON"),
+        ("n.json", b'{\n"cat": "a cat"\n"dog": "a dog"}', "a mistake in line 3, so it is no JSON. Expected JSON"),
+        ("n.json", b"cat\n", "a mistake in line 1, so it is no JSON"),
+        ("n.json", b'["cat", "dog"]', "it holds a list. Expected JSON"),
+        ("n.json", b'{"cat": 3}', "'cat' is called 3, expected a name"),
+        ("n.csv", b"class,called\ncat,a cat\n", "columns folder and name, found class, called"),
+        ("n.csv", b"folder;name\ncat;a cat\n", "columns folder and name, found folder;name"),
+        ("n.csv", b"folder,name\ncat\n", "'cat' is called [None], expected a name"),
+        ("n.csv", b"\xff\xfe", "it is no text in UTF-8"),
+        ("none.csv", None, "No such file or directory. Expected JSON"),
+    ],
+)
+def test_names_that_cannot_be_read(tmp_path: Path, file: str, content: bytes | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        read_names(tmp_path / file)
+    said = str(error.value)
+    assert said.startswith(f"data.class_names={tmp_path / file}: ") and words in said and "\n" not in said
+    assert "char" not in said and "Expecting" not in said
 
 
 def test_templates(tmp_path: Path) -> None:

@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 
 import robustft
 from robustft.common.errors import UserError
-from robustft.deploy import predict
+from robustft.deploy import again, predict
 from robustft.deploy.model import Model
+from robustft.deploy.source import find
 from tests.small import ROOT, do, work  # noqa: F401 (a fixture)
 
 
@@ -146,6 +147,18 @@ def test_by_the_model_that_it_started_from(run: Path, work: Path, pictures: Path
     assert [float(row["probability"]) for row in rows_of(tmp_path / "z.csv")] != pytest.approx(found[0], rel=1e-3)
 
 
+def test_other_classes_are_told_by_what_differs(run: Path, monkeypatch) -> None:
+    names, data = find(str(run)).class_names, again.data_of(find(str(run)))
+    monkeypatch.setattr(again, "data_of", lambda _: data)
+    for now, words in {
+        (*names[:-1], "zebra"): f"zebra is new, {names[-1]} is missing",
+        (*names[:-2], names[-1], names[-2]): f"the same in another order: {names[-1]} is where {names[-2]} was",
+    }.items():
+        data.class_names = list(now)
+        with pytest.raises(UserError, match=f"16 that the model was trained for: {words}$"):
+            again.zeroshot_of(find(str(run)), names)
+
+
 def test_nothing_half_written(run: Path, pictures: Path, tmp_path: Path, monkeypatch) -> None:
     answer, calls = Model.answer, []
 
@@ -184,6 +197,8 @@ def mistakes(run: Path, pictures: Path, folder: Path) -> dict[str, tuple[list[st
     (folder / "no_model").mkdir()
     (folder / "no_model" / "results.json").write_text((run / "results.json").read_text())
     (folder / "begun").mkdir()
+    (folder / "alone").mkdir()
+    (folder / "alone" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes())
     (folder / "begun" / "config.yaml").write_text((run / "config.yaml").read_text())
     return {
         "no run": (["nowhere", holiday], "nowhere: no such file or folder. Expected the folder of a run"),
@@ -200,6 +215,8 @@ def mistakes(run: Path, pictures: Path, folder: Path) -> dict[str, tuple[list[st
         "features": ([one, holiday, "--features", "f.txt"], "--features=f.txt: expected the name of a NumPy file"),
         "top": ([one, holiday, "--top", "0"], "--top=0: expected a whole number, 1 or more"),
         "batch": ([one, holiday, "--batch-size", "0"], "--batch-size=0: expected a whole number, 1 or more"),
+        "device": ([one, holiday, "--device", "tpu9"], "--device=tpu9: not here. Expected cpu, cuda"),
+        "zero-shot": (["alone", holiday, "--zero-shot"], "says how the model came about"),
         "workers": ([one, holiday, "--workers", "-1"], "--workers=-1: expected a whole number, 0 or more"),
     }  # fmt: skip
 

@@ -317,7 +317,7 @@ def test_a_resumed_run_takes_the_number_of_micro_batches_that_it_began_with(plac
 
 def test_nothing_fits(places, monkeypatch):
     full_above(1, monkeypatch)
-    with pytest.raises(UserError, match="2 image.s. at a time.*grad_checkpointing"):
+    with pytest.raises(UserError, match="2 images at a time.*grad_checkpointing"):
         places[1].again("nothing_fits", "trainer.accumulate_grad_batches=auto")  # a fill needs two
 
 

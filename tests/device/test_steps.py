@@ -12,7 +12,8 @@ import torch
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from robustft.bench.steps import MORE, VARIANTS, Bench
+from robustft.bench.names import MORE, VARIANTS
+from robustft.bench.steps import Bench
 from robustft.common.randomness import generator
 from robustft.data.sets import Batch
 from robustft.experiment import make_training, options

@@ -38,7 +38,7 @@ def test_every_set_knows_the_groups_of_its_images(tmp_path: Path) -> None:
         assert one.groups.tolist() == expected
     rows = (tmp_path / "t.csv").read_text().replace(",even", ",", 1)
     (tmp_path / "t.csv").write_text(rows)
-    with pytest.raises(UserError, match="1 row.s. lack a path, a label, a split or a group"):
+    with pytest.raises(UserError, match="1 row lacks a path, a label, a split or a group"):
         TableImages(**OPTIONS, path=str(tmp_path / "t.csv")).verify()
 
 
@@ -56,6 +56,7 @@ def test_the_worst_group_by_hand() -> None:
     assert score(logits, correct, {"worst_group": WorstGroup()}, None).more["worst_group"] is None
 
 
+@pytest.mark.slow
 def test_a_run_measures_it_without_being_asked(tmp_path: Path) -> None:
     place = table(tmp_path)
     done = run(tmp_path, "data=table", f"data.path={place}", "trainer.max_steps=2", "metric=top1", "hydra.run.dir=r")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from robustft.evaluation.localisation import best_iou, iou, localise, on_object, patch_coverage, points_at
+from robustft.counterfactual.true_maps import maps_of, patch_coverage
+from robustft.evaluation.localisation import best_iou, iou, localise, on_object, points_at
 
 
 def square_scene() -> torch.Tensor:
@@ -62,3 +63,8 @@ def test_no_mask_is_better_than_the_ceiling():
     every = torch.tensor([[bool(number >> bit & 1) for bit in range(6)] for number in range(64)])
     best = torch.stack([iou(every, row.expand(64, 6)).max() for row in coverage])
     torch.testing.assert_close(best_iou(coverage), best)
+
+
+def test_the_true_object_as_a_map_has_its_largest_at_one():
+    assert maps_of(square_scene() & (torch.arange(8) > 0), (2, 2)).tolist() == [[1.0, pytest.approx(1 / 12), 0.0, 0.0]]
+    assert maps_of(torch.zeros(1, 8, 8, dtype=torch.bool), (2, 2)).tolist() == [[0.0] * 4]

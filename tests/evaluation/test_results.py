@@ -10,7 +10,7 @@ import pytest
 
 from robustft.common.errors import UserError
 from robustft.evaluation.results import Score, Scores, read_results, results_record, write_results
-from robustft.evaluation.summary import percent, print_table, set_label
+from robustft.evaluation.summary import metrics_table, percent, print_table, set_label
 from tests.needs import SHARED, shared
 
 CONTRACT = SHARED / "checks" / "results_contract.py"
@@ -168,8 +168,15 @@ def test_table_shows_zero_shot_and_model(capsys: pytest.CaptureFixture[str]):
     assert heading.index("OOD avg") < heading.index("V2") < heading.index("Sketch") < heading.index("hold-out")
 
 
+@pytest.mark.parametrize("shifts", [True, False])
+def test_the_heading_of_further_metrics_says_what_is_there(shifts: bool):
+    metric = {"ece": {"label": "ECE", "unit": "%", "higher_is_better": False}}
+    found = record(metrics=metric) | ({} if shifts else {"ood": {}, "ood_avg": None})
+    assert metrics_table(found).title == f"Further metrics{' (OOD: mean of the shifts)' * shifts}"
+
+
 def test_table_without_zero_shot_and_with_a_remark(capsys: pytest.CaptureFixture[str]):
     print_table(record(zeroshot=None, partial=True))
     out = capsys.readouterr().out
     assert "zero-shot" not in out and "counterfactual" in out
-    assert "Partial: 500 to 1000 images a set" in out
+    assert "Partial: 500 to 1,000 images a set" in out

@@ -76,6 +76,24 @@ def test_few_images_prove_little() -> None:
     assert verdict(record(ids=(0.6, 0.8), ood=(), n=10)).startswith("It changed nothing that chance would not")
 
 
+@pytest.mark.parametrize(("n", "chance"), [(1, "100.0"), (4, "63.3"), (128, "2.2")])
+def test_all_right_leaves_something_to_chance(n: int, chance: str) -> None:
+    assert verdict(record(ids=(1.0, 1.0), ood=(), n=n)) == (
+        f"It changed nothing that chance would not: ID 100.0 → 100.0 (0.0, chance moves it by {chance})."
+    )
+
+
+def test_one_image_proves_nothing() -> None:
+    assert verdict(record(ids=(0.0, 1.0), ood=(), n=1)).startswith("It changed nothing that chance would not")
+
+
+def test_two_accuracies_are_told_apart_as_agresti_and_caffo_do() -> None:
+    for n, right in ((10, (3, 8)), (10, (1, 8)), (30, (15, 23)), (30, (14, 23))):
+        p, q = ((x + 1) / (n + 2) for x in right)
+        apart = abs(q - p) > 1.96 * ((p * (1 - p) + q * (1 - q)) / (n + 2)) ** 0.5
+        assert Change.of([(right[0] / n, right[1] / n, n)]).direction == apart
+
+
 def test_chance_is_what_drawing_the_images_does() -> None:
     """95% of the differences of two models that are equal in truth lie within what is called chance."""
     random, n, p = np.random.default_rng(0), 400, (0.7, 0.4)

@@ -91,6 +91,15 @@ def test_tokens_that_do_not_exist_count_in_nothing() -> None:
     for axis in ("tokens", "channels"):
         shorter = states_distance(list(states[:, :, :4]), list(targets[:, :, :4]), axis)
         torch.testing.assert_close(states_distance(list(states), list(targets), axis, hidden), shorter)
+        hidden[1, 1:] = True  # few tokens or many: each image counts the same, as on devices of their own
+        alone = [
+            states_distance([*states[:, k : k + 1]], [*targets[:, k : k + 1]], axis, hidden[k : k + 1])
+            for k in range(3)
+        ]
+        torch.testing.assert_close(
+            states_distance(list(states), list(targets), axis, hidden), torch.stack(alone).mean()
+        )
+        hidden[1, 1:4] = False
 
 
 class Words(nn.Module):
@@ -178,6 +187,7 @@ def test_at_the_teacher_the_second_term_is_zero_and_has_no_gradient(work, method
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4 * float(theirs.grad.abs().max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", NEIGHBOURS)
 @pytest.mark.parametrize("fill", ["single", "none"])
 def test_counterfactual_images_under_a_moving_teacher(work, method, fill):  # noqa: F811

@@ -165,7 +165,7 @@ def test_partial_runs_are_left_out_unless_asked(make_run, tmp_path: Path, capsys
     assert set(rows(tmp_path)) == {"zero-shot", "LP-FT"}
     assert main([str(tmp_path / "runs"), "--out", str(tmp_path), "--partial"]) == 0
     assert set(rows(tmp_path)) == {"zero-shot", "LP-FT", "vanilla fine-tuning"}
-    assert "1 of 2 runs are partial" in (tmp_path / "comparison.md").read_text()
+    assert "1 of 2 runs is a partial evaluation." in (tmp_path / "comparison.md").read_text()
 
 
 def test_average_over_other_sets_is_not_compared(make_run, tmp_path: Path):

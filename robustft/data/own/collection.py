@@ -16,10 +16,11 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import counted, short, some
 from robustft.data.contract import RESERVED
 from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
-from robustft.data.folders import ImageFiles, some
+from robustft.data.folders import ImageFiles
 from robustft.data.own import names, prompts
 from robustft.data.own.corruptions import Corrupted
 from robustft.data.own.corruptions import chosen as chosen_corruptions
@@ -131,8 +132,8 @@ class OwnImages(FileData):
                 )
             if not FILE_NAME.fullmatch(name):
                 raise UserError(
-                    f"a shift cannot be called {name!r:.60}: files go by its name. Give it one without slashes and line"
-                    " ends, and of at most 100 characters"
+                    f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one without"
+                    " slashes and line ends, and of at most 100 characters"
                 )
         return found
 
@@ -162,7 +163,12 @@ class OwnImages(FileData):
         split = f"{self.val_share:.0%} of each class by val_seed={self.val_seed}" if drawn_val else "sets of their own"
         split += ", hold-out = ID set" if self.found.selects_on_val else ""
         split += f", corruptions of severity {self.severity} as shifts" if self.corruptions else ""
-        return {"templates": prompts.shown(self._templates), "candidates": self.candidates, "split": split}
+        return {
+            "templates": prompts.shown(self._templates),
+            "class_names": dict(zip(self.classes, self.names, strict=True)),
+            "candidates": self.candidates,
+            "split": split,
+        }
 
     # Sets
 
@@ -230,8 +236,8 @@ class OwnImages(FileData):
             near = [difflib.get_close_matches(one, self.classes, n=1, cutoff=0.5) for one in unknown[:3]]
             hints = [f"{one} ({match[0]}?)" if match else one for one, match in zip(unknown, near, strict=False)]
             raise UserError(
-                f"{name}: {len(unknown)} of its classes are unknown to the training images: "
-                f"{', '.join(hints)}{', …' if len(unknown) > 3 else ''}. Rename them, or leave their images out:"
+                f"{name}: {counted(len(unknown), 'class', 'classes')} unknown to the training images:"
+                f" {', '.join(hints)}{', …' if len(unknown) > 3 else ''}. Rename them, or leave their images out:"
                 " data.unknown=skip"
             )
         those = set(self.classes)
@@ -240,7 +246,8 @@ class OwnImages(FileData):
         if not len(kept):
             raise UserError(f"{name}: none of its classes ({some(unknown)}) is one of the training images'")
         if unknown:
-            log.info("%s: left out %d images of %d unknown class(es)", name, len(listing) - len(kept), len(unknown))
+            left_out = counted(len(listing) - len(kept), "image")
+            log.info("%s: left out %s of %s", name, left_out, counted(len(unknown), "unknown class", "unknown classes"))
         absent = len(self.classes) - len(set(kept.classes))
         if absent:
             log.info("%s: has %d of the %d classes", name, len(self.classes) - absent, len(self.classes))
@@ -257,8 +264,9 @@ class OwnImages(FileData):
         chosen = drawn("val", pool.labels(self.classes), pool.keys(), round(self.val_share * len(pool)), self.val_seed)
         if not chosen.any():
             raise UserError(
-                f"no image can be set aside for the ID set: the {len(self.classes)} classes have {len(pool)} images in"
-                " all, and one of each stays in training. Give more images, or data.val=DIR"
+                f"no image can be set aside for the ID set: the {counted(len(self.classes), 'class', 'classes')} have"
+                f" {counted(len(pool), 'image')} in all, and one of each stays in training. Give more images, or"
+                " data.val=DIR"
             )
         return chosen
 
@@ -296,8 +304,8 @@ class OwnImages(FileData):
             return min(DEFAULT_HOLDOUT, most, max(1, round(HOLDOUT_SHARE * len(labels))))
         if self.holdout > most:
             raise UserError(
-                f"data.holdout={self.holdout}: of {len(labels)} images at most {most} can be held out, since one of"
-                " each class stays in training"
+                f"data.holdout={self.holdout}: of {counted(len(labels), 'image')} at most {most} can be held out,"
+                " since one of each class stays in training"
             )
         return self.holdout
 
@@ -369,8 +377,8 @@ class OwnImages(FileData):
         if settled:
             names_of = {"batch_size": "data.batch_size", "max_epochs": "trainer.max_epochs"}
             log.info(
-                "small set: %s (%s images to train on; what is typed wins)",
+                "small set: %s (%s to train on; what is typed wins)",
                 " ".join(f"{names_of[key]}={value}" for key, value in settled.items()),
-                f"{self.train_images:,}",
+                counted(self.train_images, "image"),
             )
         return settled

@@ -9,7 +9,7 @@ from typing import Any
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.data.folders import some
+from robustft.common.wording import some
 from robustft.data.own.collection import Found, OwnImages
 from robustft.data.own.listing import Listing, drawn, is_system, joined, scan
 

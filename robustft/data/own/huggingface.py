@@ -12,14 +12,14 @@ import PIL
 import torch
 from jaxtyping import Int64, UInt8
 from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError, install
 from robustft.common.network import reachable
 from robustft.common.paths import expand
-from robustft.data.folders import some
+from robustft.common.terminal import tracked
+from robustft.common.wording import short, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
 from robustft.data.own.reading import HOW, as_seen
@@ -76,7 +76,7 @@ class ArrowImages(Dataset):
     def damaged(self, title: str) -> dict[str, str]:
         """Read every image; the rows that cannot be read, and why."""
         problems = {}
-        for index in track(range(len(self)), title, transient=True):
+        for index in tracked(range(len(self)), title, len(self)):
             try:
                 self.original(index)
             except UserError as error:
@@ -160,7 +160,7 @@ class HuggingFaceImages(OwnImages):
             else:
                 loaded = datasets.load_dataset(str(folder) if folder.is_dir() else self.path, self.subset)
         except Exception as error:  # of the hub, of its client and of tables there are dozens
-            why = " ".join(str(error).split())[:300]
+            why = short(" ".join(str(error).split()), 300)
             raise UserError(
                 f"data.path={self.path}: cannot be loaded ({why}). Expected a data set of the hub as owner/name, or a"
                 " folder that save_to_disk made"

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.data.folders import some
+from robustft.common.wording import counted, noun, some
 from robustft.data.own.reading import images_below, is_image_name, is_system
 from robustft.data.sampling import shares
 
@@ -104,16 +104,43 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         classes += [class_folder] * len(inside)
         inner += inside
     if not names:
-        there = f"{loose} images lie in it directly" if loose else "nothing like that is in it"
+        there = (
+            f"{counted(loose, 'image')} {noun(loose, 'lies', 'lie')} in it directly"
+            if loose
+            else "nothing like that is in it"
+        )
         raise UserError(
             f"{what}={folder}: expected a folder for each class with its images in it, and {there}."
             + (" Its folders are empty." if folders else "")
         )
     if empty:
-        log.info("%s: left out %d empty class folder(s): %s", folder, len(empty), some(empty))
+        log.info("%s: left out %s: %s", folder, counted(len(empty), "empty class folder"), some(empty))
     if loose:
-        log.info("%s: passed over %d image(s) that lie in no class folder", folder, loose)
+        log.info("%s: passed over %s in no class folder", folder, counted(loose, "image"))
+    if root == folder and (inside := _shared_folders(classes, inner)):
+        which = f"data=domains data.root={folder} data.source={classes[0]}"
+        log.warning(
+            "%s=%s: its folders (%s) hold the same folders (%s) and are taken for the classes. Where they are"
+            " domains: %s",
+            *(what, folder, some(list(dict.fromkeys(classes))), some(inside)),
+            which if what == "data.train" else f"{what}={folder / classes[0]}",
+        )
     return Listing(root, names, classes, inner).ordered()
+
+
+def _shared_folders(classes: Sequence[str], inner: Sequence[str]) -> list[str]:
+    """The folders that most of several class folders have in them where all images lie in such folders: two or more of
+    them look like classes, and what is taken for classes like domains.
+    """
+    holders: dict[str, set[str]] = {}
+    for name, path in zip(classes, inner, strict=True):
+        first, separator, _ = path.partition(os.sep)
+        if not separator:
+            return []
+        holders.setdefault(first, set()).add(name)
+    of_all = len(set(classes))
+    shared = sorted(first for first, held_by in holders.items() if len(held_by) > max(1, of_all // 2))
+    return shared if len(shared) > max(1, len(holders) // 2) else []
 
 
 def _refuse_splits(folder: Path, folders: Sequence[str], what: str) -> None:

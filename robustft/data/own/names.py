@@ -9,14 +9,17 @@ from functools import cache
 from pathlib import Path
 
 from robustft.common.errors import UserError
-from robustft.data.folders import some
+from robustft.common.wording import counted, noun, some
 
 log = logging.getLogger(__name__)
 
 WORDNET_ID = re.compile(r"n\d{8}")
 NO_WORDS = re.compile(r"[\d\W_]*|(class|category|label|cls|id|c|n)?[\W_]*(\d+|[a-z])", re.IGNORECASE)
+# One that separates words, not one that spells them: see `readable`.
+HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_])(?!(?:a|o)-)", re.IGNORECASE)
 SYNONYMS = 4  # names a class may have
 SETTING = "data.class_names"
+FORMATS = 'JSON {"folder": "name", …}, or CSV with the columns folder and name'
 
 
 def names_of(
@@ -38,21 +41,29 @@ def names_of(
     else:
         unnamed = [folder for folder in folders if folder not in given]
         if unnamed:
-            raise UserError(f"{setting} has no name for {len(unnamed)} of the classes ({some(unnamed)})")
+            raise UserError(
+                f"{setting} has no name for {len(unnamed)} of the {counted(len(folders), 'class', 'classes')}"
+                f" ({some(unnamed)}): it has to name all of them"
+            )
         if spare := [folder for folder in given if folder not in folders]:
-            log.info("%s: %d of its classes have no images (%s)", setting, len(spare), some(spare))
+            log.info("%s: %s without images (%s)", setting, counted(len(spare), "class", "classes"), some(spare))
         names = [list(given[folder]) for folder in folders]
     _refuse_collisions(folders, names, setting)
     return names
 
 
 def readable(folder: str) -> str:
-    """The name of a class folder as one says it: `art_painting`, `GoldenRetriever` and `n02099601` are art painting,
-    golden retriever and golden retriever.
+    """The name of a class folder as one says it: `art_painting`, `GoldenRetriever`, `green-cup` and `n02099601` are art
+    painting, golden retriever, green cup and golden retriever.
+
+    Hyphens are separators where nothing else separates words, and spelling elsewhere (`four-poster_bed`), behind a
+    single letter (`t-shirt`), around a single a or o (`jack-o-lantern`) and beside a digit (`covid-19`).
     """
     if WORDNET_ID.fullmatch(folder):
         return wordnet_name(folder) or folder
     text = re.sub(r"^\d+\s*[._-]\s*(?=\D)", "", folder)  # 001.Black_footed_Albatross
+    if not re.search(r"[_+.\s]", text):
+        text = HYPHEN.sub(" ", text)
     text = re.sub(r"[_+.]+", " ", text)
     parts = re.sub(r"(?<=[a-z]{2})(?=[A-Z][a-z])|(?<=[A-Z])(?=[A-Z][a-z])", "\0", text).split("\0")
     if len(parts) > 1:  # camel case says nothing about capitals
@@ -76,29 +87,35 @@ def wordnet_name(wnid: str) -> str | None:
 
 
 def read_names(path: Path, setting: str = SETTING) -> dict[str, list[str]]:
-    """Names of classes by folder, from JSON ({folder: name or [names]}) or CSV (header: folder,name).
+    """Names of classes by folder, from .json ({folder: name or [names]}) or .csv (header: folder,name).
 
     Raises:
         UserError: the file cannot be read, or is neither.
     """
-    what = f"{setting}={path}"
+    what, kind = f"{setting}={path}", path.suffix.lower()
+    if kind not in (".json", ".csv"):
+        raise UserError(f"{what}: expected .json or .csv: {FORMATS}")
     try:
         text = path.read_text("utf-8-sig")
-        if path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(text.splitlines()))
-            if not rows or not {"folder", "name"} <= rows[0].keys():
-                found = ", ".join(map(str, rows[0])) if rows else "nothing"
-                raise UserError(f"{what}: expected a header with the columns folder and name, found {found}")
-            pairs = [(row["folder"], row["name"]) for row in rows]
-            read: object = {folder: [name for of, name in pairs if of == folder] for folder, _ in pairs}
-        else:
-            read = json.loads(text)
     except OSError as error:
-        raise UserError(f"{what}: {error.strerror}. Expected a JSON or CSV file") from error
-    except (ValueError, csv.Error) as error:
-        raise UserError(f'{what}: cannot be read ({error}). Expected {{"folder": "name"}} in JSON, or CSV') from error
+        raise UserError(f"{what}: {error.strerror}. Expected {FORMATS}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: it is no text in UTF-8. Expected {FORMATS}") from error
+    if kind == ".csv":
+        rows = list(csv.DictReader(text.splitlines()))
+        if not rows or not {"folder", "name"} <= rows[0].keys():
+            found = ", ".join(map(str, rows[0])) if rows else "nothing"
+            raise UserError(f"{what}: expected a header with the columns folder and name, found {found}")
+        pairs = [(row["folder"], row["name"]) for row in rows]
+        read: object = {folder: [name for of, name in pairs if of == folder] for folder, _ in pairs}
+    else:
+        try:
+            read = json.loads(text)
+        except ValueError as error:
+            line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+            raise UserError(f"{what}: a mistake{line}, so it is no JSON. Expected {FORMATS}") from error
     if not isinstance(read, dict):
-        raise UserError(f'{what}: expected {{"folder": "name"}}, found a {type(read).__name__}')
+        raise UserError(f"{what}: it holds a {type(read).__name__}. Expected {FORMATS}")
     names = {}
     for folder, given in read.items():
         several = [given] if isinstance(given, str) else given
@@ -118,10 +135,12 @@ def _warn(folders: Sequence[str], names: Sequence[str], setting: str) -> None:
     ]
     if empty:
         log.warning(
-            "%d of the %d classes have names that are no words (%s): the zero-shot model, and with it the head that"
-            " is made from them, cannot know what they show. Name them: %s=FILE.json with"
+            "%d of the %s %s (%s): the zero-shot model, and with it the head that is made from them, cannot know"
+            " what they show. Name them: %s=FILE.json with"
             ' {"%s": "what it shows", ...}',
-            *(len(empty), len(folders), some(empty), setting, empty[0]),
+            *(len(empty), counted(len(folders), "class", "classes")),
+            noun(len(empty), "has a name that is no word", "have names that are no words"),
+            *(some(empty), setting, empty[0]),
         )
 
 

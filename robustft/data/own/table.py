@@ -10,7 +10,7 @@ from typing import Any
 
 from robustft.common.errors import UserError, install
 from robustft.common.paths import expand
-from robustft.data.folders import some
+from robustft.common.wording import counted, noun, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing, inside_of
 
@@ -91,19 +91,22 @@ def records_of(
         records.append((split, path, label, cell(row, "domain"), group))
     if wrong:
         raise UserError(
-            f"{table}: {len(wrong)} row(s) lack a path, a label, a split or a group (line"
-            f" {', '.join(map(str, wrong[:3]))}{', …' if len(wrong) > 3 else ''})"
+            f"{table}: {counted(len(wrong), 'row')} {noun(len(wrong), 'lacks', 'lack')} a path, a label, a split or a"
+            f" group ({noun(len(wrong), 'line')} {some(list(map(str, wrong)))})"
         )
     if not records:
         raise UserError(f"{table}: it has a header and no rows")
     twice = [one for one, count in Counter(os.path.normpath(record[1]) for record in records).items() if count > 1]
     if twice:
-        raise UserError(f"{table}: {len(twice)} image(s) have several rows ({some(twice)}): expected one each")
+        raise UserError(
+            f"{table}: {counted(len(twice), 'image')} {noun(len(twice), 'has', 'have')} several rows ({some(twice)}):"
+            " expected one each"
+        )
     missing = [record[1] for record in records if not os.path.isfile(os.path.join(root, expand(record[1])))]
     if missing:
         raise UserError(
-            f"{table}: {len(missing)} of {len(records)} images are not there ({some(missing)}). Paths are"
-            f" relative to {root}{advice}"
+            f"{table}: {len(missing):,} of {counted(len(records), 'image')} {noun(len(missing), 'is', 'are')} not"
+            f" there ({some(missing)}). Paths are relative to {root}{advice}"
         )
     return records
 

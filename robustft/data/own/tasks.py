@@ -10,8 +10,9 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
+from robustft.common.wording import some
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFiles, image_paths, some
+from robustft.data.folders import ImageFiles, image_paths
 from robustft.data.own import names, prompts
 from robustft.data.own.listing import Listing, scan
 from robustft.data.own.reading import HOW, read_upright, why_unreadable

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from robustft.common.cache import cache_folder, optional
 from robustft.common.files import atomic
+from robustft.common.wording import counted
 from robustft.data.scenes.generate import Rendered, generate
 from robustft.data.scenes.recipes import Recipe
 
@@ -42,9 +43,9 @@ def cached(recipe: Recipe, count: int, *, size: int, seed: int, name: str, folde
         return Rendered(**load_file(path))
     except (OSError, SafetensorError, TypeError):  # not there, or damaged: render it (again)
         pass
-    log.info("rendering %s images of %s", f"{count:,}", name)
+    log.info("rendering %s of %s", counted(count, "image"), name)
     with Progress(transient=True, disable=not get_console().is_terminal) as progress:
-        task = progress.add_task(f"rendering {count} images of {name}", total=count)
+        task = progress.add_task(f"rendering {counted(count, 'image')} of {name}", total=count)
         rendered = generate(
             recipe,
             count,

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
@@ -72,7 +74,8 @@ class ScenesData(RobustnessData):
         for name in EVALUATION_SETS:
             if self.shown[name] is not False:
                 images = self._images(name, self.test_images)
-                sets.append(EvaluationSet(name, images, correct, [str(i) for i in range(len(images))]))
+                keys = [str(i) for i in range(len(images))]
+                sets.append(EvaluationSet(name, images, correct, keys, objects=images.masks))
         return sets
 
     def training_set(self) -> SceneImages:
@@ -80,6 +83,10 @@ class ScenesData(RobustnessData):
 
     def evaluation_sets(self) -> list[EvaluationSet]:
         return self._evaluation
+
+    def objects(self) -> Bool[Tensor, "images height width"]:
+        """Give the pixels in which the object is seen, at the resolution of rendering."""
+        return self._training.masks
 
     def retention_tasks(self) -> list[RetentionTask]:
         """What the small CLIP learnt from captions and fine-tuning never asks for: context and style of a scene."""

@@ -1,22 +1,14 @@
-"""robustft example DIR: images as one has them, to try everything with: domain/class/image, and tables of them.
+"""The scenes as image files, for `robustft example DIR`: domain/class/image, and tables of them."""
 
-They are the scenes of the embedded benchmark as files, so that `model=tiny` knows what they show and nothing is
-downloaded: photos (objects in their usual places, to train on), drawings, renditions, and photos of unusual places.
-"""
-
-import argparse
 import csv
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from rich.progress import track
 from torchvision.transforms.functional import to_pil_image
 
-from robustft.common import entry
-from robustft.common.errors import UserError
+from robustft.common import paths
 from robustft.common.files import atomic
-from robustft.common.paths import expand
+from robustft.common.terminal import tracked
 from robustft.data.scenes.captions import PLACES
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import CLASSES, CONTEXTS, SETS
@@ -37,8 +29,7 @@ def write_example(folder: Path, images: int) -> int:
     Raises:
         UserError: something lies in the folder.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already: give a new folder")
+    paths.refuse_filled(folder)
     rows = list(_images(folder, images))
     _table(folder / "table.csv", ("path", "label", "split"), (row[:3] for row in rows))
     _table(folder / "places.csv", ("path", "label"), ((path, f"thing {place}") for path, _, _, place in rows))
@@ -52,7 +43,7 @@ def _table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) ->
 
 def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str, str]]:
     """Write the files; path, label, split and place of each."""
-    for domain, name in track(DOMAINS.items(), "Drawing", transient=True):
+    for domain, name in tracked(DOMAINS.items(), "Drawing", len(DOMAINS)):
         scenes = generate(SETS[name], 2 * images * len(CLASSES), size=SIDE, seed=SEED, name=f"example {domain}")
         for label, kind in enumerate(CLASSES):
             of_class = (scenes.labels == label).nonzero().flatten()[:images].tolist()
@@ -62,22 +53,3 @@ def _images(folder: Path, images: int) -> Iterator[tuple[str, str, str, str]]:
                 to_pil_image(scenes.images[row]).save(folder / path)
                 place = PLACES[CONTEXTS[scenes.contexts[row]]]
                 yield path, kind, "train" if domain == "photo" else domain, place
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog=entry.program("example"), description=__doc__.split("\n\n")[0])
-    parser.add_argument("folder", type=expand, metavar="DIR", help="a new folder")
-    parser.add_argument("--images", type=int, default=40, help="images for each of 4 domains and 16 classes (40)")
-    given = parser.parse_args(arguments)
-    if given.images < 1:
-        parser.error("--images: give a whole number, 1 or more")
-    count = write_example(given.folder, given.images)
-    print(f"{count:,} images in {given.folder}: {', '.join(DOMAINS)}, each with {len(CLASSES)} classes")
-    print("In table.csv and places.csv: their classes, and what is around them")
-    print(f"Next: {entry.program()} model=tiny data=domains data.root={given.folder} data.source=photo"
-          " data.templates=plain")  # fmt: skip
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(entry.answer(main))
