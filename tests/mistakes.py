@@ -124,7 +124,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "robustft data=folders": "data.train is not set: give the folder",
         "robustft data=folders data.train=foto": "data.train=foto: no such folder",
         "robustft data=folders data.train=table.csv": "no such folder (that is a file)",
-        "robustft data=folders data.train=flat": "images lie in it directly",
+        "robustft data=folders data.train=flat": "lies in it directly",
         "robustft data=folders data.train=hollow": "Its folders are empty",
         "robustft data=folders data.train=splits": "which are no classes",
         f"{FOLDERS} data.val=v": "data.val=v: no such folder",

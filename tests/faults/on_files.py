@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -323,7 +324,7 @@ def warm(whole: Path) -> None:
     global WHOLE
     WHOLE = whole
     logging.disable(logging.WARNING)
-    place = whole.with_name("warm")
+    place = whole.with_name(f"warm-{os.getpid()}")  # others are at it too
     for kind, (name, *_) in KINDS.items():
         if (whole / name).exists() and (said := judge(place, kind, (whole / name).read_bytes())) is not None:
             raise AssertionError(f"the whole {name}: {said}")

@@ -155,6 +155,8 @@ def ended(line: list[str], folder: Path, environment: dict[str, str]) -> subproc
 def fault(done: subprocess.CompletedProcess[str], run: Path, ends_well: bool | None) -> str | None:
     """What is wrong with how a run ended: well, in one line, or (None) in either of these ways."""
     said = done.stderr + done.stdout
+    if "unknown setting" in said:
+        raise AssertionError(said)  # a fault of what is tried here
     if "Traceback" in said:
         return f"a traceback: {said.strip().splitlines()[-1][:200]}"
     if done.returncode == 0:
@@ -175,7 +177,7 @@ def runs_on_small_disks(folder: Path, sizes: tuple[int, ...]) -> Case:
             if not may:
                 return skipped(name)
             place = folder / str(size) / "run"
-            done, seconds = command(folder / "here", *ONE, "gallery=4", f"hydra.run.dir={place}")
+            done, seconds = command(folder / "here", *ONE, f"hydra.run.dir={place}")
             longest, ended = max(longest, seconds), ended + (done.returncode == 0)
             if why := fault(done, place, None):
                 lost.append(f"{size / 2} MB: {why}")

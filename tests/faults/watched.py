@@ -121,7 +121,8 @@ def _share(work: Any, warm: Any, count: int, limits: Limits, folder: Path, seed:
         before = found.tried
         _one_process(work, warm, count - found.tried, limits, folder, seed + found.tried, found)
         if found.tried == before:
-            raise RuntimeError(f"the watched process has attempted nothing: {found.lost[-1:]}")
+            said = folder.with_suffix(".said").read_text(errors="replace")
+            raise RuntimeError(f"the watched process has attempted nothing: {found.lost[-1:]}\n{said[-2000:]}")
     return found
 
 
