@@ -107,7 +107,7 @@ class Encoder(Evaluator):
         self.register_buffer("features", empty, persistent=False)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self.features[batch.indices] = self.model.encode(batch.images)
+        self.features[batch.indices] = self.model.encode(batch.images).to(self.features.dtype)
 
     def on_validation_epoch_end(self) -> None:
         """Each device has encoded its share, the rest is zero."""

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from robustft.common.processes import is_first_process
 from robustft.experiment import make_training
 from robustft.inputs import Inputs
+from robustft.methods.linear_probe import LinearProbe
 from robustft.training.constraint import Constraint
 from robustft.training.loop import train
 from tests.small import method_of, prepared
@@ -39,6 +40,8 @@ def first_gradients(run: Inputs) -> dict[str, torch.Tensor]:
     method, recorded = method_of(run).double(), Recorded()
     if method.teacher is not None:
         method.teacher.double()
+    if isinstance(method, LinearProbe):
+        method.result().double()  # only its head is a part of the method
     train(method, replace(make_training(run.cfg, run, []), constraints=[recorded]))
     return recorded.gradients
 
