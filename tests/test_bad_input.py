@@ -117,6 +117,7 @@ def test_each_gets_one_message(tmp_path: Path, imagenet: Path, files: Path) -> N
         assert not list(folders[name].glob("runs/**/model.safetensors"))
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_fetched_say_so_at_once(tmp_path: Path, imagenet: Path) -> None:
     """The hub is a host that does not exist: no retries, and the way out is named."""
     sets = (*ALONE, "data.sets.imagenet_a=false", "method=zeroshot", "data.holdout=0")

@@ -124,6 +124,7 @@ fcntl.flock = flock
 """
 
 
+@pytest.mark.slow
 def test_a_file_system_without_locks(tmp_path):
     kept = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
     line = ("trainer.max_steps=1", "method=finetune", "hydra.run.dir=mine")
@@ -161,6 +162,7 @@ def _one_of_two(rank: int, folder: Path, port: int) -> None:
     assert remembered(path, make, agreement(trainer))["value"].tolist() == [3.0] and not made
 
 
+@pytest.mark.slow
 def test_what_one_process_finds_alone_is_made_by_all(tmp_path: Path) -> None:
     """A cache that appears, or goes, between the looks of two processes of a run."""
     with socket.socket() as free:

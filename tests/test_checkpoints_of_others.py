@@ -114,6 +114,7 @@ def test_a_whole_clip_makes_its_head_by_its_text_tower(kind: str, clip: Any, ima
     torch.testing.assert_close(loaded(tmp_path, path, images), expected, rtol=1e-5, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_evaluates_it_and_leaves_a_model(clip: Any, work: Path) -> None:  # noqa: F811
     path = work / "theirs.pt"
     torch.save(theirs(clip).state_dict(), path)

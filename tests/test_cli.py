@@ -186,6 +186,7 @@ def test_scenes_are_not_rendered_among_other_things(tmp_path):
         checks.check(cfg)
 
 
+@pytest.mark.slow
 def test_bad_input_gets_one_message(command, tmp_path):
     cases = {
         "mask.treshold=0.3": "unknown setting 'mask.treshold'. Did you mean mask.threshold?",
@@ -285,6 +286,7 @@ def test_a_single_run_has_a_folder_of_its_own(command, tmp_path):
     assert bug.returncode == 1 and "Traceback" in bug.stderr and "RuntimeError: a bug" in bug.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_in_its_folder(command, tmp_path):
     assert command("beta=7", "seed=1").returncode == 130
     (folder,) = tmp_path.glob("runs/counterfactual_object_single_tiny/*")
@@ -302,6 +304,7 @@ def test_an_interrupted_run_goes_on_in_its_folder(command, tmp_path):
     assert json.loads((folder / "results.json").read_text())["config"]["seed"] == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_names_its_runs_lists_failures_and_goes_on(command, tmp_path):
     line = ("-m", "mask.threshold=0.3,0.4", "beta=1,3,4")
     answer = command(*line)
@@ -317,6 +320,7 @@ def test_a_sweep_names_its_runs_lists_failures_and_goes_on(command, tmp_path):
     assert calls == {name: 1 if name.endswith("beta-1") else 2 for name in names}
 
 
+@pytest.mark.slow
 def test_a_sweep_never_overwrites_another(command, tmp_path):
     assert command("-m", "seed=1,2", "sweep=mine").returncode == 0
     other = command("-m", "seed=1,2", "sweep=mine", "beta=2")
@@ -326,6 +330,7 @@ def test_a_sweep_never_overwrites_another(command, tmp_path):
     assert {path.name for path in folder.iterdir()} == {"multirun.yaml", "seed-1", "seed-2"}
 
 
+@pytest.mark.slow
 def test_presets_sweep_without_a_flag_and_groups_name_runs(command, tmp_path):
     assert command("experiment=sweep_masking", "seed=1", "mask=object,random").returncode == 0
     (folder,) = tmp_path.glob("runs/sweeps/sweep_masking-*")
@@ -335,6 +340,7 @@ def test_presets_sweep_without_a_flag_and_groups_name_runs(command, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_jobs_that_are_the_same_run_are_made_once(command, tmp_path):
     answer = command("-m", "mask=random,object", "mask.threshold=0.3,0.4")
     folder = tmp_path / "runs" / "sweeps" / "mask_threshold"

@@ -191,6 +191,7 @@ def test_own_configs_that_cannot_be_are_refused(monkeypatch, capsys, own):
         assert status == 1 and "--config-dir DIR" in said and said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_run_with_own_configs_goes_on_with_them(command, own, tmp_path):
     first = command("--config-dir", "ours/own", "experiment=mine", "beta=7", "hydra.run.dir=mine", "+colour=blue")
     assert first.returncode == 130, first.stderr
@@ -340,6 +341,7 @@ def test_a_character_that_needs_quotes_is_named(argument, character):
         compose.parse([argument])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["Müller's (old) runs", "~/x"])
 def test_a_run_and_a_sweep_go_where_they_are_told(command, tmp_path, monkeypatch, folder):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -396,6 +398,7 @@ def test_impossible_places_are_one_line(monkeypatch, capsys, tmp_path):
         assert any(place in said for place in ("=/proc/x", "=file", "=runs")), said
 
 
+@pytest.mark.slow
 def test_the_speed_of_a_missing_folder(tmp_path):
     line = [sys.executable, str(ROOT / "experiments/speed/loader.py"), "nowhere"]
     answer = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -18,6 +18,7 @@ def names(*words: str, common: tuple[str, ...] = ()) -> list[tuple[str, str | No
     return [(one.typed, one.dial, one.values) for one in compare.plan(list(words), list(common))[0]]
 
 
+@pytest.mark.slow
 def test_the_dial_and_its_values_come_from_the_method() -> None:
     assert names("finetune", "counterfactual", "wiseft") == [
         ("finetune", None, ()),

@@ -56,6 +56,7 @@ def test_kinds_of_step(settings, expected):
     assert kinds(Entry("run", settings)) == expected
 
 
+@pytest.mark.slow
 def test_images_are_counted():
     found = count(ENTRIES, [*SMALL, "model.recipe.probe.epochs=5"])
     assert found.runs == len(ENTRIES)

@@ -15,6 +15,7 @@ from tests.small import do, prepared, work  # noqa: F401 (a fixture)
 SETTINGS = ("mask=object", "fill=single", "disagreement=3", "trainer.check_val_every_n_epoch=9")  # the last weights
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["counterfactual", "finetune"])
 def test_through_training(work, method):  # noqa: F811
     settings = SETTINGS if method == "counterfactual" else (f"method={method}", *SETTINGS[2:])
@@ -51,6 +52,7 @@ def test_an_image_alone_has_none_to_take_patches_from(work):  # noqa: F811
         do(work / "alone", "method=finetune", "disagreement=3", "data.batch_size=1")
 
 
+@pytest.mark.slow
 def test_training_is_what_it_was(work):  # noqa: F811
     do(work / "watched", *SETTINGS)
     do(work / "plain", *SETTINGS, "disagreement=0")

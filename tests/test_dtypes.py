@@ -53,6 +53,7 @@ def test_every_floating_type_works(model: Classifier, images: Tensor, dtype: tor
     other.encode(x).sum().backward()
 
 
+@pytest.mark.slow
 def test_copies_stored_models_and_compiled_ones_are_the_same(model: Classifier, images: Tensor) -> None:
     expected = model(images)
     assert torch.equal(copy.deepcopy(model)(images), expected)

@@ -122,6 +122,7 @@ for k in range(3):
 """
 
 
+@pytest.mark.slow
 def test_equal_models_are_equal_files_in_every_process(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     folders = [tmp_path / name for name in ("one", "other")]

@@ -71,6 +71,7 @@ def test_in_training(work, monkeypatch):  # noqa: F811
     assert str(caught.value).endswith("Less is taken with a smaller data.batch_size.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["zeroshot", "finetune"])
 def test_in_an_evaluation(work, monkeypatch, method):  # noqa: F811
     """Also in one that is part of the training."""

@@ -127,6 +127,7 @@ def mistakes(root: Path) -> dict[str, tuple[tuple[str, ...], str]]:
     }
 
 
+@pytest.mark.slow
 def test_mistakes_are_told_before_anything_is_imported(root: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, (typed, words) in mistakes(root).items():
@@ -209,6 +210,7 @@ def test_mistakes_that_only_the_images_tell(root: Path, tmp_path: Path, monkeypa
         assert words in message and "\n" not in message and len(message) < 500, message
 
 
+@pytest.mark.slow
 def test_the_embedded_model_does_not_know_these_words(root: Path, tmp_path: Path) -> None:
     end = run(tmp_path, "data=folders", f"data.train={root}/photo", "model.pretrained=embedded")
     assert end.returncode == 1 and "Traceback" not in end.stderr and "does not know" in end.stderr, end.stderr

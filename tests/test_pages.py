@@ -44,6 +44,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page_of_retention(place: Path) -> None:
     found = commands("retention.md")
     assert len(found) == 5

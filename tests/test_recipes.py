@@ -207,6 +207,7 @@ def test_runs_by_different_recipes_are_different_runs() -> None:
     assert Settings(composed("method=zeroshot")).why_idle("recipe") == "method=zeroshot"
 
 
+@pytest.mark.slow
 def test_results_say_which_recipe(work: Path) -> None:  # noqa: F811
     """The run's own, and of what does not train that of the model it works on."""
 

@@ -62,7 +62,9 @@ def stops(monkeypatch: pytest.MonkeyPatch):
     return seen, wanted
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", ["epochs", *(pytest.param(name, marks=pytest.mark.slow) for name in SCHEDULES if name != "epochs")]
+)
 def test_stopped_at_every_point(work, stops, schedule):  # noqa: F811
     """One run that is stopped after every step and in every evaluation, each time resumed."""
     settings = SCHEDULES[schedule]
@@ -90,6 +92,7 @@ def go_on_until_done(folder: Path, settings: tuple[str, ...], wanted: list[Point
     raise AssertionError("more interruptions than points")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["epochs", "max_steps"])
 def test_killed_after_every_save(work, monkeypatch, schedule):  # noqa: F811
     """The folder as it is after each save, moved somewhere else, goes on to the same end."""

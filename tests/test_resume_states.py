@@ -22,6 +22,7 @@ STATES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", STATES)
 def test_it_goes_on_where_it_was(work, stops, what):  # noqa: F811
     settings, folder, whole = STATES[what], work / what.replace(" ", "-") / "stopped", work / what.replace(" ", "-")

@@ -159,6 +159,7 @@ def stopped(monkeypatch: pytest.MonkeyPatch, folder: Path, *settings: str, after
             do(folder, "method=finetune", *settings)
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_state_starts_anew_in_its_folder(work, monkeypatch, refused):  # noqa: F811
     """The best weights are kept a moment before the state: nobody could go on from them."""
     folder, settings = work / "without-a-state", ("method=finetune", "trainer.max_epochs=1", "logger=csv")
@@ -431,6 +432,7 @@ def test_an_overwrite_that_is_stopped_in_time_leaves_the_old_run_its_id_and_its_
     assert (folder / "wandb_id.txt").is_file() and (folder / LAST).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["overwritten", "failed"])
 def test_what_wandb_keeps_of_a_run_goes_with_it(work, monkeypatch, how):  # noqa: F811
     monkeypatch.setenv("WANDB_MODE", "offline")

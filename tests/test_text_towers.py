@@ -136,6 +136,7 @@ def test_siglips_is_saved_under_open_clips_names_too(tmp_path: Path) -> None:
     assert set(own_names(saved_names(names))) == set(names)
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_from_another_runs_model_knows_its_text_tower(work: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setenv("ROBUSTFT_CACHE", str(work / "cache"))
     knowing = ["optimizer.lr=0.01", "data.test_images=24", "metric=top1", "retain.style=false"]
@@ -146,6 +147,7 @@ def test_a_run_that_starts_from_another_runs_model_knows_its_text_tower(work: Pa
     assert again == robustft.load(work / "first").architecture.text and isinstance(again, TextSource)
 
 
+@pytest.mark.slow
 def test_older_files_have_no_name_of_it(work: Path, monkeypatch) -> None:  # noqa: F811
     monkeypatch.setenv("ROBUSTFT_CACHE", str(work / "cache"))
     knowing = ["data.test_images=24", "metric=top1"]

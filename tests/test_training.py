@@ -76,6 +76,7 @@ def difference(name: str, one: torch.Tensor, other: torch.Tensor) -> torch.Tenso
     return (apart.view(3, -1)[[0, 2]] if name.endswith("attn.in_proj_bias") else apart).max()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     cache = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
     diverges = command(tmp_path, "optimizer.lr=1e30", "hydra.run.dir=a", "save_minutes=0", **cache)

@@ -76,6 +76,7 @@ def test_a_server_answers_also_through_a_proxy(monkeypatch: pytest.MonkeyPatch) 
     server.die()
 
 
+@pytest.mark.slow
 def test_with_a_key_and_no_network_a_run_logs_offline(dead: str, monkeypatch, tmp_path: Path, caplog) -> None:
     use(monkeypatch, dead)
     started = time.monotonic()
@@ -110,6 +111,7 @@ def test_online_that_cannot_be_is_refused_before_time_is_spent(key, monkeypatch,
     assert not list((tmp_path / "run").glob("wandb"))
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_one_line(work: Path) -> None:  # noqa: F811
     with silent_server() as url:
         environment = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": ""}
@@ -147,6 +149,7 @@ def test_settings_that_cannot_be_are_refused(setting: str, tmp_path: Path) -> No
         do(tmp_path / "run", *RUN, f"logger.wandb.{setting}")
 
 
+@pytest.mark.slow
 def test_online_it_logs_and_the_server_is_asked_once(monkeypatch, tmp_path: Path, capfd) -> None:
     server = Server()
     use(monkeypatch, server.url)
@@ -208,6 +211,7 @@ def test_a_service_that_does_not_start_does_not_fail_a_run(monkeypatch, tmp_path
     assert said == ["W&B failed (Timed out waiting for the service): nothing more is logged there. The run goes on"]
 
 
+@pytest.mark.slow
 def test_the_service_of_a_notebook_is_not_joined(work: Path) -> None:  # noqa: F811
     """It may still hold the id of a run that was killed; here there is none where it says."""
     environment = {"WANDB_MODE": "offline", "WANDB_SERVICE": "3-1-tcp-localhost-9"}
@@ -218,6 +222,7 @@ def test_the_service_of_a_notebook_is_not_joined(work: Path) -> None:  # noqa: F
     assert "holdout/top1" in logged.summary
 
 
+@pytest.mark.slow
 def test_a_run_of_a_sweep_that_is_started_again_keeps_its_id(monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     ids = []

@@ -199,6 +199,7 @@ def test_damaged_files_are_told_from_those_with_code(tmp_path: Path) -> None:
         read_state(tmp_path / "nothing.pt")
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves_starts_other_runs(work: Path) -> None:  # noqa: F811
     first = do(work / "first", "method=finetune")
     left = work / "first" / "model.safetensors"

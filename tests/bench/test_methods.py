@@ -71,6 +71,7 @@ def test_floors_of_the_papers_variants_are_those_of_its_bench() -> None:
         assert made(typed).floor == pytest.approx(known.forwards(kind))
 
 
+@pytest.mark.slow
 def test_floors_with_texts() -> None:
     """t of a forward pass is that of the prompts: FLYP has 3 + 3 t, a teacher of both towers 1 + t more."""
     t = (made("flyp").floor - 3) / 3

@@ -33,6 +33,7 @@ def test_every_image_is_masked_where_its_object_is(work, monkeypatch, method):  
     assert len(seen) == 16 and all(seen)
 
 
+@pytest.mark.slow
 def test_a_run_by_the_true_objects_differs_from_one_by_maps(work):  # noqa: F811
     records = [do(work / name, *TRUE, f"mask.source={name}") for name in ("truth", "student")]
     truth, student = ((work / name / "model.safetensors").read_bytes() for name in ("truth", "student"))

@@ -120,6 +120,7 @@ def test_a_container_with_little_shared_memory(tmp_path: Path) -> None:
     assert answer.returncode == 0 and answer.stdout.split() == ["32", "32"], answer.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heard", [True, False])
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "memory is full"), (signal.SIGBUS, "--shm-size")])
 def test_a_killed_loader_process_is_one_line(number: int, words: str, heard: bool) -> None:

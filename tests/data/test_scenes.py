@@ -292,6 +292,7 @@ def test_the_version_of_the_pictures_is_that_of_the_config():
     assert compose.compose_first(compose.parse(["data=scenes"])).data.takes.benchmark == VERSION
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "kinds"), [("context", CONTEXTS), ("style", STYLES)])
 def test_what_fine_tuning_never_asks_for(tmp_path, task, kinds):
     made = retention_task(task, 64, images=320, root=tmp_path)

@@ -208,6 +208,7 @@ def test_an_end_while_training_images_are_encoded(masked: Path, pictures: Path, 
     assert not looker.progress()["ready"] and set((work / "cache" / "nearest").glob("*.safetensors")) == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_are_gone(domains: Path, pictures: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     """The panels that need them are left out, and no answer names a path."""
     monkeypatch.setenv("ROBUSTFT_CACHE", str(tmp_path / "cache"))

@@ -91,6 +91,7 @@ def test_the_code_in_the_card_loads_it(
     assert known["classes"] == model.class_names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "other"),
     [(form, {"resize": "squash"}) for form in FORMATS] + [(form, {"crop": 0.8}) for form in ("onnx", "pt2")],

@@ -31,6 +31,7 @@ def place(run: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [shlex.split(line) for block in blocks("bash") for line in block.splitlines()]
     assert len(lines) == 9 and all(line[0] == "robustft" for line in lines)
@@ -55,6 +56,7 @@ def test_the_page(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert known["logits"].shape == (1, 16)
 
 
+@pytest.mark.slow
 def test_from_elsewhere(place: Path) -> None:
     import open_clip  # noqa: F401 -- knows of the tiny model by then
 

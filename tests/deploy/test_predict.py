@@ -88,6 +88,7 @@ def test_raw_probabilities_and_other_tables(run: Path, pictures: Path, tmp_path:
         assert values == pytest.approx([float(r["probability"]) for r in shown], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_it_says_what_the_evaluation_said(work: Path, domains: Path, tmp_path: Path) -> None:  # noqa: F811
     typed = ["data=folders", f"data.train={domains}/photo", f"data.shifts.drawn={domains}/sketch", "data.holdout=2"]
     few = ["model.pretrained=null", "trainer.max_steps=2", "data.batch_size=8", "hydra.run.dir=own"]

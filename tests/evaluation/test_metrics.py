@@ -177,6 +177,7 @@ def test_says_what_a_reader_needs(name):
     assert (CONF / "metric" / f"{name}.yaml").read_text().startswith("# ")
 
 
+@pytest.mark.slow
 def test_a_run_measures_them_and_its_files_give_most_of_them_again(work: Path):  # noqa: F811
     """With a CSV reader and gzip alone; what a probability of each class is needed for, from the logits."""
     record = do(work / "one", "method=finetune", "trainer.max_steps=2", "keep_logits=true")
@@ -216,6 +217,7 @@ def test_a_run_measures_them_and_its_files_give_most_of_them_again(work: Path): 
     assert again["calibration"]["zeroshot_temperature"] == record["calibration"]["zeroshot_temperature"]
 
 
+@pytest.mark.slow
 def test_the_zeroshot_model_is_evaluated_once_whatever_is_measured(tmp_path: Path, monkeypatch):
     """Other metrics, and the hold-out of another seed: its temperature, and the scores that it calibrates."""
     trained = ("model.pretrained=embedded", "method=finetune", "trainer.max_steps=1")

@@ -122,6 +122,7 @@ def test_own_folders_tables_and_names(work: Path, run) -> None:  # noqa: F811
     assert json.loads((work / "own" / "results.json").read_text())["config"]["retain"]["few"]["images"] == 5
 
 
+@pytest.mark.slow
 def test_what_cannot_be_asked(tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one").mkdir()

@@ -197,6 +197,7 @@ def says_so(folder: Path, record: dict, models: int) -> None:
         checks.check(composed("method=evaluate", f"checkpoint={folder}"))
 
 
+@pytest.mark.slow
 def test_ose(work) -> None:  # noqa: F811
     path = tuned(work) / "model.safetensors"
     record = untrained(work / "ose", "ose", f"checkpoint={path}", "alpha=0.3")
@@ -239,6 +240,7 @@ class Whole:
             return model.double().classify(features)
 
 
+@pytest.mark.slow
 def test_vrf(work) -> None:  # noqa: F811
     zeroshot(work)
     path = tuned(work) / "model.safetensors"
@@ -308,6 +310,7 @@ def test_few_values_make_few_clusters(values: list[float]) -> None:
         assert mean == pytest.approx(float(members.mean()), abs=1e-6) and not math.isnan(mean)
 
 
+@pytest.mark.slow
 def test_dawin(work) -> None:  # noqa: F811
     path = tuned(work) / "model.safetensors"
     record = untrained(work / "dawin", "dawin", f"checkpoint={path}")

@@ -100,6 +100,7 @@ def test_the_norms_of_projections() -> None:
     assert float(overlap(image, text)) == pytest.approx(float(text.norm()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [NO_CAROT, NO_TRACER], ids=lambda settings: settings[0])
 def test_with_weight_0_they_are_flyp_bit_for_bit(work, base) -> None:  # noqa: F811
     tuned(work)
@@ -117,6 +118,7 @@ SAMPLES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SAMPLES.values(), ids=list(SAMPLES))
 def test_the_gradient_cache_gives_the_gradients_of_the_large_batch(work, settings) -> None:  # noqa: F811
     started = tuned(work)
@@ -197,6 +199,7 @@ def test_the_teacher_of_tracer_is_the_average_of_the_trajectory(work) -> None:  
     assert method.teacher is method.moving_average.model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [(CAROT, "mask=random", "fill=multi"), (TRACER_, "trainer.accumulate_grad_batches=2")],

@@ -98,6 +98,7 @@ def test_against_a_plain_loop(work, margin: float) -> None:  # noqa: F811
     assert model.text is None and torch.equal(model.head.weight, scale * texts)
 
 
+@pytest.mark.slow
 def test_resumed_and_saved_as_an_image_tower_with_a_text_head(work, stops) -> None:  # noqa: F811
     seen, wanted = stops
     settings = ("method=clipood", "trainer.max_steps=4")

@@ -71,6 +71,7 @@ def tuned(work: Path, seed: int = 0) -> str:
     return str(work / f"tuned{seed}" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_wiseft_ends_reproduce_the_accuracies(work: Path) -> None:
     path = tuned(work)
     by_alpha = {a: do(work, f"wise{a}", "method=wiseft", f"checkpoint={path}", f"alpha={a}") for a in (0, 0.5, 1)}
@@ -83,6 +84,7 @@ def test_wiseft_ends_reproduce_the_accuracies(work: Path) -> None:
     assert by_alpha[0.5]["alpha"] == 0.5 and by_alpha[0.5]["checkpoint"] == "model.safetensors"
 
 
+@pytest.mark.slow
 def test_soups(work: Path) -> None:
     paths = [tuned(work, seed) for seed in (0, 1, 2)]
     uniform = do(work, "uniform", "method=soup", f"checkpoints={work}/tuned*/model.safetensors")
@@ -129,6 +131,7 @@ def test_linear_probe_against_plain_torch(work: Path) -> None:
     torch.testing.assert_close(probe.head.bias, chosen.bias, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_lpft_stages(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probe leaves the backbone alone and is done once for all seeds that share the hold-out."""
     started: list[Classifier] = []
@@ -155,6 +158,7 @@ def test_lpft_stages(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(started) == 5 and not same_bits(started[4], second)
 
 
+@pytest.mark.slow
 def test_features_are_encoded_once_and_only_those_that_are_needed(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     step = features.Encoder.validation_step
@@ -173,6 +177,7 @@ def test_features_are_encoded_once_and_only_those_that_are_needed(work: Path, mo
     assert sum(encoded[1:]) == 160
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [(), ("mask=object", "fill=single")], ids=["factual", "counterfactual"])
 def test_kd_with_any_teacher(work: Path, mask: tuple[str, ...]) -> None:
     path = tuned(work)

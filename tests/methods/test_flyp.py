@@ -190,6 +190,7 @@ def tuned(work) -> str:  # noqa: F811
     return str(work / "tuned" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_fills_from_other_images_work_in_micro_batches(work) -> None:  # noqa: F811
     record = do(work / "filled", *FLYP, "beta=1", "mask=object", "trainer.accumulate_grad_batches=2")
     assert record["mask"]["kind"] == "object" and record["fill"] == "single" and record["beta"] == 1
@@ -218,6 +219,7 @@ def test_the_model_loads_into_open_clip_and_evaluates_as_it_did(work) -> None:  
     assert record["protocol"]["head"] == again["protocol"]["head"] == "text"
 
 
+@pytest.mark.slow
 def test_it_is_a_start_and_a_checkpoint_for_other_methods(work) -> None:  # noqa: F811
     path = tuned(work)
     do(work / "on", "method=finetune", f"init={path}")
@@ -240,6 +242,7 @@ def test_it_is_a_start_and_a_checkpoint_for_other_methods(work) -> None:  # noqa
         do(work / "lacks", *FLYP, f"init={work / 'on'}")
 
 
+@pytest.mark.slow
 def test_stopped_at_every_point(work, stops) -> None:  # noqa: F811
     seen, wanted = stops
     settings = (*FLYP, "trainer.accumulate_grad_batches=2", "beta=1", "mask=object")

@@ -89,6 +89,7 @@ def test_runs_with_averages(work, settings):  # noqa: F811
     assert not torch.equal(final["visual.proj"], state[f"{other}.visual.proj"])
 
 
+@pytest.mark.slow
 def test_an_average_that_does_not_move_is_the_teacher_bit_for_bit(work):  # noqa: F811
     """And one that only results from the training leaves the training as it is."""
     plain = do(work / "plain", "method=kd")

@@ -80,6 +80,7 @@ def test_a_model_goes_no_further_than_it_went() -> None:
     assert max(shares) - min(shares) > 0.05
 
 
+@pytest.mark.slow
 def test_a_run(work) -> None:  # noqa: F811
     from robustft import load
 

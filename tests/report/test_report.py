@@ -355,6 +355,7 @@ def test_many_bad_files_take_few_lines_and_nothing_left_is_an_error(make_run, tm
     assert len(lines) == 4 and lines[-1] == "passed over: 6 more files that are no results of runs"
 
 
+@pytest.mark.slow
 def test_no_wrong_value_ends_in_a_traceback(make_run, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Every value of a results file in turn is something else: it is passed over, or harmless."""
     make_run("finetune", 1)
