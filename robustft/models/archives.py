@@ -11,8 +11,22 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 MOST_TEXT = 2**26  # bytes of a part that may be compressed: the text of classes
 MOST_MODULES = 2**14  # of a module tree; that of a ViT-L has 500
+STORAGES = {  # the names that torch gives to tensors' contents
+    "HalfStorage": torch.float16,
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.models.archives import counted, part, refuse_wild
+from robustft.models.archives import STORAGES, counted, part, refuse_wild
 
 
 def read_module(path: Path) -> dict[str, Tensor] | None:
@@ -89,21 +89,9 @@ class _Reader(pickle.Unpickler):
         _, kind, key, _device, count = pid
         if self.archive is None:
             raise pickle.UnpicklingError("a tensor lies elsewhere")
-        dtype = _TYPES[kind.__name__]
+        dtype = STORAGES[kind.__name__]
         content = part(self.archive, f"{self.folder}/{key}", count * dtype.itemsize)
         return torch.frombuffer(bytearray(content), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-
-_TYPES = {
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 
 
 def _storage(content: bytes) -> Tensor:

@@ -17,20 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustft.models.archives import counted, part, refuse_wild
+from robustft.models.archives import STORAGES, counted, part, refuse_wild
 
-_TYPES = {
-    "HalfStorage": torch.float16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
 _LISTS = {"build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag"}
 
 
@@ -86,7 +74,7 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module.startswith("__torch__"):
             return _class_of(self._weights(module, name))
-        if module == "torch" and name in _TYPES:
+        if module == "torch" and name in STORAGES:
             return name
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _tensor
@@ -100,7 +88,7 @@ class _Reader(pickle.Unpickler):
 
     def persistent_load(self, pid: tuple[Any, ...]) -> Tensor:
         _, kind, key, _device, count = pid
-        dtype = _TYPES[kind]
+        dtype = STORAGES[kind]
         content = part(self.archive, f"{self.folder}/{key}", count * dtype.itemsize)
         return torch.frombuffer(bytearray(content), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 

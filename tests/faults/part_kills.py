@@ -102,7 +102,7 @@ def run(options: Options) -> Iterator[Case]:
         for subject in _subjects(made, found.folder / "cache", options.quick):
             whole = _Whole(trials, subject)
             yield _kills(trials, subject, whole, options)
-            if not options.quick and subject.command.ranks == 1 and not subject.command.real:
+            if subject.command.ranks == 1 and not subject.command.real:
                 yield from _signals(trials, subject, whole, options)
     finally:
         trials.close()
