@@ -128,14 +128,8 @@ class ImageFiles(Dataset):
         root = os.fsencode(self.root)
 
         def look(part: np.ndarray) -> None:
-            found = []
-            for name in self.relative(part):
-                try:
-                    status = os.stat(os.path.join(root, name))
-                    found.append((status.st_size, status.st_mtime_ns))
-                except OSError:
-                    found.append((-1, -1))
-            stamps[part] = np.array(found, np.int64).reshape(-1, 2)
+            paths = [os.path.join(root, name) for name in self.relative(part)]
+            stamps[part] = np.array(list(map(_stamp, paths)), np.int64).reshape(-1, 2)
 
         with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
             list(pool.map(look, np.array_split(missing, max(1, len(missing) // 512))))
@@ -146,6 +140,14 @@ class ImageFiles(Dataset):
 
     def path(self, index: int) -> str:
         return os.path.join(str(self.root), self.key(index))
+
+
+def _stamp(path: bytes) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 class ImageFolders(ImageFiles):

@@ -14,6 +14,7 @@ from tests.small import ROOT, small
 
 CLASSES, OF_CLASS = 1000, 1281  # ImageNet's training images: 1.28 million
 PER_PROCESS_MB = 600  # of a loader's own memory, beside what all of them share
+SECOND_START_S = 10  # on a machine that does nothing else
 BEYOND = 1.5  # how much more than in proportion a step of four times the size may take
 
 
@@ -24,6 +25,7 @@ def run(options: Options) -> Iterator[Case]:
     yield laid_out(root, each)
     for processes, workers in ((1, 8),) if options.quick else ((1, 8), (4, 2)):
         yield loaded(root, each, processes, workers)
+    yield begun(root, each)
     yield checked(root, (1_000, 2_000) if options.quick else (5_000, 10_000, 20_000))
     yield swept(options.folder / "sweep", 8 if options.quick else 500)
     yield reported(options.folder / "report", (125, 500) if options.quick else (125, 500, 2_000))
@@ -128,6 +130,48 @@ def loaded(root: Path, each: int, processes: int, workers: int) -> Case:
     lost += [f"a loader process has {own:.0f} MB of its own"] if own > PER_PROCESS_MB else []
     figure = f"the list takes {held:.0f} MB in a process; a loader process has {own:.0f} MB of its own"
     return Case(name, processes, tuple(lost), max(a["scan_s"] for a in good), f"{figure}; longest: the scan")
+
+
+# In sitecustomize: how many seconds after its start a command takes its first step.
+FIRST_STEP = """
+import time
+STARTED = time.monotonic()
+
+def watch():
+    import torch
+    original = torch.optim.AdamW.step
+
+    def step(self, closure=None):
+        import pathlib
+        pathlib.Path("first_step").write_text(str(time.monotonic() - STARTED))
+        torch.optim.AdamW.step = original
+        return original(self, closure)
+
+    torch.optim.AdamW.step = step
+
+watch()
+"""
+
+
+def begun(root: Path, each: int) -> Case:
+    """The real command, up to its first step, twice: images that are known to be good are not read again."""
+    name, lost, seconds = f"a training on {CLASSES * each:,} images of one's own, to its first step", [], []
+    folder = root.parent / "begun"
+    (folder / "stand_in").mkdir(parents=True)
+    (folder / "stand_in" / "sitecustomize.py").write_text(FIRST_STEP)
+    typed = ["data=folders", f"data.train={root / 'ILSVRC2012' / 'train'}", "data.eval_images=8", "data.batch_size=8"]
+    typed += ["model=tiny", "model.pretrained=null", "trainer=cpu", "trainer.max_steps=1", "logger=none"]
+    path = os.pathsep.join([str(folder / "stand_in"), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    for number in range(2):
+        line = [sys.executable, str(ROOT / "run.py"), *typed, f"hydra.run.dir={number}"]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
+        if done.returncode:
+            return Case(name, 2, (f"status {done.returncode}: {done.stderr[-300:]}",))
+        seconds.append(float((folder / "first_step").read_text()))
+    if seconds[1] > max(SECOND_START_S, 0.5 * seconds[0]):
+        lost.append(f"the second start took {seconds[1]:.1f} s")
+    return Case(name, 2, tuple(lost), seconds[0], f"the second start: {seconds[1]:.1f} s")
 
 
 def checked(root: Path, counts: Sequence[int]) -> Case:

@@ -163,8 +163,10 @@ def inside_of(path: str, name: str) -> str:
 
 def ranks(purpose: str, keys: Sequence[str], seed: int) -> Int64[np.ndarray, " images"]:
     """A random number for each key, which other keys and draws for another purpose have no influence on."""
-    digests = [hashlib.sha256(f"{purpose}\0{seed}\0{key}".encode("utf-8", "surrogateescape")).digest() for key in keys]
-    return np.array([int.from_bytes(digest[:8], "big") >> 1 for digest in digests], np.int64)
+    begin = f"{purpose}\0{seed}\0"
+    digests = [hashlib.sha256((begin + key).encode("utf-8", "surrogateescape")).digest() for key in keys]
+    first = np.frombuffer(b"".join(digests), ">u8")[::4]  # of each digest's 32 bytes
+    return (first >> 1).astype(np.int64)
 
 
 def drawn(
