@@ -36,7 +36,8 @@ def lay_out(folder: Path) -> None:
     from robustft.models.weights import create_clip
     from robustft.training.checkpoints import SCORE, read_position
 
-    do(folder / "run", *RUN)
+    with contextlib.redirect_stdout(None):
+        do(folder / "run", *RUN)
     (folder / "run" / "overrides.yaml").write_text(json.dumps([*SMALL, *RUN]))  # as the command leaves it
     known = read_position(folder / "run").best  # and the file that goes with it, which a run takes away at its end
     with safe_open(folder / "run" / "model.safetensors", "pt") as file:
@@ -354,12 +355,15 @@ def spoiled_files(whole: Path, attempt: Attempt, seed: int, count: int, folder: 
     kinds = [kind for kind, (name, *_) in KINDS.items() if (whole / name).exists()]
     for number, kind in enumerate(kinds):
         share = count // len(kinds) + (number < count % len(kinds))
-
-        def take(case: tuple[str, bytes], kind: str = kind) -> None:
-            attempt(f"{kind} ({case[0]})", lambda: judge(folder, kind, case[1]))
-
         if share:
-            each_drawn(KINDS[kind][1](whole / KINDS[kind][0]), seed, share, take)
+            each_drawn(KINDS[kind][1](whole / KINDS[kind][0]), seed, share, _judged(attempt, folder, kind))
+
+
+def _judged(attempt: Attempt, folder: Path, kind: str) -> Callable[[tuple[str, bytes]], None]:
+    def take(case: tuple[str, bytes]) -> None:
+        attempt(f"{kind} ({case[0]})", lambda: judge(folder, kind, case[1]))
+
+    return take
 
 
 def lay_bombs(whole: Path, folder: Path) -> Iterator[tuple[str, Judge]]:
