@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import PIL
 import pytest
 import torch
 
 from robustft.counterfactual.teacher_maps import teacher_maps
 from robustft.data import folders
+from robustft.data.sets import Preprocess
 from robustft.evaluation.evaluate import zeroshot_scores
 from robustft.experiment import make_training, options
 from robustft.inputs import Inputs
@@ -154,3 +156,16 @@ def test_a_file_that_is_gone_is_another_image(root: Path):
     known = images.identity()
     (root / TRAIN).unlink()
     assert same.identity() != known
+
+
+@pytest.mark.parametrize("quick", [0.0, 1000.0], ids=["threads", "one after the other"])
+def test_files_of_a_slow_and_of_a_quick_disk_are_told_alike(tmp_path: Path, monkeypatch, quick: float):
+    names = [f"{number}.png" for number in range(1500)]
+    for number, name in enumerate(names[1:]):
+        (tmp_path / name).write_bytes(bytes(number))
+    monkeypatch.setattr(folders, "QUICK_LOOK_S", quick)
+    labels, preprocess = torch.zeros(1500, dtype=torch.int64), Preprocess(8, (0.5,) * 3, (1.0,) * 3)
+    images = folders.ImageFiles(tmp_path, names, labels, preprocess)
+    stamps = images.stamps(np.arange(1500))
+    assert stamps[0].tolist() == [-1, -1] and stamps[1:, 0].tolist() == list(range(1499))
+    assert stamps[1, 1] == (tmp_path / "1.png").stat().st_mtime_ns
