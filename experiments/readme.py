@@ -145,7 +145,7 @@ VARIANTS = {
 
 
 def variants() -> str:
-    cost = json.loads((HERE / "speed" / "tiny.json").read_text("utf-8"))["variants"]
+    cost = bench("tiny")
     rows = []
     for label, (system, step) in VARIANTS.items():
         timed = (
@@ -172,17 +172,24 @@ def weight_space() -> str:
     return markdown(["change against the model itself (α = 1), in points", "ID", "OOD avg"], rows)
 
 
+def benched(model: str) -> dict[str, Any]:
+    return json.loads((HERE / "speed" / f"{model}.json").read_text("utf-8"))
+
+
 def bench(model: str) -> dict[str, dict[str, float]]:
-    return json.loads((HERE / "speed" / f"{model}.json").read_text("utf-8"))["variants"]
+    return benched(model)["variants"]
 
 
 def step_rows(model: str) -> list[str]:
     """Every step of a bench: name, images/s, ratios and memory."""
     rows = []
-    for suffix, precision in (("", "bf16"), ("_fp32", "fp32")):
-        for name in ("vanilla", "direct", "exact", "cached", "one_backward"):
+    labels = {"one_backward": "exact, one backward pass", "last_layer": "exact, relevance of the last layer alone"}
+    labels["no_fill"] = "random masks, no-fill"
+    in_float32 = benched(model)["precision"] == "32-true"  # there bfloat16 gains nothing
+    for suffix, precision in (("", "fp32"),) if in_float32 else (("", "bf16"), ("_fp32", "fp32")):
+        for name in ("vanilla", "direct", "exact", "cached", *labels):
             if values := bench(model).get(name + suffix):
-                label = {"one_backward": "exact, one backward pass"}.get(name, name)
+                label = labels.get(name, name)
                 numbers = [f"{values[key]:.2f}" for key in ("images_per_s", "vs_direct", "vs_vanilla", "floor_share")]
                 rows.append([f"{label}, {precision}", *numbers, f"{values['peak_bytes'] / 2**20:,.0f} MiB"])
     return rows
@@ -296,6 +303,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "retention": lambda: module("retention").table(results("retention")).rstrip(),
     "probe": lambda: (HERE / "probe" / "probe.md").read_text("utf-8").rstrip(),
     "speed": speed,
+    "speed_tiny": lambda: steps("tiny"),
     "speed_vitb32": lambda: steps("vitb32"),
     "speed_vitb16": lambda: steps("vitb16"),
 }
