@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from io import StringIO
 from pathlib import Path
+from statistics import median
 from types import ModuleType
 from typing import Any
 
@@ -346,6 +347,11 @@ def said() -> Iterator[tuple[str, str]]:
     memory = [b16[name]["peak_bytes"] / b16["direct_fp32"]["peak_bytes"] for name in ("exact_fp32", "exact")]
     yield "README.md", f"{fp32:.2f} (fp32) and {bf16:.2f} (bf16) times as fast as the direct one in fp32"
     yield "README.md", f"takes {memory[0]:.2f} and {memory[1]:.2f} of its memory"
+    vanilla, distilled = (
+        f"{median(run.record['wall_s'] for run in group('targets', f'{name}_draw-1001').runs):.0f} s"
+        for name in ("vanilla", "features_beta-3")
+    )
+    yield "docs/scenes.md", f"took {vanilla} (vanilla) and {distilled} (distillation without masks)"
     page = "experiments/sweep_threshold_beta/README.md"
     for record in results("sweep_threshold_beta").values():
         yield page, f"{percent(record['id']['top1'])} / {percent(record['ood_avg'])}"
