@@ -132,7 +132,7 @@ def loaded(root: Path, each: int, processes: int, workers: int) -> Case:
     return Case(name, processes, tuple(lost), max(a["scan_s"] for a in good), f"{figure}; longest: the scan")
 
 
-# In sitecustomize: how many seconds after its start a command takes its first step.
+# In sitecustomize: after how many seconds a command takes its first step, and what memory it had in use at most, in MB.
 FIRST_STEP = """
 import time
 STARTED = time.monotonic()
@@ -142,8 +142,9 @@ def watch():
     original = torch.optim.AdamW.step
 
     def step(self, closure=None):
-        import pathlib
-        pathlib.Path("first_step").write_text(str(time.monotonic() - STARTED))
+        import pathlib, resource
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        pathlib.Path("first_step").write_text(f"{time.monotonic() - STARTED} {most}")
         torch.optim.AdamW.step = original
         return original(self, closure)
 
@@ -155,7 +156,7 @@ watch()
 
 def begun(root: Path, each: int) -> Case:
     """The real command, up to its first step, twice: images that are known to be good are not read again."""
-    name, lost, seconds = f"a training on {CLASSES * each:,} images of one's own, to its first step", [], []
+    name, lost, seconds, memory = f"a training on {CLASSES * each:,} images of one's own, to its first step", [], [], []
     folder = root.parent / "begun"
     (folder / "stand_in").mkdir(parents=True)
     (folder / "stand_in" / "sitecustomize.py").write_text(FIRST_STEP)
@@ -168,10 +169,12 @@ def begun(root: Path, each: int) -> Case:
         done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=1800)
         if done.returncode:
             return Case(name, 2, (f"status {done.returncode}: {done.stderr[-300:]}",))
-        seconds.append(float((folder / "first_step").read_text()))
+        took, most = map(float, (folder / "first_step").read_text().split())
+        seconds.append(took)
+        memory.append(most)
     if seconds[1] > max(SECOND_START_S, 0.5 * seconds[0]):
         lost.append(f"the second start took {seconds[1]:.1f} s")
-    return Case(name, 2, tuple(lost), seconds[0], f"the second start: {seconds[1]:.1f} s")
+    return Case(name, 2, tuple(lost), seconds[0], f"the second start: {seconds[1]:.1f} s; {max(memory):,.0f} MB")
 
 
 def checked(root: Path, counts: Sequence[int]) -> Case:
