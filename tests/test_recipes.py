@@ -90,6 +90,11 @@ def test_the_published_form_of_l2sp() -> None:
     cfg = composed(*CLIP, "method=finetune", "constraint=l2sp", "recipe=published")
     wanted = dict(zip(KEYS, LDIFS, strict=False)) | {"constraint.l2sp.weight": 0.5, "constraint.head": False}
     assert found(cfg, wanted) == wanted
+    for method in ("finetune", "lipsum"):
+        typed = (*CLIP, f"method={method}", "constraint=l2sp", "recipe=published")
+        cfg = composed(*typed)
+        assert (cfg.trainer.max_epochs, cfg.trainer.max_steps) == (10, -1)
+        assert recipes.in_use(cfg, compose.complete(compose.parse(typed))) == "published"
     with pytest.raises(UserError, match="constraint=spd has none"):
         composed(*CLIP, "method=finetune", "constraint=[l2sp,spd]", "recipe=published")
 

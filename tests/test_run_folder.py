@@ -15,6 +15,8 @@ import torch
 import wandb
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from omegaconf import OmegaConf
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import robustft
 from robustft.cli import main as cli
@@ -22,7 +24,7 @@ from robustft.common import files
 from robustft.common.errors import FolderTaken, UserError
 from robustft.common.machine import missing_devices
 from robustft.models.files import BEST
-from robustft.training.checkpoints import LAST, KeepState, read_position
+from robustft.training.checkpoints import LAST, SCORE, KeepState, read_position
 from tests.small import ROOT, assert_refused, command, composed, do, small, work  # noqa: F401 (a fixture)
 from tests.test_cli import STAND_IN
 
@@ -285,6 +287,13 @@ def test_a_refused_sweep_leaves_finished_folders_as_they_were(tmp_path):
 # Going on with what was interrupted
 
 
+def rescored(path: Path, score: str) -> None:
+    """Write another score of the hold-out into the file of the best weights."""
+    with safe_open(path, "pt") as file:
+        told = {**file.metadata(), SCORE: score}
+    save_file(load_file(path), path, told)
+
+
 @pytest.mark.slow
 def test_the_best_model_so_far_has_to_be_there(work, monkeypatch):  # noqa: F811
     folder, other = work / "complete", work / "other"
@@ -293,6 +302,7 @@ def test_the_best_model_so_far_has_to_be_there(work, monkeypatch):  # noqa: F811
     cases = {
         "missing": (lambda copy: (copy / BEST).unlink(), "best.safetensors is missing: the best model up to step 3"),
         "another": (lambda copy: shutil.copy(other / BEST, copy), "is not the best model of the run"),
+        "no number": (lambda copy: rescored(copy / BEST, "{}"), "is not the best model of the run"),
         "damaged": (lambda copy: (copy / BEST).write_bytes(b"half"), "best.safetensors cannot be read"),
     }
     for name, (change, expected) in cases.items():

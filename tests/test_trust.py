@@ -109,3 +109,13 @@ def test_aliases_do_not_make_a_config_endless(tmp_path: Path) -> None:
     lines = ["a0: &a0 [x, x]", *(f"a{k}: &a{k} [*a{k - 1}, *a{k - 1}]" for k in range(1, 64))]
     (tmp_path / "config.yaml").write_text("\n".join(lines))
     assert resuming.saved_config(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{a: " * 20_000, "- " * 20_000], ids=["lists", "settings", "items"])
+@pytest.mark.timeout(60)
+def test_levels_do_not_make_a_config_endless(text: str, tmp_path: Path) -> None:
+    for name in ("config.yaml", "overrides.yaml"):
+        (tmp_path / name).write_text(text)
+    assert resuming.saved_config(tmp_path) is None
+    with pytest.raises(UserError, match="cannot be read"):
+        resuming.saved_overrides(tmp_path)

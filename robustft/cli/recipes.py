@@ -119,9 +119,10 @@ def _owned(settings: Settings) -> dict[str, Any]:
     """What the components' own recipes say, where these are asked for."""
     block = settings.takes.get("recipe", {}).get("own")
     found: dict[str, Any] = {}
-    for name, component in settings.takes.items():
-        if block and name.partition(".")[0] in OWNERS:
-            found |= component.get(block) or {}
+    for owner in OWNERS:  # in their order: a constraint's wins, as in ``_block``
+        for name, component in settings.takes.items():
+            if block and name.partition(".")[0] == owner:
+                found |= component.get(block) or {}
     return found
 
 

@@ -19,6 +19,9 @@ from robustft.common.wording import on_one_line
 HYDRAS = ("hydra.run.dir", "hydra.sweep.", "hydra.launcher.n_jobs", "hydra.sweeper.n_jobs")  # settings that run nothing
 
 
+MOST_LEVELS = 50  # of settings in settings
+
+
 def is_finished(folder: Path) -> bool:
     """Whether a complete evaluation lies in a run folder."""
     try:
@@ -61,14 +64,17 @@ def saved_overrides(folder: Path) -> list[str]:
 
 
 def _yaml(path: Path) -> Any:
-    """A config as we write it: without aliases, which can make a few lines endless.
+    """A config as we write it: without aliases, which can make a few lines endless, and with few levels.
 
     Raises:
         ValueError, YAMLError, OSError, …: it is something else.
     """
     text = path.read_text("utf-8")
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-        raise ValueError("it has aliases")
+    level = 0
+    for event in yaml.parse(text, yaml.SafeLoader):  # as far as it is read, no more of it is looked at
+        level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or level > MOST_LEVELS:
+            raise ValueError("it has aliases" if level <= MOST_LEVELS else "it is nested too deep")
     return OmegaConf.create(text) if text.strip() else OmegaConf.create()
 
 

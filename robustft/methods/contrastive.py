@@ -191,7 +191,7 @@ class Contrastive(Method):
     def _terms(self, ours: Seen, theirs: Seen) -> dict[str, Float[Tensor, ""]]:
         """The objective over all devices' images, in float32."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.objective(self._together(ours), self._together(theirs))
+            return self.objective(_in_float32(self._together(ours)), _in_float32(self._together(theirs)))
 
     def _log(self, terms: dict[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
         return self.log_terms(terms["loss"], also=None, **{k: v for k, v in terms.items() if k != "loss"})
@@ -277,6 +277,14 @@ class Contrastive(Method):
         if self._renewed_at != self.trainer.global_step:
             self.classifier().renew_head()
             self._renewed_at = self.trainer.global_step
+
+
+def _in_float32(seen: Seen) -> Seen:
+    """Features at least in float32, which not every tower gives under autocast; labels as they are."""
+    return {
+        name: value.to(torch.promote_types(value.dtype, torch.float32)) if value.is_floating_point() else value
+        for name, value in seen.items()
+    }
 
 
 def encode_texts_frozen(teacher: Classifier, pairs: Pairs) -> Float[Tensor, "batch features"]:

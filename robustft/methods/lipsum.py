@@ -54,7 +54,7 @@ class LipsumFT(CounterfactualFinetune):
         self.distance = self._distance
         self.drawn: tuple[int, Tensor] | None = None  # the step, and its texts
         if unit_head:
-            student.head.bias.requires_grad_(False)
+            torch.nn.init.zeros_(student.head.bias).requires_grad_(False)
 
     def parameters_to_train(self) -> Sequence[ParameterGroup]:
         head = [p for p in self.student.head.parameters() if p.requires_grad]

@@ -9,6 +9,7 @@ import pickle
 import pickletools
 import zipfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,6 +47,19 @@ def part(archive: zipfile.ZipFile, name: str, size: int | None = None) -> bytes:
     if size is None and known.file_size > MOST_TEXT:
         raise pickle.UnpicklingError("it unpacks to more than it may")
     return archive.read(name)
+
+
+def refuse_swollen(path: Path) -> None:
+    """Refuse a zip archive with a large part that is compressed: torch stores its parts as they are, and unpacks any.
+
+    Raises:
+        pickle.UnpicklingError: it is one of those.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        if any(one.compress_size < one.file_size > MOST_TEXT for one in archive.infolist()):
+            raise pickle.UnpicklingError("it unpacks to more than it may")
 
 
 def refuse_wild(file: io.BytesIO | io.BufferedReader) -> None:

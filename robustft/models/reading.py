@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.wording import first_line
-from robustft.models import pickled, torchscript
+from robustft.models import archives, pickled, torchscript
 from robustft.models.names import State, to_open_clip, unwrapped
 from robustft.models.origin import QUICK_GELU, Origin, beside
 
@@ -115,6 +115,7 @@ def _read_raw(path: Path) -> dict[str, Any]:
         return _read_parts(path)
     if torchscript.is_torchscript(path):
         return dict(torchscript.read_torchscript(path))
+    archives.refuse_swollen(path)
     with warnings.catch_warnings():  # of pickles that it does not read
         warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
         loaded = torch.load(path, map_location="cpu", weights_only=True)

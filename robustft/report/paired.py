@@ -8,10 +8,11 @@ import csv
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from robustft.evaluation.summary import set_label, signed
 from robustft.report.groups import Group
 from robustft.report.runs import Run
 
+LONGEST_LINE = 2**16  # characters
 FILE = "predictions.csv.gz"  # see robustft/evaluation/predictions.py
 NORMAL = 1.96  # of 95%
 OOD = "ood_avg"
@@ -121,6 +123,14 @@ def _right(run: Run) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], Path]:
     return _read(path), path
 
 
+def _lines(file: Any) -> Iterator[str]:
+    """The lines of a file, one in memory at a time; a file that unpacks without end has one that has none."""
+    while line := file.readline(LONGEST_LINE):
+        if len(line) == LONGEST_LINE:
+            raise ValueError("a line in it has no end")
+        yield line
+
+
 @cache
 def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Every set's images in alphabetical order, and whether each is predicted right.
@@ -131,7 +141,7 @@ def _read(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     parts: dict[str, list[tuple[str, int]]] = {}
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
+            for row in csv.DictReader(_lines(file)):
                 parts.setdefault(row["set"], []).append((row["image"], int(row["correct"])))
     except (OSError, EOFError, KeyError, ValueError, TypeError, zlib.error, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}). Expected the predictions that a run leaves") from error

@@ -25,6 +25,7 @@ from robustft.common.errors import UserError
 from robustft.common.files import atomic, save_tensors
 from robustft.common.processes import is_first_process
 from robustft.common.wording import first_line
+from robustft.models.archives import refuse_swollen
 from robustft.models.files import BEST
 from robustft.models.lora import merged_state
 from robustft.models.text import own_names, saved_names
@@ -237,6 +238,7 @@ def read_position(folder: Path) -> Position:
     """
     path = folder / LAST
     try:
+        refuse_swollen(path)
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         micro_batch = lightning_private.next_micro_batch(state)
         best = state["callbacks"].get("KeepBest", {})
@@ -269,7 +271,11 @@ def check_best(position: Position) -> None:
         return
     found = _metadata(path)
     # A better one of the same run is right: the run was killed between two saves and comes to it again.
-    if found.get("run") != run or float(found.get(SCORE, -math.inf)) < score:
+    try:
+        its_score = float(found.get(SCORE, -math.inf))
+    except ValueError:  # the file is not as a run left it
+        its_score = -math.inf
+    if found.get("run") != run or its_score < score:
         raise UserError(f"{path} is not the best model of the run that {LAST} belongs to. {advice}")
 
 

@@ -4,10 +4,15 @@ Each takes the optimiser and the number of its steps; its other parameters are s
 own file, ``schedule.<name>``.
 """
 
+import logging
 import math
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+
+from robustft.common.wording import counted
+
+log = logging.getLogger(__name__)
 
 
 def one_cycle(
@@ -25,7 +30,8 @@ def one_cycle(
     Args:
         warmup: of the rise: below 1 a fraction of the steps, else a number of steps.
     """
-    rise = warmup if warmup < 1 else warmup / steps
+    _warn_of_endless(warmup, steps)
+    rise = warmup if warmup < 1 else min(1.0, warmup / steps)
     if rise * steps == 1:
         rise *= 1 + 1e-9  # OneCycleLR divides by the length of a rise that is exactly one step
     return OneCycleLR(
@@ -46,6 +52,7 @@ def warmup_cosine(optimizer: Optimizer, steps: int, lr: float, warmup: float) ->
     Args:
         warmup: of the rise: below 1 a fraction of the steps, else a number of steps.
     """
+    _warn_of_endless(warmup, steps)
     rise = round(warmup * steps) if warmup < 1 else int(warmup)
 
     def factor(step: int) -> float:
@@ -56,6 +63,15 @@ def warmup_cosine(optimizer: Optimizer, steps: int, lr: float, warmup: float) ->
     for group, peak in zip(optimizer.param_groups, _peaks(optimizer, lr), strict=True):
         group["lr"] = peak
     return LambdaLR(optimizer, factor)
+
+
+def _warn_of_endless(warmup: float, steps: int) -> None:
+    """A rise as long as the training is right for a look whether it runs, and for little else."""
+    if warmup >= max(2, steps):
+        log.warning(
+            "optimizer.warmup=%g: the training has %s, so the learning rate does nothing but rise",
+            *(warmup, counted(steps, "step")),
+        )
 
 
 def _peaks(optimizer: Optimizer, lr: float) -> list[float]:

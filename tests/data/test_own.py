@@ -365,6 +365,7 @@ def test_names_of_ones_own(root: Path, tmp_path: Path, kind: str) -> None:
         ("n", b"cat\ndog\n", "expected .json or .csv: JSON"),
         ("n.json", b'{\n"cat": "a cat"\n"dog": "a dog"}', "a mistake in line 3, so it is no JSON. Expected JSON"),
         ("n.json", b"cat\n", "a mistake in line 1, so it is no JSON"),
+        ("n.json", b"[" * 100_000, "a mistake, so it is no JSON"),
         ("n.json", b'["cat", "dog"]', "it holds a list. Expected JSON"),
         ("n.json", b'{"cat": 3}', "'cat' is called 3, expected a name"),
         ("n.csv", b"class,called\ncat,a cat\n", "columns folder and name, found class, called"),

@@ -321,3 +321,21 @@ def test_two_devices_give_the_numbers_of_one(tmp_path) -> None:
     for name, value in weights[0].items():
         limit = 5e-5 if name == "head.weight" else 5e-6  # the head is ten and more times as large
         assert difference(name, value, weights[1][name]) < limit, name
+
+
+@pytest.mark.parametrize(
+    "settings", [("method=flyp",), ("method=flyp", "method.positives=class"), ("method=carot",)], ids=str
+)
+def test_towers_that_answer_in_bfloat16(work, settings) -> None:  # noqa: F811
+    """Under autocast not every image tower projects in float32; the loss is that of its features as they are."""
+    method = method_of(prepared(work / "half", *settings))
+    images, texts = torch.randn(4, 96).bfloat16().requires_grad_(), torch.randn(4, 96)
+    theirs = {"labels": torch.tensor([0, 1, 1, 2]), "images": torch.randn(4, 96).bfloat16(), "texts": texts}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = method._terms({"images": images, "texts": texts}, theirs)["loss"]
+    loss.backward()
+    ours = {"images": images.detach().float().requires_grad_(), "texts": texts}
+    expected = method.objective(ours, theirs | {"images": theirs["images"].float()})["loss"]
+    expected.backward()
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+    assert torch.equal(images.grad, ours["images"].grad.bfloat16())

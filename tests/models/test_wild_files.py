@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from robustft.common.errors import UserError
 from robustft.models import archives, pickled, torchscript
 from robustft.models.reading import read_state
 from robustft.models.weights import create_clip, save_classifier
+from robustft.training.checkpoints import read_position
 from tests.test_weights import CLASSES, make
 from tests.test_weights import torchscript as archive_of
 
@@ -62,6 +64,21 @@ def test_archives_that_grow(read, tmp_path: Path, monkeypatch) -> None:
         with pytest.raises(pickle.UnpicklingError):
             read(changed(whole(), end, content, zipfile.ZIP_DEFLATED))
         refused(path, "x.pt ")
+
+
+def test_what_torch_would_unpack(tmp_path: Path, monkeypatch) -> None:
+    """A state dict, which is no module and no TorchScript: torch's own reader unpacks whatever is in it."""
+    monkeypatch.setattr(archives, "MOST_TEXT", 2**20)
+    state = {"visual.proj": torch.zeros(300, 300)}
+    for end in ("/data.pkl", "/data/0"):
+        torch.save(state, tmp_path / "x.pt")
+        changed(tmp_path / "x.pt", end, bytes(2**21), zipfile.ZIP_DEFLATED)
+        refused(tmp_path / "x.pt", "x.pt ")
+        with pytest.raises(pickle.UnpicklingError, match="unpacks"):
+            archives.refuse_swollen(tmp_path / "x.pt")
+        shutil.copy(tmp_path / "x.pt", tmp_path / "last.ckpt")
+        with pytest.raises(UserError, match="unpacks to more"):
+            read_position(tmp_path)
 
 
 def test_modules_that_hold_each_other_twice(tmp_path: Path) -> None:

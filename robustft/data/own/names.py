@@ -111,7 +111,7 @@ def read_names(path: Path, setting: str = SETTING) -> dict[str, list[str]]:
     else:
         try:
             read = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = f" in line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
             raise UserError(f"{what}: a mistake{line}, so it is no JSON. Expected {FORMATS}") from error
     if not isinstance(read, dict):
