@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from robustft.common.errors import UserError
 from robustft.common.terminal import tracked
+from robustft.common.wording import on_one_line
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # What is read, whatever a file is called: nothing that Pillow hands to another program (EPS, to Ghostscript).
@@ -143,4 +144,6 @@ def reason(error: Exception) -> str:
     """What an error of Pillow or of the file system says, in short."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
-    return (error.strerror if isinstance(error, OSError) and error.strerror else str(error)) or repr(error)
+    if isinstance(error, MemoryError):
+        return "it takes more memory than there is"
+    return error.strerror if isinstance(error, OSError) and error.strerror else on_one_line(error)

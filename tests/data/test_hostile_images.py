@@ -84,3 +84,20 @@ def test_a_kilobyte_of_a_line_does_not_fill_the_memory(monkeypatch) -> None:
     image = read_sent(png(100_000, 1, 8, 2))
     assert Preprocess(224, (0, 0, 0), (1, 1, 1)).pixels(image).shape == (3, 224, 224)
     assert resized and max(resized) <= sets.LARGEST
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("Invalid input: Unexpected end of file\n"), "Invalid input: Unexpected end of file"),
+        (ValueError("one\ntwo"), "one two"),
+        (MemoryError(), "it takes more memory than there is"),
+        (EOFError(), "EOFError"),
+        (FileNotFoundError(2, "No such file or directory"), "No such file or directory"),
+        (ValueError("x" * 9999), None),
+    ],
+    ids=str,
+)
+def test_reasons_are_one_short_line(error: Exception, said: str | None) -> None:
+    found = reading.reason(error)
+    assert found == said if said is not None else len(found) < 500
