@@ -61,8 +61,8 @@ def every_way(folder: Path, content: bytes, suffix: str) -> str | None:
 
 def judged(answers: dict[str, str | None]) -> str | None:
     """What is wrong with the answers: reasons of several lines, or in a library's own words for want of memory, or ways
-    that do not agree. What claims to be as large as Pillow's limit lets pass may be refused for that in plain words: the
-    memory that was really taken is measured beside.
+    that do not agree. What claims to be as large as Pillow's limit lets pass may be refused for that in plain words:
+    the memory that was really taken is measured beside.
     """
     for way, why in answers.items():
         if why is not None and ("\n" in why or not why or len(why) > 500):
