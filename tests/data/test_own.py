@@ -16,7 +16,7 @@ from robustft.data.own.folders import FolderImages
 from robustft.data.own.listing import drawn, inside_of
 from robustft.data.own.names import names_of, read_names, readable, wordnet_name
 from robustft.data.own.prompts import templates_of, with_synonyms
-from robustft.data.own.table import TableImages
+from robustft.data.own.table import TableImages, read_table
 from robustft.data.prepared import PreparedImages
 from robustft.data.sampling import balanced
 from tests.needs import SHARED, shared
@@ -401,3 +401,11 @@ def test_the_path_inside_of_a_class() -> None:
     assert inside_of("photo/dog/a/b.png", "dog") == "a/b.png"
     assert inside_of("photo/dog.png", "dog") == "photo/dog.png"
     assert inside_of("/data/dog/dog/1.png", "dog") == "1.png"
+
+
+@pytest.mark.parametrize("header", ["path,label,split", "path, label, split", " path ,label ,split "])
+def test_spaces_in_a_header_change_nothing(header: str, tmp_path: Path):
+    (tmp_path / "t.csv").write_text(f"{header}\na.jpg,cat,train\nb.jpg,cat,val\n")
+    names, rows = read_table(tmp_path / "t.csv", "data.table")
+    assert names == ["path", "label", "split"]
+    assert [row["split"] for row in rows] == ["train", "val"] and set(rows[0]) == set(names)

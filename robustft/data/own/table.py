@@ -141,8 +141,8 @@ def read_table(path: Path, setting: str = "data.path") -> tuple[list[str], list[
             lines = csv.DictReader(
                 file, delimiter="\t" if tabs else ";" if first.count(";") > first.count(",") else ","
             )
-            rows = list(lines)
-            return [name.strip() for name in lines.fieldnames or []], rows
+            lines.fieldnames = names = [name.strip() for name in lines.fieldnames or []]
+            return names, list(lines)
     except OSError as error:
         raise UserError(f"{setting}={path}: {error.strerror}. Expected a table in CSV, TSV or Parquet") from error
     except (UnicodeDecodeError, csv.Error) as error:
