@@ -17,8 +17,6 @@ from robustft.common.files import write
 from robustft.common.wording import on_one_line
 
 HYDRAS = ("hydra.run.dir", "hydra.sweep.", "hydra.launcher.n_jobs", "hydra.sweeper.n_jobs")  # settings that run nothing
-
-
 MOST_LEVELS = 50  # of settings in settings
 
 
