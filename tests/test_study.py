@@ -3,12 +3,14 @@
 import contextlib
 import json
 import math
+import re
 from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
-from robustft.cli import naming
+from robustft.cli import compose, identity, naming
+from robustft.common.configs import plain
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
 from robustft.evaluation import disagreement
@@ -178,6 +180,32 @@ def test_results_of_other_settings_are_refused(tmp_path):
             Study([Entry("run", (*settings, other))], tmp_path, [])
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("data.train_images=400", r"data\.train_images=400 \(there: 4000\)"),
+        ("trainer.max_epochs=1", r"trainer\.max_epochs=1 \(there: 4\)"),
+        ("retain.photos=DIR", r"retain\.photos\.path=DIR \(there: null\)"),
+        ("data=folders", r"data\.train=photos \(there: null\) and \d+ other settings"),
+    ],
+)
+def test_results_with_other_settings_for_all_are_refused(tmp_path, typed, said):
+    """Their numbers would stand in a table that says nothing of it."""
+    job = compose.composed([["method=finetune", "trainer.max_epochs=4", "data.train_images=4000"]])[0]
+    identity.resolve(job, sweep=True)
+    given(tmp_path, run=plain(job))
+    entries, same = [Entry("run", ("method=finetune",))], ["trainer.max_epochs=4", "data.train_images=4000"]
+    assert Study(entries, tmp_path, same).to_run() == []
+    assert Study(entries, tmp_path, [*same, "data.num_workers=1"]).to_run() == []  # how, not what
+    more = [*same, typed] if typed.startswith("retain") else ["data.train=photos", typed] if "=folders" in typed else [
+        *(one for one in same if one.partition("=")[0] != typed.partition("=")[0]), typed
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=rf"run in \S+ was not made with {said}: delete its line"):
+        Study(entries, tmp_path, more)
+    with pytest.raises(UserError, match="was not made with"):  # nor are they those of a plain command
+        Study(entries, tmp_path, [])
+
+
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--limit", "-1"], ["--limit", "nan"]])
 def test_numbers_that_cannot_be(work, monkeypatch, arguments):  # noqa: F811
     with pytest.raises(SystemExit, match="error: --jobs=.* give at least one job"):
@@ -193,7 +221,10 @@ def test_settings_and_options_may_be_mixed(tmp_path, monkeypatch):
 
 def test_folders_of_settings():
     few, many = ["model=vitb32", "data.root=a/b"], [f"trainer.some_setting_{n}=1" for n in range(20)]
-    assert naming.settings_name(few) == "model-vitb32_data.root-a-b"
+    assert re.fullmatch(r"model-vitb32_data.root-a-b_[0-9a-f]{6}", naming.settings_name(few))
+    assert naming.settings_name(["model=vitb32", "beta=1e-3"]) == "model-vitb32_beta-1e-3"
+    alike = ("photos", "/photos", "photos/", "[photos]", "'photos'", ".photos", "-photos", "pho tos", "pho-tos")
+    assert len({naming.settings_name([f"data.train={one}"]) for one in alike}) == len(alike)
     names = {naming.settings_name(settings) for settings in (many, many[:-1], many[1:])}
     assert len(names) == 3 and max(map(len, names)) < 200
 
@@ -301,8 +332,11 @@ def test_entries_that_are_the_same_run_are_run_once(tmp_path, monkeypatch):
     def stand_in(folder: str, settings: list[str]) -> None:
         calls.append(Path(folder).name)
         Path(folder).mkdir(parents=True)
-        config = {"seed": 1, "fill": {"kind": "single"}, "method": {"name": "evaluate"}}
-        config["checkpoint"] = str(tmp_path / "runs" / "studies" / tmp_path.name / "twin" / "model.safetensors")
+        config: dict = {"fill": {"kind": "single"}}
+        config["seed"] = 0 if Path(folder).name == "child" else 1
+        if Path(folder).name == "child":
+            config["method"] = {"name": "evaluate"}
+            config["checkpoint"] = str(tmp_path / "runs" / "studies" / tmp_path.name / "twin" / "model.safetensors")
         record = {"name": Path(folder).name, "config": config, "checkpoint": "model"}
         (Path(folder) / "results.json").write_text(json.dumps(record))
         (Path(folder) / "model.safetensors").touch()

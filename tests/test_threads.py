@@ -45,6 +45,21 @@ def test_they_are_chosen_before_torch_is_imported():
     assert said.stdout.split() == ["1", threads.SPINS], said.stderr
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from robustft.common.entry import answer; answer(lambda: None)",
+        "import sys; sys.argv = ['robustft', '--version']; from robustft.cli.main import main; main()",
+    ],
+)
+def test_threads_of_every_command_sleep_where_others_compute_too(start):
+    """`robustft example` took 20 times as long beside two other processes on two cores."""
+    code = f"{start}; import os, sys; assert 'torch' not in sys.modules; print(os.environ['GOMP_SPINCOUNT'])"
+    environment = {key: value for key, value in os.environ.items() if "OMP" not in key}
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert said.stdout.split()[-1:] == [threads.SPINS], said.stderr
+
+
 @pytest.mark.slow
 def test_a_run_records_them_and_goes_on_with_them(work, monkeypatch):  # noqa: F811
     before = torch.get_num_threads()

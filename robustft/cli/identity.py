@@ -1,4 +1,4 @@
-"""What makes two runs the same: `identity`, and `differences` to a saved one; `resolve` makes configs comparable.
+"""What makes two runs the same: `identity`, and `differing` from a saved one; `resolve` makes configs comparable.
 
 What follows from other settings is filled in, and what means nothing to a run does not count.
 """
@@ -159,8 +159,8 @@ def take_recorded(cfg: DictConfig, recorded: dict[str, Any]) -> None:
         cfg.trainer.accumulate_grad_batches = number
 
 
-def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Settings in which a run is another one than that of a saved config, as "name=here (there: value)".
+def differing(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings in which a run is another one than that of a saved config: their values here and there.
 
     Args:
         ours: a resolved config; of a plain one everything counts, also what means nothing to it.
@@ -175,8 +175,9 @@ def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) ->
         names = [name for name in names if name != ACCUMULATE]
     # What is off here, an earlier version may not have had.
     names = [name for name in names if name in there or not (here[name] in (None, False) or "_target_" in name)]
-    return [
-        f"{name}={shown(here.get(name))} (there: {shown(there.get(name))})"
-        for name in names
-        if here.get(name) != there.get(name)
-    ]
+    return {name: (here.get(name), there.get(name)) for name in names if here.get(name) != there.get(name)}
+
+
+def differences(ours: DictConfig | dict[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """What is `differing`, each as "name=here (there: value)"."""
+    return [f"{name}={shown(here)} (there: {shown(there)})" for name, (here, there) in differing(ours, theirs).items()]

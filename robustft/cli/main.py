@@ -49,6 +49,7 @@ def main() -> int:
     processes.follow()
     streams.guard()
     terminal.use_plain_letters()
+    threads.sleep_early()
     processes.leave_foreign_service()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and exiting
     started = time.time()

@@ -21,6 +21,8 @@ from robustft.common.errors import UserError
 RUNS = Path("runs")
 SWEEPS = RUNS / "sweeps"
 LONGEST = 48  # characters of a value in a folder's name
+# A setting, or a method, that a name tells whole.
+PLAIN = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_]+)*(=[A-Za-z0-9](?!.*(--|[-.]$))[A-Za-z0-9._-]*)?")
 
 
 def slug(value: Any) -> str:
@@ -31,10 +33,15 @@ def slug(value: Any) -> str:
 
 
 def settings_name(settings: Sequence[str]) -> str:
-    """Settings as a folder's name; of many, those that fit and a digest of all (file systems take 255 bytes)."""
-    parts = [slug(setting) for setting in settings]
-    whole = "_".join(parts)
-    return whole if len(whole) <= 3 * LONGEST else f"{whole[: 3 * LONGEST].rstrip('-._')}_{digest(whole)}"
+    """Settings as a folder's name, another one for other settings.
+
+    A digest of all is at its end where the name does not tell them whole: slashes and the like are lost (`photos` is
+    not `/photos`), and of many settings there are those that fit (file systems take 255 bytes).
+    """
+    whole = "_".join(map(slug, settings))
+    if len(whole) <= 3 * LONGEST and all(map(PLAIN.fullmatch, settings)):
+        return whole
+    return f"{whole[: 3 * LONGEST].rstrip('-._')}_{digest(' '.join(settings))}"
 
 
 def digest(text: str) -> str:

@@ -128,7 +128,6 @@ def _check_accelerator(cfg: DictConfig) -> None:
     if cfg.check is not None or cfg.prepare:
         return
     accelerator, devices = cfg.trainer.accelerator, cfg.trainer.devices
-    threads.sleep_early()  # before torch is imported to be asked
     if lacks := machine.missing_devices(accelerator, configs.device_count(devices)):
         raise UserError(
             f"trainer.accelerator={accelerator} trainer.devices={devices}: {lacks}. Use what there is with"
@@ -264,6 +263,13 @@ def _check_all(
     if not may_skip:
         return []
     first = identity.distinct(cfgs)
+    folders: dict[str, int] = {}
+    for name, same in zip(names, first, strict=True):
+        if folders.setdefault(name, same) != same:
+            raise UserError(
+                f"two different runs would have the folder {name}: names of folders keep letters, digits, dots and"
+                " dashes alone. Sweep over values that differ in these"
+            )
     skip = [number for number, same in enumerate(first) if same != number]
     for number in skip:
         print(f"{names[number]}: the same run as {names[first[number]]}, which is made once")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
-from robustft.common import signals, streams, terminal
+from robustft.common import signals, streams, terminal, threads
 from robustft.common.errors import system_error, user_error
 
 
@@ -19,6 +19,7 @@ def answer(main: Callable[[], int | None]) -> int:
     """
     streams.guard()
     terminal.use_plain_letters()
+    threads.sleep_early()
     main_thread = threading.current_thread() is threading.main_thread()
     try:
         with signals.handled(signal.default_int_handler) if main_thread else nullcontext():

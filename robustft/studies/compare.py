@@ -52,7 +52,7 @@ class Candidate:
 
     def name(self, value: float | None, seed: int) -> str:
         at = "" if value is None else f"_{naming.slug(str(self.dial).rpartition('.')[2])}-{value:g}"
-        return f"{naming.slug(self.typed)}{at}_seed-{seed}"
+        return f"{naming.settings_name(self.typed.split(','))}{at}_seed-{seed}"
 
     def entries(self, seed: int, keep: bool) -> Iterator[Entry]:
         model = (f"checkpoint={{{VANILLA}_seed-{seed}}}",) if self.needs_model else ()

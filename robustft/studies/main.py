@@ -22,7 +22,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from robustft.cli import compose, naming
-from robustft.common import signals, streams, terminal
+from robustft.common import signals, streams, terminal, threads
 from robustft.common.errors import UserError, system_error
 from robustft.studies import store
 from robustft.studies.store import Results
@@ -50,6 +50,7 @@ def main(
     parser.add_argument("settings", nargs="*", help="settings for every run, as after python run.py")
     arguments = parser.parse_intermixed_args()
     streams.guard()
+    threads.sleep_early()
     terminal.use_plain_letters()
     with signals.handled(signal.default_int_handler):
         _answer(file, arguments, entries, summarise, then)

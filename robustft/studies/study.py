@@ -1,7 +1,6 @@
 """The entries of a study, what each of them makes of its settings, and where their results are kept."""
 
 import json
-import math
 import os
 import re
 import shutil
@@ -9,15 +8,18 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.progress import Progress
 
 from robustft.cli import checks, compose, identity, naming
-from robustft.common import files, terminal
+from robustft.cli.accepted import shown
+from robustft.common import configs, files, terminal
 from robustft.common.errors import UserError
 from robustft.common.locks import locked
 from robustft.common.wording import counted
@@ -27,6 +29,7 @@ from robustft.studies.store import Results
 from robustft.studies.workers import execute, outcome, workers
 
 MODEL = re.compile(r"\{([\w.-]+)\}")  # in a setting's value: the model that another entry leaves
+MEASURED = ("metric.", "retain.", "disagreement")  # a run is the same one without, and its results lack it
 SCALED = ("optimizer.", "trainer.", "beta")  # what a study varies in proportion to what is typed
 console = terminal.console()
 
@@ -188,19 +191,47 @@ class Study:
                 checks.refuse_idle([job], compose.texts(compose.parse(settings)), sweep=True)
             except UserError as error:
                 raise UserError(f"{entry.name}: {error}") from error
-            self._refuse_other_pictures(entry, job)
+            if entry.name in self.results:
+                self._refuse_other_pictures(entry, job)
+                self._refuse_other_settings(entry, job, {*_names(self.settings), *_names(settings)})
         first = identity.distinct(jobs, also=[entry.also for entry in self.entries])
         return {entry.name: self.entries[number].name for entry, number in zip(self.entries, first, strict=True)}
 
     def _refuse_other_pictures(self, entry: Entry, job: DictConfig) -> None:
         """Raises a UserError where an entry has a result on another version of its benchmark."""
-        if (record := self.results.get(entry.name)) is not None:
-            there, here = benchmark(record), OmegaConf.select(job, "data.takes.benchmark")
-            if there is not None and there != here:
-                raise UserError(
-                    f"{entry.name} in {self.file} was measured on {there}, and runs are now on {here or 'other data'}:"
-                    " delete its line to run that again"
-                )
+        there, here = benchmark(self.results[entry.name]), OmegaConf.select(job, "data.takes.benchmark")
+        if there is not None and there != here:
+            raise UserError(
+                f"{entry.name} in {self.file} was measured on {there}, and runs are now on {here or 'other data'}:"
+                " delete its line to run that again"
+            )
+
+    def _refuse_other_settings(self, entry: Entry, job: DictConfig, typed: set[str]) -> None:
+        """Raises a UserError where an entry's result is that of another run, or lacks what is to be measured.
+
+        What neither is typed nor stands in the result is as it always was.
+        """
+        job, made = deepcopy(job), self.results[entry.name]["config"]
+        try:
+            identity.resolve(job, sweep=True)
+        except (OmegaConfBaseException, ValueError, TypeError):  # it will be refused when it is run
+            return
+        here, there = (dict(configs.flatten(_without_paths(one, str(self.work)))) for one in (configs.plain(job), made))
+        differing = identity.differing(job, made)
+        differing |= {
+            name: (value, there.get(name))
+            for name, value in here.items()
+            if name.startswith(MEASURED) and value != there.get(name)
+        }
+        known = [name for name in differing if name in here and (name in there or _is_one_of(name, typed))]
+        if known:
+            known.sort(key=lambda name: not _is_one_of(name, typed))
+            here_is, there_is = (shown(value) for value in differing[known[0]])
+            more = f" and {counted(len(known) - 1, 'other setting')}" if len(known) > 1 else ""
+            raise UserError(
+                f"{entry.name} in {self.file} was not made with {known[0]}={here_is} (there: {there_is}){more}: delete"
+                " its line to run that again, or keep these results in another folder"
+            )
 
     def _share(self, entry: Entry) -> None:
         """Gives an entry's results, and its model, to those that are the same run, if there are any."""
@@ -219,13 +250,6 @@ class Study:
         for key in (setting.partition("=")[0] for setting in self.settings):
             if key in varied and not key.startswith(SCALED):
                 raise UserError(f"{key} is what this study varies: leave it out")
-        for entry in self.entries:
-            for setting in entry.settings if entry.name in self.results else ():
-                own = _named(setting)
-                if not _has(self.results[entry.name]["config"], own):
-                    raise UserError(
-                        f"{entry.name} in {self.file} was not made with {own}: delete its line to run that again"
-                    )
 
     def _keep(self, entry: Entry) -> None:
         folder = self.work / entry.name
@@ -262,20 +286,14 @@ def _named(setting: str) -> str:
     return MODEL.sub(lambda match: f"{match[1]}/model.safetensors", setting)
 
 
-def _has(config: dict[str, Any], setting: str) -> bool:
-    """Whether a run's config has the value of ``name=value``; a group's is its kind or name, where it has one."""
-    (override,) = compose.parse([setting])
-    node: Any = config
-    for part in override.key_or_group.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    if isinstance(node, dict):
-        if not {"kind", "name"} & node.keys():
-            return True
-        node = node.get("kind", node.get("name"))
-    wanted = override.value()
-    if isinstance(wanted, int | float) and isinstance(node, int | float):
-        return math.isclose(wanted, node, rel_tol=1e-9)
-    return str(node) == str(wanted)
+def _names(settings: Sequence[str]) -> set[str]:
+    """What settings set, those that choose an option of a group aside."""
+    return {one.key_or_group for one in compose.parse(settings) if not compose.is_group(one.key_or_group)}
+
+
+def _is_one_of(name: str, typed: set[str]) -> bool:
+    """Whether a setting, or what it is a part of, is typed."""
+    return any(name == one or name.startswith(f"{one}.") for one in typed)
 
 
 def _without_paths(settings: Any, root: str) -> Any:
