@@ -8,7 +8,7 @@ from pathlib import Path
 
 from robustft.common.files import write
 from robustft.data.inspection import Looked, remarks, shown_pairs
-from robustft.data.own.reading import read_upright
+from robustft.data.own.reading import read_sent, read_upright
 
 SIDE = 128  # pixels of a thumbnail
 MOST = 24  # pictures of each kind
@@ -51,14 +51,15 @@ def _pairs(looked: Looked) -> Iterable[str]:
     for later, path, earlier, like, distance in shown_pairs(looked, MOST):
         what = "the same file" if distance is None else f"{distance} of 64 bits differ"
         text = f"{later}: {path}<br>{earlier}: {like}<br>{what}"
-        yield f"<figure>{_picture(path)}{_picture(like)}<figcaption>{_escaped(text)}</figcaption></figure>"
+        pictures = _picture(looked, later, path) + _picture(looked, earlier, like)
+        yield f"<figure>{pictures}<figcaption>{_escaped(text)}</figcaption></figure>"
 
 
 def _odd(looked: Looked) -> Iterable[str]:
     for name, found in looked.sets.items():
         for path, what in list(found["odd"].items())[:MOST]:
             text = f"{name}: {path}<br>{what}"
-            yield f"<figure>{_picture(path)}<figcaption>{_escaped(text)}</figcaption></figure>"
+            yield f"<figure>{_picture(looked, name, path)}<figcaption>{_escaped(text)}</figcaption></figure>"
 
 
 def _damaged(looked: Looked) -> Iterable[str]:
@@ -72,9 +73,10 @@ def _escaped(text: str) -> str:
     return "<br>".join(html.escape(line) for line in text.split("<br>"))
 
 
-def _picture(path: str) -> str:
+def _picture(looked: Looked, name: str, path: str) -> str:
+    """A thumbnail of an image of a part."""
     try:
-        image = read_upright(path)
+        image = read_sent(looked.read[name](path)) if name in looked.read else read_upright(path)
     except Exception:  # noqa: BLE001 -- it could be read a moment ago; the page goes without
         return ""
     image.thumbnail((SIDE, SIDE))

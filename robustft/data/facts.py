@@ -1,17 +1,19 @@
 """What `check=data` finds out about each image: can it be read, what is it, and which other images is it like."""
 
 import hashlib
+import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from robustft.common.terminal import tracked
-from robustft.data.reading import opened
+from robustft.data.reading import as_seen, opened, reason
 
 TINY, HUGE = 32, 10_000  # pixels: of the shorter and of the longer side
 FLAT = 4.0  # standard deviation of grey values (0...255): with less in it, hashes of images are alike by chance
@@ -39,6 +41,7 @@ class Facts:
     hash: int | None = None
 
 
+@cache
 def can_hash() -> bool:
     """Whether near duplicates can be found: ImageHash is an extra."""
     try:
@@ -55,21 +58,46 @@ def facts_of(paths: Sequence[str], decode: Callable[[str], str | None], title: s
         decode: says what is wrong with a file.
         title: of the progress bar.
     """
-    hashes = can_hash()
+
+    def look(path: str) -> Facts:
+        wrong = decode(path)
+        if wrong is not None:
+            return Facts(wrong)
+        with open(path, "rb") as file:
+            return _facts(file)
+
+    return _of_each(paths, look, title)
+
+
+def facts_of_contents(keys: Sequence[str], content: Callable[[str], bytes], title: str) -> list[Facts]:
+    """The facts of images that are no files of their own, in their order; every image is decoded.
+
+    Args:
+        content: what a file of the image of that key would hold.
+    """
+
+    def look(key: str) -> Facts:
+        try:
+            file = io.BytesIO(content(key))
+            as_seen(opened(file))
+        except Exception as error:  # Pillow raises a dozen kinds for damaged files
+            return Facts(reason(error))
+        file.seek(0)
+        return _facts(file)
+
+    return _of_each(keys, look, title)
+
+
+def _of_each(keys: Sequence[str], look: Callable[[str], Facts], title: str) -> list[Facts]:
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        found: Iterable[Facts] = pool.map(lambda path: _facts(path, decode, hashes), paths)
-        return list(tracked(found, title, len(paths)))
+        return list(tracked(pool.map(look, keys), title, len(keys)))
 
 
-def _facts(path: str, decode: Callable[[str], str | None], hashes: bool) -> Facts:
-    wrong = decode(path)
-    if wrong is not None:
-        return Facts(wrong)
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").digest()
-        image = opened(file)
-        kind, size = image.format or "", image.size
-        return Facts(None, kind, size, digest, perceptual_hash(image) if hashes else None)
+def _facts(file: io.BufferedReader | io.BytesIO) -> Facts:
+    digest = hashlib.file_digest(file, "sha256").digest()
+    image = opened(file)
+    kind, size = image.format or "", image.size
+    return Facts(None, kind, size, digest, perceptual_hash(image) if can_hash() else None)
 
 
 def perceptual_hash(image: Image.Image) -> int | None:
@@ -88,8 +116,12 @@ def perceptual_hash(image: Image.Image) -> int | None:
     return int.from_bytes(bits.tobytes(), "big")
 
 
-def oddities(paths: Sequence[str], facts: Sequence[Facts]) -> dict[str, str]:
-    """Images that can be read and may not be what was meant, by their path."""
+def oddities(paths: Sequence[str], facts: Sequence[Facts], named: bool = True) -> dict[str, str]:
+    """Images that can be read and may not be what was meant, by their path.
+
+    Args:
+        named: whether the ends of paths say what format they have.
+    """
     found = {}
     for path, one in zip(paths, facts, strict=True):
         if one.wrong is not None:
@@ -100,6 +132,6 @@ def oddities(paths: Sequence[str], facts: Sequence[Facts]) -> dict[str, str]:
             found[path] = f"tiny: {width} × {height} pixels"
         elif max(one.size) > HUGE:
             found[path] = f"huge: {width} × {height} pixels"
-        elif SAME.get(extension, extension) != SAME.get(one.format, one.format):
+        elif named and SAME.get(extension, extension) != SAME.get(one.format, one.format):
             found[path] = f"a {one.format} file called {Path(path).name}"
     return found

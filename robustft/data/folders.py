@@ -200,22 +200,21 @@ class ImageFolders(ImageFiles):
         return [b"%s/%s" % (self._encoded[label], name) for label, name in pairs]
 
 
-def whole_of(images: ImageSet) -> ImageSet:
-    """The set that a selection is made from."""
-    return whole_of(images.dataset) if isinstance(images, Selection) else images
+def whole_of(images: ImageSet) -> tuple[ImageSet, Int64[Tensor, " images"]]:
+    """The set that a selection is made from, and which of its images are selected, in the selection's order."""
+    part: Any = images
+    positions = torch.arange(len(images))
+    while isinstance(part, Selection):
+        part, positions = part.dataset, part.chosen[positions]
+    return part, positions
 
 
 def files_of(images: ImageSet) -> tuple[ImageFiles, Int64[Tensor, " images"]] | None:
     """The files that a set's images are read from, and which of them, in the set's order; None where they come from
     elsewhere, a prepared copy or memory.
     """
-    whole, positions = whole_of(images), torch.arange(len(images))
-    part: Any = images
-    if not isinstance(whole, ImageFiles):
-        return None
-    while isinstance(part, Selection):
-        part, positions = part.dataset, part.chosen[positions]
-    return whole, positions
+    whole, positions = whole_of(images)
+    return (whole, positions) if isinstance(whole, ImageFiles) else None
 
 
 def image_paths(images: ImageSet) -> list[str]:

@@ -1,15 +1,16 @@
 """Looking at data: every image of every set, and those that two sets share."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from robustft.common.errors import UserError, install
 from robustft.common.wording import counted, some
 from robustft.data.datamodule import RobustnessData
 from robustft.data.duplicates import Pair, leaks
-from robustft.data.facts import Facts, can_hash, facts_of, oddities
+from robustft.data.facts import Facts, can_hash, facts_of, facts_of_contents, oddities
 from robustft.data.folders import ImageFiles, image_paths, whole_of
 from robustft.data.prepared import PreparedImages
 from robustft.data.reading import decoding_error
@@ -26,12 +27,15 @@ class Looked:
         sets: per set `path`, `classes`, `images`, `official` (images of the published set), `damaged` (path -> reason),
             `odd` (path -> what is odd), `formats` (how many files of each), `skew` (largest class over smallest),
             `error` (None if the set is as it should be, its damaged images aside).
-        paths: the files of each part: a set, or the hold-out, which is taken out of the training images.
+        paths: the files of each part, or what stands for them: of a set, or of the hold-out, which is taken out of the
+            training images.
+        read: per part, where images are no files: what gives the content of one that `paths` has.
         leaks: per two parts the images that they share or nearly share.
     """
 
     sets: dict[str, dict[str, Any]] = field(default_factory=dict)
     paths: dict[str, list[str]] = field(default_factory=dict)
+    read: dict[str, Callable[[str], bytes]] = field(default_factory=dict)
     leaks: dict[tuple[str, str], list[Pair]] = field(default_factory=dict)
 
     def leaked(self, name: str, trained: str) -> int | None:
@@ -42,9 +46,9 @@ class Looked:
 
 def inspect(datamodule: RobustnessData) -> Looked:
     """Look at every image of every set of the data module, in its order; every image is decoded, or read in the
-    prepared copy that a run would use.
+    prepared copy that a run would use. Sets of which the files are looked at are compared with each other.
     """
-    looked, parts = Looked(), {}
+    looked, parts = Looked(), dict[str, list[Facts]]()
     decode = getattr(datamodule, "decoding_error", decoding_error)
     for name, find in datamodule.parts().items():
         found: dict[str, Any] = {"path": None, "classes": 0, "images": 0}
@@ -58,20 +62,39 @@ def inspect(datamodule: RobustnessData) -> Looked:
             continue
         counts = images.labels.unique(return_counts=True)[1]
         found |= {"classes": len(counts), "images": len(images), "skew": float(counts.max() / counts.min())}
-        whole: Any = whole_of(images)
+        whole: Any
+        whole, positions = whole_of(images)
         if isinstance(whole, ImageFiles):
             paths = image_paths(images)
             facts = facts_of(paths, decode, f"Decoding {name}")
-            found |= {"path": str(whole.root), "odd": oddities(paths, facts)}
-            found["damaged"] = {p: one.wrong for p, one in zip(paths, facts, strict=True) if one.wrong is not None}
-            found["formats"] = dict(Counter(one.format for one in facts if one.wrong is None).most_common())
-            looked.paths[name], parts[name] = paths, facts
-        elif hasattr(whole, "damaged"):
-            found["path"] = str(whole.folder) if isinstance(whole, PreparedImages) else None
-            found["damaged"] = whole.damaged(f"Reading {name}")
+            found["path"] = str(whole.root)
+            _note(looked, parts, name, paths, facts)
+        elif hasattr(whole, "content"):
+            keys = [images.key(i) for i in range(len(images))]
+            looked.read[name] = partial(_content, whole, dict(zip(keys, positions.tolist(), strict=True)))
+            facts = facts_of_contents(keys, looked.read[name], f"Decoding {name}")
+            found["path"] = f"split {whole.name}"
+            _note(looked, parts, name, keys, facts, named=False)
+        elif isinstance(whole, PreparedImages):
+            found |= {"path": str(whole.folder), "damaged": whole.damaged(f"Reading {name}")}
     _tell_holdout_apart(datamodule, looked, parts)
     looked.leaks = leaks(parts)
     return looked
+
+
+def _content(images: Any, place: Mapping[str, int], key: str) -> bytes:
+    return images.content(place[key])
+
+
+def _note(
+    looked: Looked, parts: dict[str, list[Facts]], name: str, paths: list[str], facts: list[Facts], named: bool = True
+) -> None:
+    """Notes what was found out about the images of a set."""
+    found = looked.sets[name]
+    found["odd"] = oddities(paths, facts, named)
+    found["damaged"] = {path: one.wrong for path, one in zip(paths, facts, strict=True) if one.wrong is not None}
+    found["formats"] = dict(Counter(one.format for one in facts if one.wrong is None).most_common())
+    looked.paths[name], parts[name] = paths, facts
 
 
 def _tell_holdout_apart(datamodule: RobustnessData, looked: Looked, parts: dict[str, list[Facts]]) -> None:
@@ -84,6 +107,8 @@ def _tell_holdout_apart(datamodule: RobustnessData, looked: Looked, parts: dict[
     except UserError:  # too many are held out: no matter here
         return
     paths, facts = looked.paths.pop(trained), parts.pop(trained)
+    if trained in looked.read:
+        looked.read["holdout"] = looked.read[trained]
     for name, positions in ((trained, train), ("holdout", held)):
         looked.paths[name] = [paths[i] for i in positions.tolist()]
         parts[name] = [facts[i] for i in positions.tolist()]
@@ -116,6 +141,12 @@ def remarks(looked: Looked) -> list[str]:
             lines.append(f"{name}: its largest class has {found['skew']:.3g} times the images of its smallest")
         if len(found["formats"]) > 1:
             lines.append(f"{name}: {', '.join(f'{count:,} {kind}' for kind, count in found['formats'].items())}")
+    copies = [name for name, found in looked.sets.items() if found["path"] and name not in looked.paths]
+    if copies:
+        lines.append(
+            f"Not compared with other sets, since prepared copies were read: {some(copies, LISTED)}. With"
+            " data.prepared=false check=data looks at the files"
+        )
     if looked.paths and not can_hash():
         lines.append(f"Compared file by file; to find near duplicates too: {install('check')}")
     return lines

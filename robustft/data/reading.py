@@ -1,10 +1,12 @@
 """Image files: reading one, and telling those that cannot be read."""
 
 import io
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -16,6 +18,7 @@ from robustft.common.wording import on_one_line
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # What is read, whatever a file is called: nothing that Pillow hands to another program (EPS, to Ghostscript).
 FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # a JPEG's markers of what holds its height and width
 STRIP = 2**22  # pixels that are converted at a time where a conversion takes many times the room of its result
 
 # Some of ImageNet's photographs carry broken camera data; their pixels are fine.
@@ -98,9 +101,9 @@ def damaged_files(
 ) -> dict[str, str]:
     """Paths of unreadable and truncated images, with the reason.
 
-    Thorough means decoding every image. Otherwise only the ends of the files are read (20 µs each), and
-    only a file that does not end as its format should is decoded: that finds truncated files and files that
-    are no images at a hundredth of the cost, and never blames a good one.
+    Thorough means decoding every image. Otherwise only the ends of the files are read, and only a file that does not
+    end as its format should, or says that it has more pixels than Pillow takes, is decoded: that finds truncated files,
+    files that are no images and decompression bombs at a hundredth of the cost, and never blames a good one.
 
     Args:
         decode: says what is wrong with a file, by decoding it.
@@ -118,26 +121,58 @@ def damaged_files(
 def _ending_error(path: str, decode: Callable[[str], str | None]) -> str | None:
     try:
         with open(path, "rb", buffering=0) as file:
+            head = file.read(32)
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - 64))
-            tail = file.read()
-            if b"\xff\xd9" in tail:  # a JPEG's end
+            if _is_complete(head, file.read(), size) and 0 < _pixels(file, head) <= (
+                Image.MAX_IMAGE_PIXELS or math.inf
+            ):
                 return None
-            file.seek(0)
-            head = file.read(24)
-    except OSError as error:
+    except Exception as error:
         return reason(error)
-    return None if _is_complete(head, tail, size) else decode(path)
+    return decode(path)
 
 
 def _is_complete(head: bytes, tail: bytes, size: int) -> bool:
-    """Whether a file's begin and end are those of a whole PNG, WebP or GIF, and it is no decompression bomb."""
-    if b"IEND\xaeB`\x82" in tail:
-        pixels = int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
-        return Image.MAX_IMAGE_PIXELS is None or pixels <= Image.MAX_IMAGE_PIXELS
+    """Whether a file's begin and end are those of a whole JPEG, PNG, WebP or GIF."""
+    if head[:2] == b"\xff\xd8":
+        return b"\xff\xd9" in tail
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 == size
-    return head[:4] == b"GIF8" and tail.endswith(b"\x3b")
+    if head[:4] == b"GIF8":
+        return tail.endswith(b"\x3b")
+    return head[:4] == b"\x89PNG" and b"IEND\xaeB`\x82" in tail
+
+
+def _pixels(file: io.FileIO, head: bytes) -> int:
+    """How many pixels a JPEG, PNG, WebP or GIF says it has; 0 where that cannot be told without decoding it."""
+    kind, little = head[12:16], partial(int.from_bytes, byteorder="little")
+    if head[:2] == b"\xff\xd8":
+        return _pixels_of_jpeg(file)
+    if head[:4] == b"\x89PNG":
+        return int.from_bytes(head[16:20], "big") * int.from_bytes(head[20:24], "big")
+    if head[:4] == b"GIF8":  # its first picture may be larger than it says of the whole
+        file.seek(0)
+        return math.prod(opened(io.BufferedReader(file)).size)
+    if kind == b"VP8X":
+        return (1 + little(head[24:27])) * (1 + little(head[27:30]))
+    if kind == b"VP8L":
+        bits = little(head[21:25])
+        return (1 + bits % 2**14) * (1 + (bits >> 14) % 2**14)
+    return (little(head[26:28]) % 2**14) * (little(head[28:30]) % 2**14) if kind == b"VP8 " else 0
+
+
+def _pixels_of_jpeg(file: io.FileIO) -> int:
+    place = 2
+    for _ in range(1000):  # segments before the frame's; real files have ten or so
+        file.seek(place)
+        segment = file.read(9)
+        if len(segment) < 9 or segment[0] != 0xFF:
+            break
+        if segment[1] in FRAMES:
+            return int.from_bytes(segment[5:7], "big") * int.from_bytes(segment[7:9], "big")
+        place += 2 + int.from_bytes(segment[2:4], "big")
+    return 0
 
 
 def reason(error: Exception) -> str:

@@ -1,18 +1,12 @@
-"""The images that are meant by what was typed, and reading them although some cannot be read."""
+"""The images that are meant by what was typed."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from robustft.common.errors import UserError, reason
 from robustft.common.paths import expand
 from robustft.data.own.reading import images_below
-
-if TYPE_CHECKING:
-    from robustft.data.folders import ImageFiles
-    from robustft.data.sets import Preprocess
-
-UNREADABLE = 1  # the label of an image that could not be read; that of others is 0
 
 
 def listed(typed: Sequence[str | Path]) -> list[str]:
@@ -37,25 +31,6 @@ def listed(typed: Sequence[str | Path]) -> list[str]:
         else:
             raise UserError(f"{path}: no such file or folder. Expected images, or folders of them")
     return found
-
-
-def images_of(paths: Sequence[str], preprocess: "Preprocess") -> "ImageFiles":
-    """A set of these images in their order; one that cannot be read is black, and its label says so."""
-    import torch
-
-    from robustft.data.folders import ImageFiles
-    from robustft.data.own.reading import read_upright
-
-    class Images(ImageFiles):
-        def __getitem__(self, index: int) -> Any:
-            try:
-                return self.preprocess.pixels(self.original(index)), 0, index
-            except UserError:
-                side = self.preprocess.size
-                return torch.zeros(3, side, side, dtype=torch.uint8), UNREADABLE, index
-
-    labels = torch.zeros(len(paths), dtype=torch.int64)
-    return Images(Path("."), paths, labels, preprocess, read=read_upright)
 
 
 def as_picture(dataset: Any, index: int) -> Any:

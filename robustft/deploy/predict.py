@@ -113,9 +113,10 @@ def run(model: "Model", found: Sequence[str], write: tables.Write, arguments: ar
     from robustft.common.terminal import console
     from robustft.data.loading import file_workers, make_loader
     from robustft.data.own.reading import why_unreadable
+    from robustft.deploy.readable import UNREADABLE, ReadableImages
 
     device = device_of(arguments.device)
-    dataset = images.images_of(found, model.preprocess)
+    dataset = ReadableImages(found, model.preprocess)
     # Also where the CPU computes: on 2 cores, a process for each was 12% (ViT-B/32) and 34% (tiny model) faster.
     reads_apart = device.type != "cpu" or len(found) >= MANY
     workers = file_workers(reads_apart) if arguments.workers is None else arguments.workers
@@ -129,7 +130,7 @@ def run(model: "Model", found: Sequence[str], write: tables.Write, arguments: ar
         for batch in track(
             loader, "predicting", len(loader), console=screen, transient=True, disable=not screen.is_terminal
         ):
-            lost = batch.labels == images.UNREADABLE
+            lost = batch.labels == UNREADABLE
             for index in batch.indices[lost].tolist():
                 unreadable[found[index]] = why_unreadable(found[index]) or "could not be read just now"
             if lost.all():

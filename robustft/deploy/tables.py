@@ -13,6 +13,7 @@ from robustft.common.files import atomic
 from robustft.common.paths import for_file
 
 COLUMNS = ("path", "rank", "class", "probability")
+GROUP = 2**16  # rows of a Parquet file that are written at a time: each group costs room and time to read
 Row = tuple[str, int, str, float]
 Write = Callable[[Sequence[Row]], None]
 
@@ -84,14 +85,18 @@ def _parquet(path: Path) -> Iterator[Write]:
     types: dict[str, Any] = dict(zip(COLUMNS, (pa.string(), pa.int32(), pa.string(), pa.float32()), strict=True))
     schema = pa.schema(types)
     with ParquetWriter(path, schema) as writer:
+        waiting: list[Row] = []
 
-        def write(some: Sequence[Row]) -> None:
-            shown = [(path.encode("utf-8", "backslashreplace").decode(), *rest) for path, *rest in some]
-            columns = zip(*shown, strict=True) if shown else ((),) * len(COLUMNS)
-            arrays = [pa.array(list(column), kind) for column, kind in zip(columns, types.values(), strict=True)]
-            writer.write_table(pa.table(arrays, schema=schema))
+        def write(some: Sequence[Row], least: int = GROUP) -> None:
+            waiting.extend((row[0].encode("utf-8", "backslashreplace").decode(), *row[1:]) for row in some)
+            if len(waiting) >= least:
+                columns = zip(*waiting, strict=True)
+                arrays = [pa.array(list(column), kind) for column, kind in zip(columns, types.values(), strict=True)]
+                writer.write_table(pa.table(arrays, schema=schema))
+                waiting.clear()
 
         yield write
+        write((), least=1)
 
 
 def _digits(probability: float) -> str:

@@ -65,7 +65,8 @@ def test_an_image_is_corrupted_the_same_way_in_any_company() -> None:
 
 
 def test_they_are_sets_of_their_own_after_the_natural_ones(root: Path, caplog) -> None:
-    data = folders(root, corruptions=True, shifts={"mine": str(root / "photo")}, eval_images=3)
+    write_domains(root / "other", domains=("photo",))
+    data = folders(root, corruptions=True, shifts={"mine": str(root / "other" / "photo")}, eval_images=3)
     assert [s.name for s in data.sets] == ["holdout", "val", "mine", *(f"corrupted_{kind}" for kind in KINDS)]
     val, jpeg = data.sets[1], next(s for s in data.sets if s.name == "corrupted_jpeg")
     assert val.keys == jpeg.keys and torch.equal(val.dataset.labels, jpeg.dataset.labels)

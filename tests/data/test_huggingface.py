@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from robustft.common.errors import UserError
+from robustft.data.check_page import write_page
+from robustft.data.inspection import inspect
 from robustft.data.own.folders import FolderImages
 from robustft.data.own.huggingface import HuggingFaceImages
 from tests.data.own import OPTIONS, write_domains
@@ -58,8 +60,33 @@ def test_it_is_known_again_and_damaged_rows_are_named(root: Path, tmp_path: Path
     features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("string")})
     datasets.Dataset.from_dict(rows, features=features).cast_column("image", datasets.Image()).save_to_disk(tmp_path)
     data = HuggingFaceImages(**{**OPTIONS, "batch_size": 2}, path=str(tmp_path))
-    damaged = data.training_set().dataset.damaged("Reading")
-    assert len(damaged) == 6 and "train/0" in damaged
+    looked = inspect(data)
+    assert looked.sets["train"]["damaged"]["train/0"] == "not an image"
+    assert sum(len(found["damaged"]) for found in looked.sets.values()) == 6
+
+
+def test_what_sets_share_is_found(root: Path, tmp_path: Path) -> None:
+    """Rows are compared as files are, and the page shows them."""
+    pytest.importorskip("imagehash")
+    drawn, photos = (datasets.load_from_disk(str(root / "saved"))[split] for split in ("drawn", "train"))
+    both = datasets.concatenate_datasets([drawn, photos.select([3, 5])])
+    datasets.DatasetDict({"train": photos, "drawn": both}).save_to_disk(str(tmp_path / "saved"))
+    looked = inspect(saved(tmp_path))
+    shared = {later: [looked.paths[later][p.ours] for p in pairs] for (later, _), pairs in looked.leaks.items()}
+    assert sorted(one for keys in shared.values() for one in keys) == ["drawn/22", "drawn/23"]
+    page = write_page(tmp_path / "check.html", looked).read_text()
+    assert page.count("data:image/jpeg") >= 4 and "drawn/22" in page
+    assert all(found["formats"] == {"PNG": found["images"]} for found in looked.sets.values())
+    assert {what for found in looked.sets.values() for what in found["odd"].values()} == {"tiny: 20 × 18 pixels"}
+
+
+@pytest.mark.parametrize("split", ["train", "drawn"])
+def test_a_split_without_rows(root: Path, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    splits = dict(datasets.load_from_disk(str(root / "saved")))
+    splits[split] = splits[split].select([])
+    monkeypatch.setattr(HuggingFaceImages, "_load", lambda _: splits)
+    with pytest.raises(UserError, match=f"the split {split} has no rows"):
+        saved(root).setup()
 
 
 @pytest.mark.parametrize(

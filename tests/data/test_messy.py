@@ -119,6 +119,41 @@ DAMAGED = {
 }
 
 
+def written_in_many_ways(folder: Path) -> list[str]:
+    """Images of 40 by 30 pixels, in every format of which the ends of files are looked at."""
+    image, frames = Image.effect_noise((40, 30), 60).convert("RGB"), [Image.new("L", (40, 30), n) for n in (9, 99)]
+    ways: dict[str, dict] = {
+        "a.jpg": {},
+        "progressive.jpg": {"progressive": True},
+        "much-before-the-frame.jpg": {"icc_profile": bytes(70_000), "exif": b"Exif\0\0" + bytes(3000)},
+        "a.png": {},
+        "lossy.webp": {},
+        "lossless.webp": {"lossless": True},
+        "profile.webp": {"icc_profile": bytes(1000)},
+        "a.gif": {},
+    }
+    for name, options in ways.items():
+        image.save(folder / name, **options)
+    frames[0].save(folder / "animated.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(folder / "animated.webp", save_all=True, append_images=frames[1:])
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+def test_pixels_are_counted_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every format: only the PNGs once were, and the others stopped a run in the middle."""
+    paths = written_in_many_ways(tmp_path)
+
+    def decode(path: str) -> str:
+        raise AssertionError(f"{path} is decoded")
+
+    assert damaged_files(paths, thorough=False, title="", decode=decode) == {}
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30)
+    assert damaged_files(paths, thorough=False, title="", decode=decode) == {}  # as many as may be
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40 * 30 // 2 - 1)
+    damaged = damaged_files(paths, thorough=False, title="", decode=why_unreadable)
+    assert list(damaged) == paths and all("decompression bomb" in reason for reason in damaged.values())
+
+
 @pytest.mark.parametrize("name", DAMAGED)
 def test_damaged_files_are_found_before_training(tmp_path: Path, name: str) -> None:
     for k, kind in enumerate(("cat", "dog")):

@@ -3,6 +3,8 @@
 import csv
 import json
 import logging
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -174,12 +176,49 @@ def test_balanced_orders_give_every_group_its_share() -> None:
 )
 def test_domains_that_are_taken_for_classes_are_told(root: Path, caplog, options, setting: str, hint: str) -> None:
     here = {key: {"x": str(root)} if key == "shifts" else str(root) for key in options}
-    _ = folders(root, **here).found
+    if "train" in options:
+        here["shifts"] = {}
+    with nullcontext() if "train" in options else pytest.raises(UserError, match="trained on too"):
+        _ = folders(root, **here).found
     told = [message for message in caplog.messages if "domains" in message]
     assert told == [
         f"{setting}={root}: its folders (cartoon, photo, sketch) hold the same folders (cat, dog, red_fox) and are"
         f" taken for the classes. Where they are domains: {hint.format(root=root)}"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"val": "photo"}, "val: 22 of its 22 images are trained on too (cat/pic_0.png, "),
+        ({"shifts": {"x": "sketch/../photo"}}, "x: 22 of its 22 images are trained on too"),
+        ({"val": "link"}, "val: 22 of its 22 images are trained on too"),
+        ({"train": "", "val": "photo", "unknown": "skip"}, "val: 22 of its 22 images are trained on too"),
+    ],
+)
+def test_images_that_are_trained_on_are_not_reported_on(root: Path, options: dict, said: str) -> None:
+    """Without check=data, which may take hours."""
+    (root / "link").exists() or (root / "link").symlink_to(root / "photo")
+    with pytest.raises(UserError, match=re.escape(said)):
+        FolderImages(**{**OPTIONS, "train": "photo", "root": str(root), **options}).setup()
+
+
+def test_a_domain_is_named_once(root: Path) -> None:
+    with pytest.raises(UserError, match="data.source: photo is named twice"):
+        domains(root, source=["photo", "sketch", "photo"]).setup()
+
+
+def test_draws_that_nobody_makes_are_refused(root: Path, tmp_path: Path) -> None:
+    """Where only the images tell that a setting means nothing."""
+    with pytest.raises(UserError, match="holdout_seed=5: what is held out is drawn by data.val_seed. Leave it out"):
+        domains(root, source=None, target="photo", holdout_seed=5).setup()
+    rows = [f"{root}/photo/cat/pic_{i}.png,cat,{'train' if i else 'val'}" for i in range(9)]
+    rows += [f"{root}/photo/dog/pic_{i}.png,dog,{'train' if i else 'val'}" for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))
+    for name in ("val_share", "val_seed"):
+        value = {"val_share": 0.5, "val_seed": 5}[name]
+        with pytest.raises(UserError, match=rf"data\.{name}={value}: the ID set has images of its own. Leave it out"):
+            TableImages(**OPTIONS, path=str(tmp_path / "t.csv"), **{name: value}).setup()
 
 
 def test_classes_in_folders_of_their_own_are_no_domains(tmp_path: Path, caplog) -> None:
@@ -239,7 +278,8 @@ def test_classes_with_one_image_and_no_image_to_spare(tmp_path: Path, caplog) ->
         (tmp_path / "train" / "red_fox" / f"{i}.png").unlink()
     with pytest.raises(UserError, match="no image can be set aside for the ID set"):
         FolderImages(**{**OPTIONS, "train": str(tmp_path / "train")}).verify()
-    (tmp_path / "val").symlink_to(tmp_path / "train")
+    for name in CLASSES:
+        colour(tmp_path / "val" / name / "a.png", 99)
     with caplog.at_level(logging.INFO, "robustft"):
         data = FolderImages(**{**OPTIONS, "batch_size": 3}, train=str(tmp_path / "train"), val=str(tmp_path / "val"))
         data.verify()

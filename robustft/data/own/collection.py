@@ -16,7 +16,7 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand
-from robustft.common.wording import counted, short, some
+from robustft.common.wording import counted, noun, short, some
 from robustft.data.contract import RESERVED
 from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
@@ -24,7 +24,7 @@ from robustft.data.folders import ImageFiles
 from robustft.data.own import names, prompts
 from robustft.data.own.corruptions import Corrupted
 from robustft.data.own.corruptions import chosen as chosen_corruptions
-from robustft.data.own.listing import Listing, at_most_each, drawn
+from robustft.data.own.listing import Listing, at_most_each, drawn, shared
 from robustft.data.own.reading import HOW, read_upright, why_unreadable
 from robustft.data.sampling import balanced, shuffled
 from robustft.data.sets import EvaluationSet, ImageSet, Selection
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 VAL = "val"  # the ID set
 FILE_NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,100}")  # a table, or somebody's data set, may say something else
-HOLDOUT_SHARE = 0.1
+HOLDOUT_SHARE, VAL_SHARE = 0.1, 0.2
 FEWEST_STEPS, MOST_EPOCHS = 500, 5  # of a training, and times the recipe's; see `settle`
 FEWEST_STEPS_AN_EPOCH, SMALLEST_BATCH = 8, 8
 
@@ -86,7 +86,7 @@ class OwnImages(FileData):
         unknown: str = "refuse",
         shots: int | None = None,
         sampler: str = "shuffle",
-        val_share: float = 0.2,
+        val_share: float = VAL_SHARE,
         val_seed: int = 0,
         corruptions: bool | Sequence[str] = False,
         severity: int = 3,
@@ -135,7 +135,26 @@ class OwnImages(FileData):
                     f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one without"
                     " slashes and line ends, and of at most 100 characters"
                 )
+        for name, listing in {VAL: found.val, **found.shifts}.items():
+            if listing is not None and (both := shared(found.train, listing)):
+                raise UserError(
+                    f"{name}: {len(both):,} of its {counted(len(listing), 'image')} {noun(len(both), 'is', 'are')}"
+                    f" trained on too ({some(both)}). What is reported has to be new to the model: give it other images"
+                )
+        self._refuse_idle(found)
         return found
+
+    def _refuse_idle(self, found: Found) -> None:
+        """Raises a UserError where a setting means nothing with what was found."""
+        idle = {}
+        if found.val is not None:
+            idle = {"val_share": (self.val_share, VAL_SHARE), "val_seed": (self.val_seed, 0)}
+        elif found.selects_on_val:
+            idle = {"holdout_seed": (self.holdout_seed, self.seed)}
+        for name, (value, usual) in idle.items():
+            if value != usual:
+                why = "the ID set has images of its own" if found.val else "what is held out is drawn by data.val_seed"
+                raise UserError(f"data.{name}={value}: {why}. Leave it out")
 
     @cached_property
     def classes(self) -> list[str]:

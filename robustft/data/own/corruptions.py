@@ -76,7 +76,7 @@ def chosen(wanted: bool | Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such kind.
     """
-    kinds = list(KINDS) if wanted is True else list(wanted or [])
+    kinds = list(KINDS) if wanted is True else list(dict.fromkeys(wanted or []))
     for kind in kinds:
         if kind not in KINDS:
             raise UserError(f"data.corruptions: there is no {kind!r}. There are {', '.join(KINDS)}")

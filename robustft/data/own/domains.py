@@ -3,6 +3,7 @@
 import difflib
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class DomainImages(OwnImages):
                 f"data=domains: say which domains to train on (data.source={domains[0]}, or a list), or which one is"
                 f" left for the end (data.target={domains[-1]}). There are {', '.join(domains)}"
             )
+        if twice := [name for name, count in Counter(self.source or []).items() if count > 1]:
+            raise UserError(f"data.source: {twice[0]} is named twice, and its images would be in training twice")
         for setting, names in (("source", self.source or []), ("target", [self.target] if self.target else [])):
             for name in names:
                 if name not in domains:

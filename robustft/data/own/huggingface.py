@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 from robustft.common.errors import UserError, install
 from robustft.common.network import reachable
 from robustft.common.paths import expand
-from robustft.common.terminal import tracked
 from robustft.common.wording import on_one_line, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
@@ -57,13 +56,16 @@ class ArrowImages(Dataset):
         Raises:
             UserError: with the split and the row, where it cannot be read.
         """
-        row = int(self.rows[index])
         try:
-            held = self.table[row][self.column]
-            source = io.BytesIO(held["bytes"]) if held.get("bytes") else held["path"]
-            return as_seen(opened(source))
+            return as_seen(opened(io.BytesIO(self.content(index))))
         except Exception as error:
+            row = int(self.rows[index])
             raise UserError(f"{self.name}: cannot read the image in row {row}: {reason(error)}") from error
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the file that was put into the row."""
+        held = self.table[int(self.rows[index])][self.column]
+        return held["bytes"] or Path(held["path"]).read_bytes()
 
     def key(self, index: int) -> str:
         return f"{self.name}/{int(self.rows[index])}"
@@ -72,16 +74,6 @@ class ArrowImages(Dataset):
         rows = self.rows if chosen is None else self.rows[chosen]
         made = f"{self.table._fingerprint}\0{self.column}\0{self.preprocess}\0{HOW}\0{PIL.__version__}"
         return hashlib.sha256((made + digest_of(rows)).encode()).hexdigest()
-
-    def damaged(self, title: str) -> dict[str, str]:
-        """Read every image; the rows that cannot be read, and why."""
-        problems = {}
-        for index in tracked(range(len(self)), title, len(self)):
-            try:
-                self.original(index)
-            except UserError as error:
-                problems[self.key(index)] = str(error).rpartition(": ")[2]
-        return problems
 
 
 class HuggingFaceImages(OwnImages):
@@ -171,6 +163,8 @@ class HuggingFaceImages(OwnImages):
         from datasets import ClassLabel
         from datasets import Image as ImageFeature
 
+        if not len(table):
+            raise UserError(f"{self.path}: the split {split} has no rows")
         for setting, column in (("image", self.image), ("label", self.label)):
             if column not in table.column_names:
                 raise UserError(

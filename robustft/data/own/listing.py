@@ -78,6 +78,21 @@ def joined(listings: Sequence[Listing], domains: Sequence[str]) -> Listing:
     return Listing(listings[0].root, **parts, domains=of_each).ordered()
 
 
+def shared(ours: Listing, theirs: Listing) -> list[str]:
+    """The names in `theirs` of images that `ours` has too: the same file, as far as paths tell.
+
+    Links inside of the folders are not followed: `check=data` compares what files hold.
+    """
+    here, there = (os.path.realpath(one.root) for one in (ours, theirs))
+    if here == there:
+        common = set(ours.names).intersection(theirs.names)
+        return [name for name in theirs.names if name in common]
+    if os.path.commonpath([here, there]) not in (here, there):
+        return []
+    known = {os.path.join(here, name) for name in ours.names}
+    return [name for name in theirs.names if os.path.join(there, name) in known]
+
+
 def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     """The images below class folders, at any depth; empty class folders are left out with a line.
 
