@@ -10,6 +10,7 @@ from robustft import __version__
 from robustft.common.files import write
 from robustft.common.wording import counted
 from robustft.deploy.again import data_of
+from robustft.deploy.formats import READ
 from robustft.deploy.source import Source
 from robustft.evaluation.results import average
 from robustft.evaluation.summary import metric_heading, metric_value, percent, set_label
@@ -73,6 +74,7 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
     side = seen.resized
     yield form.LOAD.format(
         folder=name,
+        read=READ,
         size=seen.size,
         filter=seen.interpolation.upper(),
         edges=f"[{side}, {side}]" if squash else f"[{side}]",
@@ -88,7 +90,8 @@ def _lines(parts: "Parts", form: Any, name: str, difference: float, images: int)
         f" {difference:.1e}."
     )
     shape = "squashed to a square" if squash else "resized by their shorter side"
-    yield f"Images are {shape} and cropped at the centre, upright (turned as their EXIF data say)."
+    yield f"Images are {shape} and cropped at the centre, upright (turned as their EXIF data say) and on white."
+    yield "Files of 16 bits or floating point a channel are scaled to 8 bits first, which the code above leaves out."
     yield ""
     yield from ("## Classes and prompts", "")
     listed = ", ".join(model.class_names[:MOST])

@@ -13,13 +13,14 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import robustft
 from robustft.common.errors import UserError
+from robustft.data.own.reading import read_upright
 from robustft.deploy import export, push
 from robustft.deploy.card import results_lines
 from robustft.deploy.formats import FORMATS, as_open_clip, as_transformers, module_of
@@ -68,7 +69,7 @@ def by_the_card(folder: Path, picture: Path, monkeypatch: pytest.MonkeyPatch) ->
     (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
     place = folder.parent if f"{folder.name}/" in code else folder
     monkeypatch.chdir(place)
-    Image.open(picture).save(place / "a.jpg", "PNG")
+    shutil.copyfile(picture, place / "a.jpg")
     known: dict[str, Any] = {}
     exec(code, known)
     (place / "a.jpg").unlink()
@@ -89,6 +90,30 @@ def test_the_code_in_the_card_loads_it(
         probabilities = (expected / model.temperature).softmax(1)
         torch.testing.assert_close(torch.as_tensor(known["probabilities"]), probabilities, rtol=0, atol=1e-5)
     assert known["classes"] == model.class_names
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L"])
+def test_the_code_in_the_card_sees_what_a_person_sees(
+    exported: Path, run: Path, tmp_path: Path, form: str, mode: str, monkeypatch
+) -> None:
+    """Turned, on white: as the run saw its images, and as `predict` does."""
+    picture = Image.effect_noise((90, 60), 90).convert("RGB")
+    picture.paste((250, 20, 20), (0, 0, 30, 60))
+    picture = picture.convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(Image.linear_gradient("L").resize((90, 60)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    options = {"transparency": 3} if mode == "P" else {}
+    kind = {"CMYK": "TIFF"}.get(mode, "PNG")
+    picture.save(tmp_path / "turned", kind, exif=exif, **options)
+    known, model = by_the_card(exported / form, tmp_path / "turned", monkeypatch), robustft.load(run)
+    (answer,) = model.predict([tmp_path / "turned"], top=len(model.class_names), calibrated=False)
+    with torch.no_grad():
+        expected = model(model.preprocess(read_upright(str(tmp_path / "turned")))[None])
+    torch.testing.assert_close(torch.as_tensor(known["logits"]), expected, rtol=0, atol=1e-4)
+    assert answer[0][0] == model.class_names[int(expected.argmax())]
 
 
 @pytest.mark.slow

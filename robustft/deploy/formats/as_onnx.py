@@ -26,12 +26,12 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession("model.onnx")
 classes = json.loads(session.get_modelmeta().custom_metadata_map["classes"])
 
-image = Image.open("a.jpg").convert("RGB")
+{read}
 image = image.resize({sides}, Image.Resampling.{filter})
 left, top = (round((side - {size}) / 2) for side in image.size)
 pixels = np.asarray(image.crop((left, top, left + {size}, top + {size}))).transpose(2, 0, 1)

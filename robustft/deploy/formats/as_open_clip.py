@@ -20,14 +20,15 @@ import json
 
 import open_clip
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 
 model, preprocess = open_clip.create_model_from_pretrained("local-dir:{folder}")
 head, classes = load_file("{folder}/head.safetensors"), json.load(open("{folder}/classes.json"))
 
+{read}
 with torch.no_grad():
-    features = model.encode_image(preprocess(Image.open("a.jpg").convert("RGB"))[None], normalize=True)
+    features = model.encode_image(preprocess(image)[None], normalize=True)
 logits = features @ head["weight"].T + head["bias"]
 print(classes[logits[0].argmax()])
 ```

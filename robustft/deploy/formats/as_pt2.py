@@ -20,7 +20,7 @@ LOAD = """\
 import json
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -28,7 +28,7 @@ more = {{"classes": ""}}
 program = torch.export.load("model.pt2", extra_files=more).module()
 classes = json.loads(more["classes"])
 
-image = Image.open("a.jpg").convert("RGB")
+{read}
 image = F.center_crop(F.resize(image, {edges}, InterpolationMode.{filter}), [{size}, {size}])
 
 probabilities, logits, features = program(F.pil_to_tensor(image)[None])

@@ -27,7 +27,7 @@ LOAD = """\
 import json
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -35,8 +35,9 @@ model = AutoModel.from_pretrained("{folder}").eval()
 processor = AutoImageProcessor.from_pretrained("{folder}", backend="pil")  # the pixels that it was trained with
 head, classes = load_file("{folder}/head.safetensors"), json.load(open("{folder}/classes.json"))
 
+{read}
 with torch.no_grad():
-    features = model.get_image_features(**processor(Image.open("a.jpg").convert("RGB"), return_tensors="pt"))
+    features = model.get_image_features(**processor(image, return_tensors="pt"))
     features = getattr(features, "pooler_output", features)
 logits = torch.nn.functional.normalize(features, dim=-1) @ head["weight"].T + head["bias"]
 print(classes[logits[0].argmax()])
