@@ -249,6 +249,8 @@ def _check_inputs(cfg: DictConfig) -> None:
 
 def _check_retained(cfg: DictConfig) -> None:
     """Tasks on which a run is asked what it still knows are there."""
+    if "delta" in cfg.retain:
+        raise UserError("retain.delta: loggers have the mean change under that name. Choose another one")
     for name, task in cfg.retain.items():
         path, kind = task.get("path"), task.get("kind") or "folders"
         if path is None:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -53,17 +54,31 @@ def as_seen(image: Image.Image) -> Image.Image:
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # else it would be copied, whatever its size
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):
-        # 16-bit files are opened as I or I;16: the mode does not tell how far the values go.
-        top = 1.0 if image.mode == "F" else 65535.0 if np.asarray(image).max(initial=0) > 255 else 255.0
-        return _in_strips(image, lambda strip: _in_8_bits(strip, top))
+        white = _white(image)
+        return _in_strips(image, lambda strip: _in_8_bits(strip, white))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _in_strips(image, _on_white)
     return image.convert("RGB")
 
 
-def _in_8_bits(image: Image.Image, top: float) -> Image.Image:
-    values = np.asarray(image, np.float64)
-    return Image.fromarray((values / top * 255).clip(0, 255).round().astype(np.uint8))
+def _white(image: Image.Image) -> float:
+    """The value that is white in an image of one deep channel: neither its mode nor the file tells how far values go.
+
+    Returns:
+        1 (floating point alone), 255 or 65535, the least that no value is above; else the highest value.
+    """
+    extrema: Any = image.getextrema()
+    most = extrema[1]
+    if not math.isfinite(most):
+        values = np.asarray(image)
+        most = float(np.max(values, initial=0, where=np.isfinite(values)))
+    ends = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+    return next((end for end in ends if end >= most), most)
+
+
+def _in_8_bits(image: Image.Image, white: float) -> Image.Image:
+    values = np.nan_to_num(np.asarray(image, np.float64), posinf=white, neginf=0)
+    return Image.fromarray((values / white * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -70,6 +70,25 @@ def test_floating_point_is_scaled(tmp_path: Path) -> None:
     assert [image.getpixel((x, 0))[0] for x in range(3)] == [0, 128, 255]
 
 
+@pytest.mark.parametrize(
+    ("values", "kind", "seen"),
+    [
+        ((0, 100, 255), np.float32, (0, 100, 255)),
+        ((0, 32768, 65535), np.float32, (0, 128, 255)),
+        ((0, 50_000, 100_000), np.float32, (0, 128, 255)),
+        ((0, 50_000, 100_000), np.int32, (0, 128, 255)),
+        ((-5, np.nan, 0.5, 1), np.float32, (0, 0, 128, 255)),
+        ((0, 100, np.inf, 200), np.float32, (0, 100, 255, 200)),
+        ((0, 0, 0), np.float32, (0, 0, 0)),
+    ],
+)
+def test_deep_images_are_scaled_by_their_values(tmp_path: Path, values: tuple, kind: type, seen: tuple) -> None:
+    """Floating point beyond 1 was all white, and so was what is above 65535."""
+    Image.fromarray(np.array([values], kind)).save(tmp_path / "a.tif")
+    image = read_upright(str(tmp_path / "a.tif"))
+    assert tuple(image.getpixel((x, 0))[0] for x in range(len(values))) == seen
+
+
 def test_of_an_animation_the_first_picture_counts(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     for name in ("a.gif", "a.webp", "a.png"):

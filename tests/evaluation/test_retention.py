@@ -132,6 +132,7 @@ def test_what_cannot_be_asked(tmp_path: Path, work: Path, monkeypatch: pytest.Mo
         ("model.pretrained=null", "retain.a=one"): "retain.a.path=one does nothing with model.pretrained=null",
         ("model=timm", "model.architecture=vit_tiny_patch16_224", "model.pretrained=timm", f"data.root={tmp_path}",
          "retain.a=one", "method=finetune"): "retain.a.path=one does nothing with model=",
+        ("retain.delta=one",): "retain.delta: loggers have the mean change under that name. Choose another one",
         ("retain.a=nowhere",): "retain.a=nowhere: no such folder. Expected one with class folders",
         ("retain.a=t.csv",): "t.csv: no such folder. Expected one with class folders; retain.a.kind=table reads",
         ("retain=one",): "retain: each task has a name of your own: retain.NAME=DIR",

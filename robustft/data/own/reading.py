@@ -4,7 +4,7 @@
 |---|---|
 | turned by its EXIF data | turned |
 | with transparency, also in a palette | laid on white |
-| 16 bits or floating point a channel | scaled to 8 bits |
+| 16 bits or floating point a channel | scaled to 8 bits; white is 1, 255 or 65535, by its values |
 | CMYK, grey, palette | RGB |
 | animated, several pages | its first picture |
 | HEIC | read where pillow-heif is installed, else refused with how to install it |
@@ -24,7 +24,7 @@ from robustft.data.reading import EXTENSIONS, as_seen, opened, reason
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
-HOW = "upright on white, 1"  # of the pixels' identity: another number, other pixels
+HOW = "upright on white, 2"  # of the pixels' identity: another number, other pixels
 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")

@@ -1,4 +1,7 @@
-"""Data sets as torchvision has them on disk, by its names; what is private to its classes is asked for here."""
+"""Data sets as torchvision has them on disk, by its names; what is private to its classes is asked for here.
+
+Their pixels are those that torchvision gives, as published numbers on these sets are: not turned, not laid on white.
+"""
 
 import hashlib
 import inspect

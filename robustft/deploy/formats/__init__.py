@@ -8,8 +8,8 @@ folder; `read` loads it back, by that form's own means alone, and gives what tur
 from importlib import import_module
 from typing import Any
 
-# In the code of a model card: the pixels of a file as the model is given them, see `data.own.reading`. From an open file,
-# since Pillow turns some TIFFs twice that it opens by their path.
+# In the code of a model card: the pixels of a file as the model is given them, see `data.own.reading`. From an open
+# file, since Pillow turns some TIFFs twice that it opens by their path.
 READ = """\
 picture = Image.open(open("a.jpg", "rb"))
 picture.load()
