@@ -6,8 +6,9 @@ What a set of images means is one mapping: folder name -> the classes that are r
 import hashlib
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,21 +128,20 @@ class ImageFiles(Dataset):
             self._stamps = np.full((len(self), 2), UNKNOWN)
         stamps = self._stamps
         missing = positions[stamps[positions, 0] == UNKNOWN]
-        root = os.fsencode(self.root)
-
-        def look(part: np.ndarray) -> None:
-            paths = [os.path.join(root, name) for name in self.relative(part)]
-            stamps[part] = np.array(list(map(_stamp, paths)), np.int64).reshape(-1, 2)
-
         pieces = np.array_split(missing, max(1, len(missing) // 512))
-        started = time.perf_counter()
-        look(pieces[0])
-        if time.perf_counter() - started < QUICK_LOOK_S * len(pieces[0]):
-            for piece in pieces[1:]:  # threads would only take turns
-                look(piece)
-        else:
-            with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
-                list(pool.map(look, pieces[1:]))
+        with _opened(self.root) as root:
+
+            def look(part: np.ndarray) -> None:
+                stamps[part] = np.array([_stamp(name, root) for name in self.relative(part)], np.int64).reshape(-1, 2)
+
+            started = time.perf_counter()
+            look(pieces[0])
+            if time.perf_counter() - started < QUICK_LOOK_S * len(pieces[0]):
+                for piece in pieces[1:]:  # threads would only take turns
+                    look(piece)
+            else:
+                with ThreadPoolExecutor(16) as pool:  # waits for the file system, not for Python
+                    list(pool.map(look, pieces[1:]))
         return stamps[positions]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -151,9 +151,23 @@ class ImageFiles(Dataset):
         return os.path.join(str(self.root), self.key(index))
 
 
-def _stamp(path: bytes) -> tuple[int, int]:
+@contextmanager
+def _opened(folder: Path) -> Iterator[int | None]:
+    """A folder for the operating system to look from: the way to it is gone once, not for each of a million files."""
     try:
-        status = os.stat(path)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # looking from it will say why
+        yield None
+        return
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _stamp(path: bytes, folder: int | None) -> tuple[int, int]:
+    try:
+        status = os.stat(path, dir_fd=folder)
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
@@ -217,6 +231,13 @@ def files_of(images: ImageSet) -> tuple[ImageFiles, Int64[Tensor, " images"]] | 
     return (whole, positions) if isinstance(whole, ImageFiles) else None
 
 
+def keys_of(images: ImageSet) -> list[str]:
+    """The key of every image of a set, in its order."""
+    if (found := files_of(images)) is None:
+        return [images.key(i) for i in range(len(images))]
+    return list(map(os.fsdecode, found[0].relative(found[1].numpy())))
+
+
 def image_paths(images: ImageSet) -> list[str]:
     """The files that a set's images are read from; none where they come from elsewhere."""
     found = files_of(images)
@@ -228,7 +249,7 @@ def folder_set(name: str, images: ImageSet, right: Sequence[Sequence[int]], clas
     correct = torch.zeros(len(right), classes, dtype=torch.bool)
     for label, of_label in enumerate(right):
         correct[label, list(of_label)] = True
-    return EvaluationSet(name, images, correct, keys=[images.key(i) for i in range(len(images))])
+    return EvaluationSet(name, images, correct, keys=keys_of(images))
 
 
 def match_folders(root: Path, expected: Sequence[str], ignored: Collection[str] = ()) -> None:

@@ -11,7 +11,7 @@ from robustft.common.wording import counted, some
 from robustft.data.datamodule import RobustnessData
 from robustft.data.duplicates import Pair, leaks
 from robustft.data.facts import Facts, can_hash, facts_of, facts_of_contents, oddities
-from robustft.data.folders import ImageFiles, image_paths, whole_of
+from robustft.data.folders import ImageFiles, image_paths, keys_of, whole_of
 from robustft.data.prepared import PreparedImages
 from robustft.data.reading import decoding_error
 
@@ -70,7 +70,7 @@ def inspect(datamodule: RobustnessData) -> Looked:
             found["path"] = str(whole.root)
             _note(looked, parts, name, paths, facts)
         elif hasattr(whole, "content"):
-            keys = [images.key(i) for i in range(len(images))]
+            keys = keys_of(images)
             looked.read[name] = partial(_content, whole, dict(zip(keys, positions.tolist(), strict=True)))
             facts = facts_of_contents(keys, looked.read[name], f"Decoding {name}")
             found["path"] = f"split {whole.name}"

@@ -20,7 +20,7 @@ from robustft.common.wording import counted, noun, short, some
 from robustft.data.contract import RESERVED
 from robustft.data.datamodule import DEFAULT_HOLDOUT
 from robustft.data.filedata import FileData
-from robustft.data.folders import ImageFiles
+from robustft.data.folders import ImageFiles, keys_of
 from robustft.data.own import names, prompts
 from robustft.data.own.corruptions import Corrupted
 from robustft.data.own.corruptions import chosen as chosen_corruptions
@@ -219,8 +219,7 @@ class OwnImages(FileData):
                 present = torch.zeros(self.num_classes, dtype=torch.bool)
                 present[images.labels] = True
                 correct &= present[:, None]
-            keys = [images.key(i) for i in range(len(images))]
-            self._kept[name] = EvaluationSet(name, images, correct, keys, groups=self._groups_of(name))
+            self._kept[name] = EvaluationSet(name, images, correct, keys_of(images), groups=self._groups_of(name))
         return self._kept[name]
 
     def _groups_of(self, name: str, among: Int64[Tensor, " images"] | None = None) -> Int64[Tensor, " images"] | None:

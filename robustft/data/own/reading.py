@@ -23,6 +23,7 @@ from robustft.data.reading import EXTENSIONS, as_seen, opened, reason
 
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
+ENDINGS = frozenset(OWN_EXTENSIONS)
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 2"  # of the pixels' identity: another number, other pixels
 
@@ -120,7 +121,7 @@ def _reason(error: Exception, start: bytes) -> str:
 
 def is_image_name(name: str) -> bool:
     """Whether a file is taken for an image by its name: no hidden file, and an extension of one."""
-    return not name.startswith(".") and name.lower().endswith(OWN_EXTENSIONS)
+    return name[0] != "." and name[name.rfind(".") :].lower() in ENDINGS
 
 
 def looks_like_image(path: str) -> bool:
@@ -135,18 +136,26 @@ def looks_like_image(path: str) -> bool:
 
 def images_below(folder: Path) -> Iterator[str]:
     """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
-    seen: set[str] = set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:  # a link to a folder that it lies in
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_system(name))
-        before = "" if place == str(folder) else os.path.join(os.path.relpath(place, folder), "")
-        for name in files:
-            if is_image_name(name) or ("." not in name and looks_like_image(os.path.join(place, name))):
-                yield before + name
+    seen: set[tuple[int, int]] = set()
+
+    def below(place: str, before: str) -> Iterator[str]:
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that it lies in
+            return
+        seen.add((status.st_dev, status.st_ino))
+        inside = []
+        with os.scandir(place) as entries:
+            for entry in entries:
+                name = entry.name
+                if entry.is_dir():
+                    inside.append(name)
+                elif is_image_name(name) or ("." not in name and looks_like_image(entry.path)):
+                    yield before + name
+        for name in sorted(inside):
+            if not is_system(name):
+                yield from below(os.path.join(place, name), f"{before}{name}{os.sep}")
+
+    return below(os.fspath(folder), "")
 
 
 def is_system(folder: str) -> bool:

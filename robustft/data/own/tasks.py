@@ -12,7 +12,7 @@ from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.common.wording import some
 from robustft.data.datamodule import RobustnessData
-from robustft.data.folders import ImageFiles, image_paths
+from robustft.data.folders import ImageFiles, image_paths, keys_of
 from robustft.data.own import names, prompts
 from robustft.data.own.listing import Listing, scan
 from robustft.data.own.reading import HOW, read_upright, why_unreadable
@@ -86,9 +86,8 @@ def make_task(name: str, options: Mapping[str, Any], preprocess: Preprocess) -> 
     known = None if file is None else names.read_names(expand(file), f"{setting}.class_names")
     called = names.names_of(classes, known, f"{setting}.class_names")
     _refuse_damaged(images)
-    keys = [images.key(i) for i in range(len(images))]
     task = RetentionTask(
-        EvaluationSet(name, images, torch.eye(len(classes), dtype=torch.bool), keys),
+        EvaluationSet(name, images, torch.eye(len(classes), dtype=torch.bool), keys_of(images)),
         [first for first, *_ in called],
         prompts.with_synonyms(prompts.templates_of(given["templates"], f"{setting}.templates"), called),
     )
