@@ -197,6 +197,7 @@ def test_what_other_settings_make_of_it(typed, matters, idle):
         ("method=zeroshot optimizer.lr=7", "optimizer.lr=7 does nothing with method=zeroshot"),
         (f"method=evaluate checkpoint={HERE} beta=3", "beta=3 does nothing with method=evaluate"),
         ("trainer.max_epochs=3 method=zeroshot", "trainer.max_epochs=3 does nothing with method=zeroshot"),
+        ("method=flyp train=tower", "train=tower does nothing with method=flyp: leave it out, or change method"),
         ("method=kd beta=0 temperature=3", "temperature=3 does nothing with beta=0"),
         ("mask=random beta=0", "mask=random does nothing with beta=0"),
         ("mask=random mask.threshold=0.3", "mask.threshold=0.3 does nothing with mask=random"),

@@ -20,6 +20,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       given_maps: true            # a method: maps of the training images that are known before can be given to it
       fills: false                # a mask: there is nothing to fill
       images: 2                   # a method or fill: images that it needs of a micro-batch at least
+      when: [{method.takes.head: {of: [null]}}]  # any component: where it means something, as beside a setting
       label: KD                   # what reports call it; see robustft/cli/display.py for this and the next three
       marker: {colour: "#009E73", shape: d}
       order: 70                   # a method: where it stands in reports, from the zero-shot model (0) on
@@ -156,6 +157,8 @@ class Settings:
 
     def closed(self, group: str) -> str | None:
         """Why a whole component has no effect."""
+        if (reason := self._unmet(self.takes.get(group, {}).get("when"))) is not None:
+            return reason
         method = self.takes.get("method", {})
         if group.partition(".")[0] in OF_TRAINING and not method.get("trains", True):
             return self.chosen("method")

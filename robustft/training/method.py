@@ -4,7 +4,8 @@ A method of one's own is a subclass with a ``training_step``; docs/extending.md 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -191,7 +192,7 @@ class Method(Evaluator, ABC):
         groups: Any = self.parts.groups(self.student, as_groups(list(self.parameters_to_train())))
         self.trained = [p for group in groups for p in group["params"]]
         if not self.trained:
-            raise UserError("train=: nothing is left that the method trains. Choose other parts, or leave it out")
+            raise UserError("train: nothing of it is trained by this method. Choose other parts, or leave it out")
         adam = self.recipe.adam
         for constraint in self.constraints:
             constraint.attach(self.student, self.device)
@@ -223,8 +224,14 @@ class Method(Evaluator, ABC):
         """Lightning's place for it is after ``back_propagate``: ``optimizer_step`` does it instead."""
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.complete_step(optimizer)
+        taken: list[bool] = []
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        with _hooked(optimizer, lambda *_: taken.append(True)):
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if taken or not scaled:
+            self.complete_step(optimizer)
+        else:  # gradients were infinite in float16, and the step was left out: nothing has moved
+            optimizer.zero_grad()
 
     def complete_step(self, optimizer: Any) -> None:
         """Do what follows a step of the optimiser: fresh gradients, projections, the moving average."""
@@ -255,3 +262,13 @@ class Method(Evaluator, ABC):
             )
         for constraint, state in zip(self.constraints, checkpoint["constraints"], strict=True):
             constraint.load_state_dict(state)
+
+
+@contextmanager
+def _hooked(optimizer: Any, done: Callable[..., None]) -> Iterator[None]:
+    """Calls ``done`` after each step that the optimiser takes meanwhile."""
+    handle = getattr(optimizer, "optimizer", optimizer).register_step_post_hook(done)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -9,6 +9,9 @@ from safetensors.torch import load_file
 
 from robustft.components import make_data
 from robustft.data.sampling import TrainSampler
+from robustft.experiment import make_training
+from robustft.training.loop import train
+from robustft.training.moving import MovingAverage
 from tests.methods.micro import same_bits
 from tests.small import do, method_of, prepared, trained, work  # noqa: F401 (a fixture)
 
@@ -106,3 +109,28 @@ def test_an_average_that_does_not_move_is_the_teacher_bit_for_bit(work):  # noqa
     for _ in range(3):
         method.moving_average.update(method.student)
     assert same_bits(method.teacher, twin.teacher)
+
+
+def test_a_step_that_float16_leaves_out_moves_nothing(work, monkeypatch):  # noqa: F811
+    """Infinite gradients: a stand-in for the scaler, which CPUs do not have, leaves out the second of three."""
+    from lightning.pytorch.plugins import Precision
+
+    steps: list[int] = []
+    take = Precision.optimizer_step
+
+    def scaled(self, optimizer, model, closure, **more):
+        steps.append(len(steps))
+        if steps[-1] == 1:
+            self._wrap_closure(model, optimizer, closure)  # loss and gradients, and no step
+            return None
+        return take(self, optimizer, model, closure, **more)
+
+    monkeypatch.setattr(Precision, "scaler", object(), raising=False)
+    monkeypatch.setattr(Precision, "optimizer_step", scaled)
+    seen = []
+    monkeypatch.setattr(MovingAverage, "update", lambda self, student: seen.append(self.done))
+    run = prepared(work / "left_out", "method=kd", "moving=ema", "data.holdout=0", "trainer.max_steps=3")
+    method = method_of(run)
+    method.after_step = lambda: seen.append([p.grad for p in method.student.parameters() if p.grad is not None])
+    train(method, make_training(run.cfg, run, []))
+    assert steps == [0, 1, 2] and seen == [0, [], 0, []]  # an update and fresh gradients, of two steps
