@@ -158,7 +158,9 @@ class Contrastive(Method):
         is_last = self._is_last(batch_idx)
         if is_last and not self._waiting:
             _, ours, theirs = self.see(pairs, random)
-            return self._log(self._terms(ours, theirs))
+            loss = self._log(self._terms(ours, theirs))
+            steps = self.trainer.accumulate_grad_batches if is_attached(self) else 1
+            return loss if steps == 1 else steps * loss  # one that is left over of an epoch: see `_from_cache`
         self._waiting.append(self._without_graph(pairs, random))
         return self._from_cache() if is_last else self._nothing()
 

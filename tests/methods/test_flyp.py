@@ -183,6 +183,20 @@ def test_the_gradient_cache_gives_the_gradients_of_the_large_batch(work, setting
         assert (gradient - four[name]).abs().max() < 1e-11 * max(1e-2, float(gradient.abs().max())), name
 
 
+@pytest.mark.parametrize("left", [1, 2])
+def test_what_is_left_over_of_an_epoch_is_a_batch_of_its_own(work, left: int) -> None:  # noqa: F811
+    """One micro-batch of four that are accumulated had a quarter of its gradient, two had all of it."""
+    started = tuned(work)
+    found = []
+    for size, accumulate, limit in ((16, 4, left), (4 * left, 1, 1)):
+        typed = (*FLYP, "beta=3", f"init={started}", "trainer.max_steps=1", "data.holdout=0")
+        typed += (f"data.batch_size={size}", f"trainer.limit_train_batches={limit}")
+        run = prepared(work / "left", *typed, f"trainer.accumulate_grad_batches={accumulate}")
+        found.append(first_gradients(run))
+    for name, gradient in found[0].items():
+        assert (gradient - found[1][name]).abs().max() < 1e-11 * max(1e-2, float(gradient.abs().max())), name
+
+
 def tuned(work) -> str:  # noqa: F811
     """The file of a model that FLYP has trained."""
     if not (work / "tuned").exists():
