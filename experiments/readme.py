@@ -248,13 +248,25 @@ def published() -> str:
     return markdown([*head, *(["ours, embedded benchmark: ID / OOD avg"] if ours else [])], rows)
 
 
+OURS = {"object_single": "counterfactual", "flyp_as_published": "flyp", "lpft_vrf": "lpft"}  # where names differ
+
+
 def _ours(row: Mapping[str, str], ours: Mapping[str, dict[str, Any]]) -> str:
-    """Mean over seeds of the system of that name; a dash where there is none."""
+    """Mean over seeds of the system of that name, at the value of its dial that was chosen; a dash: there is none."""
     system = row["system"].partition(" (")[0]
+    system = OURS.get(system, system) + searched().get(OURS.get(system, system), "")
     if not any(re.fullmatch(rf"{re.escape(system)}(_seed-\d+)?", name) for name in ours):
         return "–"
     found = group("neighbours", system)
     return " / ".join(percent(sum(values) / len(values)) for values in map(found.values, ("id", "ood_avg")))
+
+
+@cache
+def searched() -> dict[str, str]:
+    """By system with a dial, how its run at the chosen value is called behind its name: _beta-1."""
+    lines = (HERE / "neighbours" / "search.md").read_text("utf-8").splitlines()[2:]
+    cells = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines)
+    return {system: f"_{dial.rpartition('.')[2]}-{value}" for system, dial, _, value in cells}
 
 
 BETA_1 = {
