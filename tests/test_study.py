@@ -161,7 +161,7 @@ def test_results_of_other_settings_are_refused(tmp_path):
         "teacher={end}",
     )
     made = {
-        **{"mask": {"kind": "object"}, "fill": {"name": "x", "kind": "single"}, "method": {"name": "kd"}, "seed": 1},
+        **{"mask": {"kind": "object"}, "fill": {"kind": "single"}, "method": {"name": "kd"}, "seed": 1},
         **{"beta": 0.3, "teacher": "end/model.safetensors"},
     }
     soup = {"method": {"name": "soup"}, "checkpoints": ["end/model.safetensors"]}
@@ -204,6 +204,42 @@ def test_results_with_other_settings_for_all_are_refused(tmp_path, typed, said):
         Study(entries, tmp_path, more)
     with pytest.raises(UserError, match="was not made with"):  # nor are they those of a plain command
         Study(entries, tmp_path, [])
+
+
+def test_results_with_more_than_is_asked_for_are_refused(tmp_path):
+    """They would pass for those of plain fine-tuning, or of the shifts that are asked for."""
+    for more in ("constraint=l2sp", "data.shifts.sketch=DIR"):
+        typed = ["method=finetune", "data=folders", "data.train=photos"]
+        job = compose.composed([[*typed, more]])[0]
+        identity.resolve(job, sweep=True)
+        given(tmp_path, run=plain(job))
+        Study([Entry("run", (*typed, more))], tmp_path, [])
+        with pytest.raises(
+            UserError, match=rf"was not made with {re.escape(more.partition('=')[0])}\S*=null \(there: "
+        ):
+            Study([Entry("run", tuple(typed))], tmp_path, [])
+
+
+def test_what_a_small_set_has_settled_is_no_other_setting(tmp_path):
+    """A record says which batch and epochs the data chose in the place of the recipe's."""
+    typed = ["method=finetune", "data=folders", "data.train=photos"]
+    job = compose.composed([typed])[0]
+    identity.resolve(job, sweep=True)
+    made = plain(job)
+    made["data"]["batch_size"], made["trainer"]["max_epochs"] = 16, 25
+    record = {
+        "entry": "run",
+        "config": made,
+        "protocol": {"settled": {"data.batch_size": 16, "trainer.max_epochs": 25}},
+    }
+    store.write(tmp_path / store.FILE, {"run": record})
+    assert Study([Entry("run", tuple(typed))], tmp_path, []).to_run() == []
+    for other in ("data.batch_size=32", "trainer.max_epochs=10"):  # typed: nothing is settled
+        with pytest.raises(UserError, match=f"was not made with {other} "):
+            Study([Entry("run", (*typed, other))], tmp_path, [])
+    store.write(tmp_path / store.FILE, {"run": {**record, "protocol": {}}})
+    with pytest.raises(UserError, match="was not made with"):
+        Study([Entry("run", tuple(typed))], tmp_path, [])
 
 
 @pytest.mark.parametrize("arguments", [["--jobs", "0"], ["--limit", "-1"], ["--limit", "nan"]])

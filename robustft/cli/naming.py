@@ -22,7 +22,7 @@ RUNS = Path("runs")
 SWEEPS = RUNS / "sweeps"
 LONGEST = 48  # characters of a value in a folder's name
 # A setting, or a method, that a name tells whole.
-PLAIN = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_]+)*(=[A-Za-z0-9](?!.*(--|[-.]$))[A-Za-z0-9._-]*)?")
+PLAIN = re.compile(r"[a-z][a-z0-9_]*(\.[A-Za-z0-9_]+)*(=[A-Za-z0-9](?!.*(--|[-.]$))[A-Za-z0-9.-]*)?")
 
 
 def slug(value: Any) -> str:

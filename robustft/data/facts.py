@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from robustft.common.errors import UserError, reason
 from robustft.common.terminal import tracked
-from robustft.data.reading import as_seen, opened, reason
+from robustft.data.reading import opened
 
 TINY, HUGE = 32, 10_000  # pixels: of the shorter and of the longer side
 FLAT = 4.0  # standard deviation of grey values (0...255): with less in it, hashes of images are alike by chance
@@ -69,21 +71,23 @@ def facts_of(paths: Sequence[str], decode: Callable[[str], str | None], title: s
     return _of_each(paths, look, title)
 
 
-def facts_of_contents(keys: Sequence[str], content: Callable[[str], bytes], title: str) -> list[Facts]:
+def facts_of_contents(
+    keys: Sequence[str], content: Callable[[str], bytes], decode: Callable[[bytes], Any], title: str
+) -> list[Facts]:
     """The facts of images that are no files of their own, in their order; every image is decoded.
 
     Args:
         content: what a file of the image of that key would hold.
+        decode: refuses, with a UserError, what is no image.
     """
 
     def look(key: str) -> Facts:
         try:
-            file = io.BytesIO(content(key))
-            as_seen(opened(file))
-        except Exception as error:  # Pillow raises a dozen kinds for damaged files
-            return Facts(reason(error))
-        file.seek(0)
-        return _facts(file)
+            held = content(key)
+            decode(held)
+        except (UserError, OSError) as error:
+            return Facts(reason(error) if isinstance(error, OSError) else str(error))
+        return _facts(io.BytesIO(held))
 
     return _of_each(keys, look, title)
 

@@ -58,7 +58,7 @@ class ImageFiles(Dataset):
         self.read, self.how = read, how
         self.folders: list[str] = []  # by label, where names are inside of them
         # One array rather than a million strings: worker processes share it without copying.
-        self.names = np.array([os.fsencode(name) for name in names])
+        self.names = np.array(os.fsencode("\0".join(names)).split(b"\0") if len(names) else [], np.bytes_)
         self._stamps: np.ndarray | None = None
 
     def __len__(self) -> int:
@@ -132,7 +132,10 @@ class ImageFiles(Dataset):
         with _opened(self.root) as root:
 
             def look(part: np.ndarray) -> None:
-                stamps[part] = np.array([_stamp(name, root) for name in self.relative(part)], np.int64).reshape(-1, 2)
+                names = self.relative(part)
+                if root is None:
+                    names = [os.path.join(os.fsencode(self.root), name) for name in names]
+                stamps[part] = np.array([_stamp(name, root) for name in names], np.int64).reshape(-1, 2)
 
             started = time.perf_counter()
             look(pieces[0])
@@ -155,14 +158,14 @@ class ImageFiles(Dataset):
 def _opened(folder: Path) -> Iterator[int | None]:
     """A folder for the operating system to look from: the way to it is gone once, not for each of a million files."""
     try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # looking from it will say why
-        yield None
-        return
+        handle = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))  # a folder may be one to pass and not to read
+    except OSError:
+        handle = None
     try:
         yield handle
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 def _stamp(path: bytes, folder: int | None) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from robustft.data.datamodule import RobustnessData
 from robustft.data.duplicates import Pair, leaks
 from robustft.data.facts import Facts, can_hash, facts_of, facts_of_contents, oddities
 from robustft.data.folders import ImageFiles, image_paths, keys_of, whole_of
+from robustft.data.own.reading import read_sent
 from robustft.data.prepared import PreparedImages
 from robustft.data.reading import decoding_error
 
@@ -72,7 +73,7 @@ def inspect(datamodule: RobustnessData) -> Looked:
         elif hasattr(whole, "content"):
             keys = keys_of(images)
             looked.read[name] = partial(_content, whole, dict(zip(keys, positions.tolist(), strict=True)))
-            facts = facts_of_contents(keys, looked.read[name], f"Decoding {name}")
+            facts = facts_of_contents(keys, looked.read[name], read_sent, f"Decoding {name}")
             found["path"] = f"split {whole.name}"
             _note(looked, parts, name, keys, facts, named=False)
         elif isinstance(whole, PreparedImages):

@@ -65,15 +65,17 @@ def _white(image: Image.Image) -> float:
     """The value that is white in an image of one deep channel: neither its mode nor the file tells how far values go.
 
     Returns:
-        1 (floating point alone), 255 or 65535, the least that no value is above; else the highest value.
+        255 or 65535, or 1 of floating point, the least that no value is above; else the highest value. Floating point
+        may be half above it: resampling overshoots.
     """
-    extrema: Any = image.getextrema()
-    most = extrema[1]
+    floating = image.mode == "F"
+    extrema: Any = image.getextrema() if image.mode in ("I", "F", "I;16") else None
+    most = np.asarray(image).max(initial=0) if extrema is None else extrema[1]
     if not math.isfinite(most):
         values = np.asarray(image)
-        most = float(np.max(values, initial=0, where=np.isfinite(values)))
-    ends = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-    return next((end for end in ends if end >= most), most)
+        most = np.max(values, initial=0, where=np.isfinite(values))
+    ends = (1.0, 255.0, 65535.0) if floating else (255.0, 65535.0)
+    return next((end for end in ends if end * (1.5 if floating else 1) >= most), float(most))
 
 
 def _in_8_bits(image: Image.Image, white: float) -> Image.Image:

@@ -22,7 +22,7 @@ def listed(typed: Sequence[str | Path]) -> list[str]:
             try:
                 inside = sorted(images_below(path))
             except OSError as error:
-                raise UserError(f"{path}: cannot be looked into ({reason(error)})") from error
+                raise UserError(f"{error.filename or path}: cannot be looked into ({reason(error)})") from error
             if not inside:
                 raise UserError(f"{path}: no images in that folder")
             found += [str(path / name) for name in inside]

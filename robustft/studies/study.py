@@ -211,19 +211,31 @@ class Study:
 
         What neither is typed nor stands in the result is as it always was.
         """
-        job, made = deepcopy(job), self.results[entry.name]["config"]
+        record, written = self.results[entry.name], dict(configs.flatten(configs.container(job, resolve=False)))
+        job, made = deepcopy(job), record["config"]
         try:
             identity.resolve(job, sweep=True)
-        except (OmegaConfBaseException, ValueError, TypeError):  # it will be refused when it is run
+            plain = configs.plain(job)
+        except (OmegaConfBaseException, ValueError, TypeError):  # refers to what is known in a run alone
             return
-        here, there = (dict(configs.flatten(_without_paths(one, str(self.work)))) for one in (configs.plain(job), made))
+        here, there = (dict(configs.flatten(_without_paths(one, str(self.work)))) for one in (plain, made))
         differing = identity.differing(job, made)
         differing |= {
             name: (value, there.get(name))
             for name, value in here.items()
             if name.startswith(MEASURED) and value != there.get(name)
         }
-        known = [name for name in differing if name in here and (name in there or _is_one_of(name, typed))]
+        settled = (record.get("protocol") or {}).get("settled") or {}
+        for name in settled:  # a small set has its own where the model's recipe is followed
+            if str(written.get(name)).startswith("${model.recipe."):
+                differing.pop(name, None)
+        groups = {name.partition(".")[0] for name in here}
+        known = [
+            name
+            for name, (_, value) in differing.items()
+            if (name in here and (name in there or _is_one_of(name, typed)))
+            or (name not in here and value is not None and name.partition(".")[0] in groups)
+        ]
         if known:
             known.sort(key=lambda name: not _is_one_of(name, typed))
             here_is, there_is = (shown(value) for value in differing[known[0]])

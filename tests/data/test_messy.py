@@ -80,9 +80,13 @@ def test_floating_point_is_scaled(tmp_path: Path) -> None:
         ((-5, np.nan, 0.5, 1), np.float32, (0, 0, 128, 255)),
         ((0, 100, np.inf, 200), np.float32, (0, 100, 255, 200)),
         ((0, 0, 0), np.float32, (0, 0, 0)),
+        ((0, 0.5, 1, 1.2), np.float32, (0, 128, 255, 255)),  # overshoots
+        ((0, 100, 255, 300), np.float32, (0, 100, 255, 255)),
+        ((0, 100, 255), ">u2", (0, 100, 255)),
+        ((0, 32768, 65535), ">u2", (0, 128, 255)),
     ],
 )
-def test_deep_images_are_scaled_by_their_values(tmp_path: Path, values: tuple, kind: type, seen: tuple) -> None:
+def test_deep_images_are_scaled_by_their_values(tmp_path: Path, values: tuple, kind: type | str, seen: tuple) -> None:
     """Floating point beyond 1 was all white, and so was what is above 65535."""
     Image.fromarray(np.array([values], kind)).save(tmp_path / "a.tif")
     image = read_upright(str(tmp_path / "a.tif"))

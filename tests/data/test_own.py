@@ -4,14 +4,19 @@ import csv
 import json
 import logging
 import re
-from contextlib import nullcontext
+import shutil
 from pathlib import Path
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 
 from robustft.common.errors import UserError
 from robustft.common.randomness import generator
+from robustft.data.folders import whole_of
+from robustft.data.inspection import inspect
+from robustft.data.own import listing
 from robustft.data.own.collection import OwnImages
 from robustft.data.own.domains import DomainImages
 from robustft.data.own.folders import FolderImages
@@ -176,10 +181,7 @@ def test_balanced_orders_give_every_group_its_share() -> None:
 )
 def test_domains_that_are_taken_for_classes_are_told(root: Path, caplog, options, setting: str, hint: str) -> None:
     here = {key: {"x": str(root)} if key == "shifts" else str(root) for key in options}
-    if "train" in options:
-        here["shifts"] = {}
-    with nullcontext() if "train" in options else pytest.raises(UserError, match="trained on too"):
-        _ = folders(root, **here).found
+    _ = folders(root, **here).found
     told = [message for message in caplog.messages if "domains" in message]
     assert told == [
         f"{setting}={root}: its folders (cartoon, photo, sketch) hold the same folders (cat, dog, red_fox) and are"
@@ -199,8 +201,57 @@ def test_domains_that_are_taken_for_classes_are_told(root: Path, caplog, options
 def test_images_that_are_trained_on_are_not_reported_on(root: Path, options: dict, said: str) -> None:
     """Without check=data, which may take hours."""
     (root / "link").exists() or (root / "link").symlink_to(root / "photo")
+    data = FolderImages(**{**OPTIONS, "train": "photo", "root": str(root), "holdout": 4, **options})
     with pytest.raises(UserError, match=re.escape(said)):
-        FolderImages(**{**OPTIONS, "train": "photo", "root": str(root), **options}).setup()
+        data.verify()
+    if (
+        "train" not in options
+    ):  # nothing is trained: a folder may be evaluated as a whole; check=data tells what is shared
+        data.verify(training=False)
+        assert sum(len(pairs) for pairs in inspect(data).leaks.values()) >= 22
+
+
+def test_draws_from_many_images_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are the same ones, and a damaged file costs time alone."""
+    monkeypatch.setenv("ROBUSTFT_CACHE", str(tmp_path))
+    keys = [f"cat/{i}.jpg" for i in range(50)]
+    fresh = listing.ranks("val", keys, 3)
+    assert not list(tmp_path.rglob("*.npy"))
+    monkeypatch.setattr(listing, "MANY", 50)
+    assert (listing.ranks("val", keys, 3) == fresh).all()
+    (file,) = tmp_path.rglob("*.npy")
+    whole = file.read_bytes()
+    monkeypatch.setattr(listing.hashlib, "sha256", Mock(wraps=listing.hashlib.sha256))
+    assert (listing.ranks("val", keys, 3) == fresh).all() and listing.hashlib.sha256.call_count < 5
+    for damaged in (b"", whole[:100], whole[:-8], b"no array"):
+        file.write_bytes(damaged)
+        assert (listing.ranks("val", keys, 3) == fresh).all() and file.read_bytes() == whole
+    others = [listing.ranks("val", keys, 4), listing.ranks("hold-out", keys, 3), listing.ranks("val", keys[::-1], 3)]
+    assert all((one != fresh).any() for one in others) and len(list(tmp_path.rglob("*.npy"))) == 4
+
+
+def test_links_that_lead_nowhere_and_folders_of_file_systems(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "photo", tmp_path / "photo", symlinks=True)
+    (tmp_path / "photo" / "lost+found").mkdir(mode=0)
+    (tmp_path / "photo" / "cat" / "itself").symlink_to("itself")
+    (tmp_path / "photo" / "cat" / "back").symlink_to("..")
+    assert len(listing.scan(tmp_path / "photo", "data.train")) == 22 + 12  # the others' once, from within cat
+
+
+def test_a_folder_that_may_be_passed_and_not_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files are looked at where they are, and not in the working directory."""
+    data = folders(root)
+    data.setup()
+    files = whole_of(data.training_set())[0]
+    known = files.stamps(np.arange(len(files))).copy()
+    files._stamps = None
+
+    def refused(*_: object) -> int:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("robustft.data.folders.os.open", refused)
+        assert (files.stamps(np.arange(len(files))) == known).all() and known.min() > 0
 
 
 def test_a_domain_is_named_once(root: Path) -> None:
@@ -210,8 +261,6 @@ def test_a_domain_is_named_once(root: Path) -> None:
 
 def test_draws_that_nobody_makes_are_refused(root: Path, tmp_path: Path) -> None:
     """Where only the images tell that a setting means nothing."""
-    with pytest.raises(UserError, match="holdout_seed=5: what is held out is drawn by data.val_seed. Leave it out"):
-        domains(root, source=None, target="photo", holdout_seed=5).setup()
     rows = [f"{root}/photo/cat/pic_{i}.png,cat,{'train' if i else 'val'}" for i in range(9)]
     rows += [f"{root}/photo/dog/pic_{i}.png,dog,{'train' if i else 'val'}" for i in range(6)]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,split", *rows]))

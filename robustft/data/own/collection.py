@@ -99,6 +99,7 @@ class OwnImages(FileData):
         self._templates = prompts.templates_of(templates)
         self._named = None if class_names is None else names.read_names(expand(class_names))
         self._kept: dict[str, EvaluationSet] = {}
+        self.settled: dict[str, int] = {}  # what `settle` has chosen, by the names of settings
         self._known: dict[str, Listing] = {}  # by set: the images of known classes
 
     @property
@@ -135,26 +136,14 @@ class OwnImages(FileData):
                     f"a shift cannot be called {short(repr(name), 60)}: files go by its name. Give it one without"
                     " slashes and line ends, and of at most 100 characters"
                 )
-        for name, listing in {VAL: found.val, **found.shifts}.items():
-            if listing is not None and (both := shared(found.train, listing)):
-                raise UserError(
-                    f"{name}: {len(both):,} of its {counted(len(listing), 'image')} {noun(len(both), 'is', 'are')}"
-                    f" trained on too ({some(both)}). What is reported has to be new to the model: give it other images"
-                )
         self._refuse_idle(found)
         return found
 
     def _refuse_idle(self, found: Found) -> None:
         """Raises a UserError where a setting means nothing with what was found."""
-        idle = {}
-        if found.val is not None:
-            idle = {"val_share": (self.val_share, VAL_SHARE), "val_seed": (self.val_seed, 0)}
-        elif found.selects_on_val:
-            idle = {"holdout_seed": (self.holdout_seed, self.seed)}
-        for name, (value, usual) in idle.items():
-            if value != usual:
-                why = "the ID set has images of its own" if found.val else "what is held out is drawn by data.val_seed"
-                raise UserError(f"data.{name}={value}: {why}. Leave it out")
+        for name, value, usual in (("val_share", self.val_share, VAL_SHARE), ("val_seed", self.val_seed, 0)):
+            if found.val is not None and value != usual:
+                raise UserError(f"data.{name}={value}: the ID set has images of its own. Leave it out")
 
     @cached_property
     def classes(self) -> list[str]:
@@ -187,6 +176,7 @@ class OwnImages(FileData):
             "class_names": dict(zip(self.classes, self.names, strict=True)),
             "candidates": self.candidates,
             "split": split,
+            "settled": self.settled or None,
         }
 
     # Sets
@@ -356,6 +346,8 @@ class OwnImages(FileData):
     # Rules
 
     def verify(self, training: bool = True) -> None:
+        if training:
+            self._refuse_shared()
         super().verify(training)
         if training and self.sampler != "shuffle":
             _ = self._groups
@@ -367,6 +359,15 @@ class OwnImages(FileData):
             log.info(
                 "no natural shifts: corrupted_… are the ID set under corruptions of severity %d of 5", self.severity
             )
+
+    def _refuse_shared(self) -> None:
+        """Raises a UserError where a set to report on has images that are trained on."""
+        for name, listing in {VAL: self.found.val, **self.found.shifts}.items():
+            if listing is not None and (both := shared(self.found.train, listing)):
+                raise UserError(
+                    f"{name}: {len(both):,} of its {counted(len(listing), 'image')} {noun(len(both), 'is', 'are')}"
+                    f" trained on too ({some(both)}). What is reported has to be new to the model: give it other images"
+                )
 
     def check_batch_size(self, least: int = 1) -> None:
         """`settle` comes later where the batch is the recipe's; then it is checked again."""
@@ -394,9 +395,10 @@ class OwnImages(FileData):
             settled |= {"max_epochs": epochs} if epochs != recipe["max_epochs"] else {}
         if settled:
             names_of = {"batch_size": "data.batch_size", "max_epochs": "trainer.max_epochs"}
+            self.settled = {names_of[key]: value for key, value in settled.items()}
             log.info(
                 "small set: %s (%s to train on; what is typed wins)",
-                " ".join(f"{names_of[key]}={value}" for key, value in settled.items()),
+                " ".join(f"{name}={value}" for name, value in self.settled.items()),
                 counted(self.train_images, "image"),
             )
         return settled

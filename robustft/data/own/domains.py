@@ -12,7 +12,8 @@ from robustft.common.errors import UserError
 from robustft.common.paths import expand
 from robustft.common.wording import some
 from robustft.data.own.collection import Found, OwnImages
-from robustft.data.own.listing import Listing, drawn, is_system, joined, scan
+from robustft.data.own.listing import Listing, drawn, joined, scan
+from robustft.data.own.reading import is_folder, is_system
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class DomainImages(OwnImages):
             found = sorted(
                 entry.name
                 for entry in entries
-                if entry.is_dir() and not is_system(entry.name) and os.path.realpath(entry.path) != place
+                if not is_system(entry.name) and is_folder(entry) and os.path.realpath(entry.path) != place
             )
         if len(found) < 2:
             there = some(found) or "no folder"

@@ -2,7 +2,6 @@
 
 import difflib
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,8 +20,8 @@ from robustft.common.paths import expand
 from robustft.common.wording import on_one_line, some
 from robustft.data.own.collection import VAL, Found, OwnImages
 from robustft.data.own.listing import Listing
-from robustft.data.own.reading import HOW, as_seen
-from robustft.data.reading import opened, reason
+from robustft.data.own.reading import HOW, read_sent
+from robustft.data.reading import reason
 from robustft.data.sets import Preprocess, digest_of
 
 HUB = "https://huggingface.co"
@@ -57,10 +56,10 @@ class ArrowImages(Dataset):
             UserError: with the split and the row, where it cannot be read.
         """
         try:
-            return as_seen(opened(io.BytesIO(self.content(index))))
-        except Exception as error:
-            row = int(self.rows[index])
-            raise UserError(f"{self.name}: cannot read the image in row {row}: {reason(error)}") from error
+            return read_sent(self.content(index))
+        except (UserError, OSError) as error:
+            why = reason(error) if isinstance(error, OSError) else error
+            raise UserError(f"{self.name}: cannot read the image in row {int(self.rows[index])}: {why}") from error
 
     def content(self, index: int) -> bytes:
         """The bytes of the file that was put into the row."""

@@ -21,12 +21,13 @@ from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError, reason
 from robustft.common.files import atomic
 from robustft.common.wording import counted, noun, some
-from robustft.data.own.reading import images_below, is_image_name, is_system
+from robustft.data.own.reading import images_below, is_folder, is_image_name, is_system
 from robustft.data.sampling import shares
 
 log = logging.getLogger(__name__)
 
 MANY = 100_000  # images whose draws are remembered
+VERSION = 1  # of `ranks`: another number, other draws
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     names, classes, inner, empty, loose = [], [], [], [], 0
     with os.scandir(folder) as entries:
         found = sorted(entries, key=lambda entry: entry.name)
-    folders = [entry.name for entry in found if entry.is_dir() and not is_system(entry.name)]
+    folders = [entry.name for entry in found if not is_system(entry.name) and is_folder(entry)]
     loose = sum(1 for entry in found if entry.is_file() and is_image_name(entry.name))
     _refuse_splits(folder, folders, what)
     for class_folder in folders:
@@ -191,7 +192,7 @@ def ranks(purpose: str, keys: Sequence[str], seed: int) -> Int64[np.ndarray, " i
     """
     file = _remembered(purpose, keys, seed)
     if file is not None:
-        with suppress(OSError, ValueError):  # it is not there, or cut short
+        with suppress(OSError, ValueError, EOFError):  # it is not there, or cut short
             found = np.load(file)
             if found.shape == (len(keys),) and found.dtype == np.int64:
                 return found
@@ -210,7 +211,7 @@ def _remembered(purpose: str, keys: Sequence[str], seed: int) -> Path | None:
     if len(keys) < MANY:
         return None
     of_keys = hashlib.sha256("\0\0".join(keys).encode("utf-8", "surrogateescape")).hexdigest()
-    return cache_folder() / "draws" / f"{digest(purpose, seed, of_keys)}.npy"
+    return cache_folder() / "draws" / f"{digest(VERSION, purpose, seed, of_keys)}.npy"
 
 
 def drawn(

@@ -24,6 +24,7 @@ from robustft.data.reading import EXTENSIONS, as_seen, opened, reason
 HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
 ENDINGS = frozenset(OWN_EXTENSIONS)
+SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 2"  # of the pixels' identity: another number, other pixels
 
@@ -135,7 +136,11 @@ def looks_like_image(path: str) -> bool:
 
 
 def images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over."""
+    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over.
+
+    Raises:
+        OSError: a folder cannot be looked into.
+    """
     seen: set[tuple[int, int]] = set()
 
     def below(place: str, before: str) -> Iterator[str]:
@@ -147,7 +152,7 @@ def images_below(folder: Path) -> Iterator[str]:
         with os.scandir(place) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir():
+                if is_folder(entry):
                     inside.append(name)
                 elif is_image_name(name) or ("." not in name and looks_like_image(entry.path)):
                     yield before + name
@@ -158,6 +163,20 @@ def images_below(folder: Path) -> Iterator[str]:
     return below(os.fspath(folder), "")
 
 
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
 def is_system(folder: str) -> bool:
     """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
-    return folder.startswith(".") or folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
+    return folder.startswith(".") or folder in (
+        "__MACOSX",
+        "@eaDir",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    )
