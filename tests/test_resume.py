@@ -39,6 +39,7 @@ def stops(monkeypatch: pytest.MonkeyPatch):
     seen: list[Point] = []
     wanted: list[Point] = []
     after_step, after_evaluation_batch = KeepState.on_train_batch_end, KeepState.on_validation_batch_end
+    at_end = KeepState.on_train_end
 
     def visit(self, trainer, hook, index=0):
         if trainer.state.fn != "fit":
@@ -57,8 +58,13 @@ def stops(monkeypatch: pytest.MonkeyPatch):
         visit(self, trainer, "evaluation", index)
         after_evaluation_batch(self, trainer, module, outputs, batch, index, *rest)
 
+    def train_end(self, trainer, *rest):
+        visit(self, trainer, "end")  # after the last state was written
+        at_end(self, trainer, *rest)
+
     monkeypatch.setattr(KeepState, "on_train_batch_end", train_batch_end)
     monkeypatch.setattr(KeepState, "on_validation_batch_end", validation_batch_end)
+    monkeypatch.setattr(KeepState, "on_train_end", train_end)
     return seen, wanted
 
 

@@ -163,7 +163,10 @@ class KeepState(Callback):
         self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        asked = self._asked_to_stop(trainer)  # since the last state was written
         self._restore_handlers()
+        if asked:
+            raise Interrupted(f"interrupted after step {trainer.global_step}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._restore_handlers()

@@ -271,6 +271,8 @@ def not_whole(folder: Path) -> list[str]:
 
     lost = []
     for path in folder.rglob("*"):
+        if any(part.endswith(".partial") for part in path.parts):  # hidden, and nobody takes what is in it for finished
+            continue
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, "numpy"):
