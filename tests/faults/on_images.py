@@ -185,10 +185,11 @@ def _batch_of(files: Any) -> str | None:
 def predicted(folder: Path, name: str, _content: bytes) -> str | None:
     from robustft.data.loading import make_loader
     from robustft.data.own.reading import why_unreadable
-    from robustft.deploy.images import UNREADABLE, images_of, listed
+    from robustft.deploy.images import listed
+    from robustft.deploy.readable import UNREADABLE, ReadableImages
 
     path = str(folder / "photos" / name)
-    (batch,) = make_loader(images_of(listed([path]), _preprocess()), [0], 1, num_workers=0)
+    (batch,) = make_loader(ReadableImages(listed([path]), _preprocess()), [0], 1, num_workers=0)
     if batch.labels.tolist() != [UNREADABLE]:
         return None
     return why_unreadable(path) or "could not be read just now"
