@@ -25,7 +25,7 @@ def run(options: Options) -> Iterator[Case]:
     yield laid_out(root, each)
     for processes, workers in ((1, 8),) if options.quick else ((1, 8), (4, 2)):
         yield loaded(root, each, processes, workers)
-    yield begun(root, each)
+    yield begun(root, each, judged=not options.quick)
     yield checked(root, (1_000, 2_000) if options.quick else (5_000, 10_000, 20_000))
     yield swept(options.folder / "sweep", 8 if options.quick else 500)
     yield reported(options.folder / "report", (125, 500) if options.quick else (125, 500, 2_000))
@@ -154,8 +154,12 @@ watch()
 """
 
 
-def begun(root: Path, each: int) -> Case:
-    """The real command, up to its first step, twice: images that are known to be good are not read again."""
+def begun(root: Path, each: int, judged: bool) -> Case:
+    """The real command, up to its first step, twice: images that are known to be good are not read again.
+
+    Args:
+        judged: whether the second start may be called too long: of few images most of it are imports, on any machine.
+    """
     name, lost, seconds, memory = f"a training on {CLASSES * each:,} images of one's own, to its first step", [], [], []
     folder = root.parent / "begun"
     (folder / "stand_in").mkdir(parents=True)
@@ -172,7 +176,7 @@ def begun(root: Path, each: int) -> Case:
         took, most = map(float, (folder / "first_step").read_text().split())
         seconds.append(took)
         memory.append(most)
-    if seconds[1] > max(SECOND_START_S, 0.5 * seconds[0]):
+    if judged and seconds[1] > max(SECOND_START_S, 0.5 * seconds[0]):
         lost.append(f"the second start took {seconds[1]:.1f} s")
     return Case(name, 2, tuple(lost), seconds[0], f"the second start: {seconds[1]:.1f} s; {max(memory):,.0f} MB")
 
