@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.data.folders import ImageFiles
@@ -21,7 +22,7 @@ class ReadableImages(ImageFiles):
         labels = torch.zeros(len(paths), dtype=torch.int64)
         super().__init__(Path("."), paths, labels, preprocess, read=read_upright)
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> tuple[UInt8[Tensor, "3 height width"], int, int]:
         try:
             return self.preprocess.pixels(self.original(index)), 0, index
         except UserError:

@@ -224,11 +224,14 @@ class Method(Evaluator, ABC):
         """Lightning's place for it is after ``back_propagate``: ``optimizer_step`` does it instead."""
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        if getattr(self.trainer.precision_plugin, "scaler", None) is None:
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+            self.complete_step(optimizer)
+            return
         taken: list[bool] = []
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         with _hooked(optimizer, lambda *_: taken.append(True)):
             super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if taken or not scaled:
+        if taken:
             self.complete_step(optimizer)
         else:  # gradients were infinite in float16, and the step was left out: nothing has moved
             optimizer.zero_grad()

@@ -172,11 +172,5 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def is_system(folder: str) -> bool:
-    """Whether a folder is one that programs leave: hidden, or of a Mac's archive."""
-    return folder.startswith(".") or folder in (
-        "__MACOSX",
-        "@eaDir",
-        "$RECYCLE.BIN",
-        "System Volume Information",
-        "lost+found",
-    )
+    """Whether a folder is one that programs leave: hidden, of a Mac's archive, or a file system's own."""
+    return folder.startswith(".") or folder in SYSTEM
