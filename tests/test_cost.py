@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from robustft.cli.compose import compose_first, parse
+from robustft.cli.identity import resolve
 from robustft.common import configs
 from robustft.common.locks import locked
 from robustft.common.machine import cpu_name, device_name
@@ -151,8 +152,9 @@ def test_what_is_said(study, monkeypatch, capsys):
 def _made_with(entry: Entry) -> dict:
     own = [s for s in entry.settings if not MODEL.search(s)]
     models = dict(s.split("=", 1) for s in entry.settings if MODEL.search(s))
+    resolve(cfg := composed(*own), sweep=True)
     made = {key: MODEL.sub(r"\1/model.safetensors", value) for key, value in models.items()}
-    return configs.plain(composed(*own)) | made
+    return configs.plain(cfg) | made
 
 
 @pytest.mark.slow
