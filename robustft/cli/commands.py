@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+from robustft.common import imports
 from robustft.common.entry import answer, program
 from robustft.common.errors import UserError
 
@@ -76,7 +77,13 @@ def behind_configs(arguments: Sequence[str]) -> list[str]:
 
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run a command; the exit status. Its module is imported only now."""
-    return answer(lambda: import_module(COMMANDS[name].module).main(list(arguments)))
+
+    def main() -> int | None:
+        with imports.quick():
+            module = import_module(COMMANDS[name].module)
+        return module.main(list(arguments))
+
+    return answer(main)
 
 
 def summaries() -> str:

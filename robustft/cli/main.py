@@ -25,12 +25,25 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import robustft
-from robustft.cli import checks, commands, compose, identity, naming, resuming, run_folder
+from robustft.cli import checks, commands, compose, identity, naming, places, resuming, run_folder
 from robustft.cli.plan import make_plan
 from robustft.cli.sources import CONF
-from robustft.common import configs, entry, homes, machine, paths, processes, signals, streams, terminal, threads
+from robustft.common import (
+    configs,
+    entry,
+    homes,
+    imports,
+    machine,
+    paths,
+    processes,
+    signals,
+    streams,
+    terminal,
+    threads,
+)
 from robustft.common.errors import FolderTaken, UserError, system_error, user_error
 from robustft.common.terminal import signed
+from robustft.data import ahead
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +180,10 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
         log.info("%s%s", "continuing " if cfg.resume else "", paths.readable(folder))
 
         homes.stand_in()
-        from robustft import experiment  # torch, lightning and open_clip take seconds to import
+        if not sweep:  # whose runs have the cores already
+            ahead.begin(places.class_folders(cfg))
+        with imports.quick():
+            from robustft import experiment  # torch, lightning and open_clip take seconds
 
         with _interruptions(folder, sweep=sweep), run_folder.disk_errors(folder, sweep=sweep):
             return experiment.run(cfg)

@@ -7,7 +7,7 @@ takes:
       words: give the folder that holds the data sets
   places:                       # what is a place, and what is expected there
     data.root: {words: one folder per domain}
-    data.shifts.*: {words: one folder per class, under: data.root}
+    data.shifts.*: {words: one folder per class, under: data.root, holds: classes}  # of images: looked through ahead
     data.path: {words: a table, kind: file}
     data.class_names: {words: JSON or CSV, kind: file, endings: [.json, .csv]}
     data.copies: {advice: what to do where it is not there}
@@ -16,12 +16,14 @@ takes:
 
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand, located
+from robustft.data.walk import folders_in
 
 
 def check(cfg: DictConfig) -> None:
@@ -30,7 +32,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         UserError: names the setting, and says what to give.
     """
-    takes: Any = OmegaConf.to_container(cfg.data.get("takes") or OmegaConf.create({}), resolve=True)
+    takes = _takes(cfg)
     for name, need in (takes.get("needs") or {}).items():
         either = list(_matching(cfg, need["or"])) if "or" in need else []
         if _missing(cfg, name) and not (either and all(value is not None for _, value in either)):
@@ -39,6 +41,22 @@ def check(cfg: DictConfig) -> None:
         for name, value in _matching(cfg, pattern):
             if isinstance(value, str) and not (cfg.prepare and place.get("made")):
                 _check(name, value, place, cfg)
+
+
+def class_folders(cfg: DictConfig) -> list[Path]:
+    """The folders of class folders that the data are read from, those of domains one by one."""
+    found: list[Path] = []
+    for pattern, place in (_takes(cfg).get("places") or {}).items():
+        for _, value in _matching(cfg, pattern) if "holds" in place else ():
+            folder = _located(value, place, cfg) if isinstance(value, str) else None
+            if folder is None or not folder.is_dir():
+                continue
+            found += [folder] if place["holds"] == "classes" else [folder / name for name in folders_in(folder)]
+    return found
+
+
+def _takes(cfg: DictConfig) -> Any:
+    return OmegaConf.to_container(cfg.data.get("takes") or OmegaConf.create({}), resolve=True)
 
 
 def _missing(cfg: DictConfig, name: str) -> bool:
@@ -56,7 +74,7 @@ def _matching(cfg: DictConfig, pattern: str) -> Iterator[tuple[str, Any]]:
 
 
 def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> None:
-    path = located(value, OmegaConf.select(cfg, place["under"]) if "under" in place else None)
+    path = _located(value, place, cfg)
     if "only" in place:
         if not path.absolute().parent.is_dir():
             raise UserError(
@@ -77,3 +95,7 @@ def _check(name: str, value: str, place: Mapping[str, Any], cfg: DictConfig) -> 
     other = f" (that is a {'folder' if is_file else 'file'})" if path.exists() else ""
     advice = place["advice"] if "advice" in place else f"Expected {place['words']}"
     raise UserError(f"{name}={shown}: no such {kind}{other}. {advice}")
+
+
+def _located(value: str, place: Mapping[str, Any], cfg: DictConfig) -> Path:
+    return located(value, OmegaConf.select(cfg, place["under"]) if "under" in place else None)

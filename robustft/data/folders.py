@@ -23,11 +23,12 @@ from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError
 from robustft.common.wording import counted, noun, some
-from robustft.data.reading import EXTENSIONS, read_image
+from robustft.data.ahead import QUICK_LOOK_S, stamp
+from robustft.data.reading import read_image
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
+from robustft.data.walk import EXTENSIONS
 
 UNKNOWN = -2  # of a file that has not been looked at
-QUICK_LOOK_S = 3e-5  # at a file: by a local disk that has it in memory, many times as quick as across a network
 
 
 class ImageFiles(Dataset):
@@ -41,6 +42,7 @@ class ImageFiles(Dataset):
         border: pixels cut off each side before the transform (ObjectNet's red frame).
         read: gives the image of a path, as RGB.
         how: what is particular about `read`, for the identity of the pixels.
+        stamps: what `stamps` would find, where that is known.
     """
 
     def __init__(
@@ -53,13 +55,14 @@ class ImageFiles(Dataset):
         border: int = 0,
         read: Callable[[str], Image.Image] = read_image,
         how: str = "",
+        stamps: Int64[np.ndarray, "images 2"] | None = None,
     ) -> None:
         self.root, self.labels, self.preprocess, self.border = root, labels, preprocess, border
         self.read, self.how = read, how
         self.folders: list[str] = []  # by label, where names are inside of them
         # One array rather than a million strings: worker processes share it without copying.
         self.names = np.array(os.fsencode("\0".join(names)).split(b"\0") if len(names) else [], np.bytes_)
-        self._stamps: np.ndarray | None = None
+        self._stamps = stamps
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -135,7 +138,7 @@ class ImageFiles(Dataset):
                 names = self.relative(part)
                 if root is None:
                     names = [os.path.join(os.fsencode(self.root), name) for name in names]
-                stamps[part] = np.array([_stamp(name, root) for name in names], np.int64).reshape(-1, 2)
+                stamps[part] = np.array([stamp(name, root) for name in names], np.int64).reshape(-1, 2)
 
             started = time.perf_counter()
             look(pieces[0])
@@ -166,14 +169,6 @@ def _opened(folder: Path) -> Iterator[int | None]:
     finally:
         if handle is not None:
             os.close(handle)
-
-
-def _stamp(path: bytes, folder: int | None) -> tuple[int, int]:
-    try:
-        status = os.stat(path, dir_fd=folder)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 class ImageFolders(ImageFiles):
@@ -238,7 +233,8 @@ def keys_of(images: ImageSet) -> list[str]:
     """The key of every image of a set, in its order."""
     if (found := files_of(images)) is None:
         return [images.key(i) for i in range(len(images))]
-    return list(map(os.fsdecode, found[0].relative(found[1].numpy())))
+    names = found[0].relative(found[1].numpy())
+    return os.fsdecode(b"\0".join(names)).split("\0") if names else []
 
 
 def image_paths(images: ImageSet) -> list[str]:

@@ -16,7 +16,6 @@ from robustft.common.errors import UserError
 from robustft.common.terminal import tracked
 from robustft.common.wording import on_one_line
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
 # What is read, whatever a file is called: nothing that Pillow hands to another program (EPS, to Ghostscript).
 FORMATS = "AVIF BMP GIF HEIF JPEG JPEG2000 MPO PNG PPM TIFF WEBP".split()
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # a JPEG's markers of what holds its height and width

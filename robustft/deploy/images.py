@@ -6,7 +6,7 @@ from typing import Any
 
 from robustft.common.errors import UserError, reason
 from robustft.common.paths import expand
-from robustft.data.own.reading import images_below
+from robustft.data.walk import images_below
 
 
 def listed(typed: Sequence[str | Path]) -> list[str]:

@@ -133,9 +133,16 @@ def loaded(root: Path, each: int, processes: int, workers: int) -> Case:
 
 
 # In sitecustomize: after how many seconds a command takes its first step, and what memory it had in use at most, in MB.
+# Torch is imported when the command does, not before.
 FIRST_STEP = """
-import time
+import sys, time
 STARTED = time.monotonic()
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "robustft.training.loop":
+            sys.meta_path.remove(self)
+            watch()
 
 def watch():
     import torch
@@ -150,7 +157,7 @@ def watch():
 
     torch.optim.AdamW.step = step
 
-watch()
+sys.meta_path.insert(0, Watch())
 """
 
 

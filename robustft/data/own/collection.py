@@ -119,7 +119,9 @@ class OwnImages(FileData):
 
     def images_of(self, listing: Listing, labels: Int64[Tensor, " images"]) -> Any:
         """The images of a listing."""
-        return ImageFiles(listing.root, listing.names, labels, self.preprocess, read=read_upright, how=HOW)
+        return ImageFiles(
+            *(listing.root, listing.names, labels, self.preprocess), read=read_upright, how=HOW, stamps=listing.stamps
+        )
 
     # Classes and what is said of them
 
@@ -236,7 +238,7 @@ class OwnImages(FileData):
 
     def _files_of(self, name: str, listing: Listing) -> Any:
         self._known[name] = known = self._of_known_classes(name, listing)
-        return self.images_of(known, known.labels(self.classes))
+        return self.images_of(known, self._labels if known is self.found.train else known.labels(self.classes))
 
     def _of_known_classes(self, name: str, listing: Listing) -> Listing:
         unknown = sorted(set(listing.classes).difference(self.classes))
@@ -264,12 +266,24 @@ class OwnImages(FileData):
     # Draws
 
     @cached_property
+    def _keys(self) -> list[str]:
+        return self.found.train.keys()
+
+    @cached_property
+    def _labels(self) -> Int64[Tensor, " images"]:
+        return self.found.train.labels(self.classes)
+
+    def _keys_of(self, positions: Int64[Tensor, " images"]) -> list[str]:
+        keys = self._keys
+        return [keys[i] for i in positions.tolist()]
+
+    @cached_property
     def _is_val(self) -> Any:
         """Of the training images as they were found: those that make the ID set."""
         pool = self.found.train
         if self.found.val is not None:
             return torch.zeros(len(pool), dtype=torch.bool)
-        chosen = drawn("val", pool.labels(self.classes), pool.keys(), round(self.val_share * len(pool)), self.val_seed)
+        chosen = drawn("val", self._labels, self._keys, round(self.val_share * len(pool)), self.val_seed)
         if not chosen.any():
             raise UserError(
                 f"no image can be set aside for the ID set: the {counted(len(self.classes), 'class', 'classes')} have"
@@ -285,8 +299,7 @@ class OwnImages(FileData):
         kept = torch.ones(len(pool), dtype=torch.bool) if self.found.selects_on_val else ~self._is_val
         if self.shots is not None:
             of_training = (~self._is_val).nonzero().flatten()
-            part = pool.select(of_training.tolist())
-            few = at_most_each(part.labels(self.classes), part.keys(), self.shots, self.seed)
+            few = at_most_each(self._labels[of_training], self._keys_of(of_training), self.shots, self.seed)
             kept[of_training[~few]] = False
         return kept.nonzero().flatten()
 
@@ -297,13 +310,12 @@ class OwnImages(FileData):
 
     @cached_property
     def split(self) -> tuple[Int64[Tensor, " train"], Int64[Tensor, " holdout"]]:  # type: ignore[override]
-        labels = self.found.train.labels(self.classes)[self._positions]
+        labels = self._labels[self._positions]
         if self.found.selects_on_val:
             held = self._is_val[self._positions]
         else:
-            part = self.found.train.select(self._positions.tolist())
             size = self._holdout_size(labels)
-            held = drawn("hold-out", labels, part.keys(), size, self.holdout_seed)
+            held = drawn("hold-out", labels, self._keys_of(self._positions), size, self.holdout_seed)
         return (~held).nonzero().flatten(), held.nonzero().flatten()
 
     def _holdout_size(self, labels: Int64[Tensor, " images"]) -> int:

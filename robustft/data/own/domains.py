@@ -13,7 +13,7 @@ from robustft.common.paths import expand
 from robustft.common.wording import some
 from robustft.data.own.collection import Found, OwnImages
 from robustft.data.own.listing import Listing, drawn, joined, scan
-from robustft.data.own.reading import is_folder, is_system
+from robustft.data.walk import folders_in
 
 log = logging.getLogger(__name__)
 
@@ -68,12 +68,7 @@ class DomainImages(OwnImages):
 
     def _domains(self, folder: Path) -> list[str]:
         place = None if self.place is None else os.path.realpath(self.place)
-        with os.scandir(folder) as entries:
-            found = sorted(
-                entry.name
-                for entry in entries
-                if not is_system(entry.name) and is_folder(entry) and os.path.realpath(entry.path) != place
-            )
+        found = [name for name in folders_in(folder) if os.path.realpath(folder / name) != place]
         if len(found) < 2:
             there = some(found) or "no folder"
             raise UserError(f"data.root={folder}: expected a folder for each of two domains or more, found {there}")

@@ -21,8 +21,9 @@ from robustft.common.cache import cache_folder, digest, optional
 from robustft.common.errors import UserError, reason
 from robustft.common.files import atomic
 from robustft.common.wording import counted, noun, some
-from robustft.data.own.reading import images_below, is_folder, is_image_name, is_system
+from robustft.data import ahead
 from robustft.data.sampling import shares
+from robustft.data.walk import folders_in, images_below, is_image_name
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Listing:
         inner: the path of each image inside of its class folder: with the class what draws go by.
         domains: the domain of each image; none where there is only one.
         groups: the group of each image, of those among which the worst counts; none where there are none.
+        stamps: size and time of change (ns) of each image's file, where these are known.
     """
 
     root: Path
@@ -49,6 +51,7 @@ class Listing:
     inner: Sequence[str]
     domains: Sequence[str] = ()
     groups: Sequence[str] = ()
+    stamps: Int64[np.ndarray, "images 2"] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -60,19 +63,20 @@ class Listing:
         return self.select(sorted(range(len(self)), key=keys.__getitem__))
 
     def select(self, positions: Sequence[int]) -> "Listing":
-        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name != "root"}
+        parts = {part.name: getattr(self, part.name) for part in fields(self) if part.name not in ("root", "stamps")}
         chosen: dict[str, Any] = {key: [part[i] for i in positions] if part else [] for key, part in parts.items()}
-        return replace(self, **chosen)
+        return replace(self, **chosen, stamps=None if self.stamps is None else self.stamps[positions])
 
     def keys(self) -> list[str]:
         """What draws go by, for each image; no two are the same where domains tell them apart."""
-        domains = [f"\0{domain}" for domain in self.domains] or [""] * len(self)
-        return [f"{c}/{i}{d}" for c, i, d in zip(self.classes, self.inner, domains, strict=True)]
+        if not self.domains:
+            return [f"{c}/{i}" for c, i in zip(self.classes, self.inner, strict=True)]
+        return [f"{c}/{i}\0{d}" for c, i, d in zip(self.classes, self.inner, self.domains, strict=True)]
 
     def labels(self, classes: Sequence[str]) -> Int64[Tensor, " images"]:
         """The position of each image's class among `classes`."""
         number = {name: k for k, name in enumerate(classes)}
-        return torch.tensor([number[name] for name in self.classes], dtype=torch.int64)
+        return torch.from_numpy(np.fromiter(map(number.__getitem__, self.classes), np.int64, len(self)))
 
 
 def joined(listings: Sequence[Listing], domains: Sequence[str]) -> Listing:
@@ -81,7 +85,9 @@ def joined(listings: Sequence[Listing], domains: Sequence[str]) -> Listing:
         return listings[0]
     parts = {key: [v for one in listings for v in getattr(one, key)] for key in ("names", "classes", "inner")}
     of_each = [domain for one, domain in zip(listings, domains, strict=True) for _ in one.names]
-    return Listing(listings[0].root, **parts, domains=of_each).ordered()
+    known = [one.stamps for one in listings if one.stamps is not None]
+    stamps = np.concatenate(known) if len(known) == len(listings) else None
+    return Listing(listings[0].root, **parts, domains=of_each, stamps=stamps).ordered()
 
 
 def shared(ours: Listing, theirs: Listing) -> list[str]:
@@ -111,17 +117,19 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     """
     root = folder if root is None else root
     before = "" if root == folder else os.path.join(os.path.relpath(folder, root), "")
-    names, classes, inner, empty, loose = [], [], [], [], 0
+    names, classes, inner, empty, stamps = [], [], [], [], []
+    folders = folders_in(folder)
     with os.scandir(folder) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
-    folders = [entry.name for entry in found if not is_system(entry.name) and is_folder(entry)]
-    loose = sum(1 for entry in found if entry.is_file() and is_image_name(entry.name))
+        loose = sum(1 for entry in entries if is_image_name(entry.name) and entry.is_file())
     _refuse_splits(folder, folders, what)
+    seen = ahead.found(folder)
     for class_folder in folders:
+        inside = seen.names.get(class_folder)
         try:
-            inside = sorted(images_below(folder / class_folder))
+            inside = sorted(images_below(folder / class_folder)) if inside is None else inside
         except OSError as error:
             raise UserError(f"{what}={folder}: {error.filename} cannot be looked into ({reason(error)})") from error
+        stamps.append(seen.stamps.get(class_folder, b""))
         if not inside:
             empty.append(class_folder)
         names += [f"{before}{class_folder}{os.sep}{path}" for path in inside]
@@ -149,7 +157,9 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
             *(what, folder, some(list(dict.fromkeys(classes))), some(inside)),
             which if what == "data.train" else f"{what}={folder / classes[0]}",
         )
-    return Listing(root, names, classes, inner)  # in the order that `ordered` gives
+    looked = np.frombuffer(bytearray().join(stamps), np.int64).reshape(-1, 2)
+    known = looked if len(looked) == len(names) else None
+    return Listing(root, names, classes, inner, stamps=known)  # in the order that `ordered` gives
 
 
 def _shared_folders(classes: Sequence[str], inner: Sequence[str]) -> list[str]:
@@ -230,18 +240,26 @@ def drawn(
         return chosen
     take = shares(counts, size, seed)
     random = ranks(purpose, keys, seed)
-    order = torch.from_numpy(np.lexsort((random, inverse.numpy())))  # by class, random within each
+    order = torch.from_numpy(_by_class(inverse, random))
     rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
     chosen[order[rank_in_class < take[inverse[order]]]] = True
     return chosen
+
+
+def _by_class(classes: Int64[Tensor, " images"], random: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, " images"]:
+    """The order by class, random within each; of equal numbers the first comes first."""
+    order = np.argsort(random, kind="stable")
+    few = len(classes) == 0 or int(classes.max()) < 2**16
+    small = classes.numpy().astype(np.uint16 if few else np.int64)  # numbers of 16 bits are sorted by their digits
+    return order[np.argsort(small[order], kind="stable")]
 
 
 def at_most_each(
     labels: Int64[Tensor, " images"], keys: Sequence[str], most: int, seed: int
 ) -> Bool[Tensor, " images"]:
     """At most so many images of every class, drawn."""
-    order = torch.from_numpy(np.lexsort((ranks("shots", keys, seed), labels.numpy())))
     _, inverse, counts = labels.unique(return_inverse=True, return_counts=True)
+    order = torch.from_numpy(_by_class(inverse, ranks("shots", keys, seed)))
     rank_in_class = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[inverse[order]]
     chosen = torch.zeros(len(labels), dtype=torch.bool)
     chosen[order[rank_in_class < most]] = True

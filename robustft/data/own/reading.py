@@ -12,24 +12,18 @@
 """
 
 import io
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
 
 from robustft.common.errors import UserError, install
-from robustft.data.reading import EXTENSIONS, as_seen, opened, reason
+from robustft.data.reading import as_seen, opened, reason
+from robustft.data.walk import HEIF
 
-HEIF = (".heic", ".heif", ".hif")
-OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
-ENDINGS = frozenset(OWN_EXTENSIONS)
-SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 NEEDS_HEIF = f"HEIC needs pillow-heif: {install('heif')}"
 HOW = "upright on white, 2"  # of the pixels' identity: another number, other pixels
 
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
 def read_upright(path: str) -> Image.Image:
@@ -118,59 +112,3 @@ def _reason(error: Exception, start: bytes) -> str:
         if start.startswith((b"<!doctype html", b"<html", b"<?xml", b"<svg")):
             return "not an image but a web page" if b"html" in start else "not an image but XML or SVG"
     return reason(error)
-
-
-def is_image_name(name: str) -> bool:
-    """Whether a file is taken for an image by its name: no hidden file, and an extension of one."""
-    return name[0] != "." and name[name.rfind(".") :].lower() in ENDINGS
-
-
-def looks_like_image(path: str) -> bool:
-    """Whether a file without an extension begins as an image does."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(16)
-    except OSError:
-        return False
-    return start.startswith(MAGIC) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
-
-
-def images_below(folder: Path) -> Iterator[str]:
-    """Paths of the images below a folder, relative to it; links are followed, hidden and system files passed over.
-
-    Raises:
-        OSError: a folder cannot be looked into.
-    """
-    seen: set[tuple[int, int]] = set()
-
-    def below(place: str, before: str) -> Iterator[str]:
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link to a folder that it lies in
-            return
-        seen.add((status.st_dev, status.st_ino))
-        inside = []
-        with os.scandir(place) as entries:
-            for entry in entries:
-                name = entry.name
-                if is_folder(entry):
-                    inside.append(name)
-                elif is_image_name(name) or ("." not in name and looks_like_image(entry.path)):
-                    yield before + name
-        for name in sorted(inside):
-            if not is_system(name):
-                yield from below(os.path.join(place, name), f"{before}{name}{os.sep}")
-
-    return below(os.fspath(folder), "")
-
-
-def is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder, or a link to one; a link that leads nowhere is none."""
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def is_system(folder: str) -> bool:
-    """Whether a folder is one that programs leave: hidden, of a Mac's archive, or a file system's own."""
-    return folder.startswith(".") or folder in SYSTEM
