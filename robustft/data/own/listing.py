@@ -132,7 +132,8 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
         stamps.append(seen.stamps.get(class_folder, b""))
         if not inside:
             empty.append(class_folder)
-        names += [f"{before}{class_folder}{os.sep}{path}" for path in inside]
+        start = f"{before}{class_folder}{os.sep}"
+        names += [start + path for path in inside]
         classes += [class_folder] * len(inside)
         inner += inside
     if not names:
