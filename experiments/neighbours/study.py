@@ -7,7 +7,8 @@ here has. Taken is the value with the highest hold-out top-1, mean of the two se
 more. **Report.** Seeds 1 to 5, draw 0, at that value; for the methods in CURVES at all three.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -16,9 +17,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from robustft.common.files import write
-from robustft.evaluation.summary import percent
-from robustft.report.stats import paired_difference
+from robustft.evaluation.summary import percent, signed
+from robustft.report.stats import Difference, paired_difference
 from robustft.report.tradeoff import markdown, match
+from robustft.report.wise import gap
 from robustft.studies import store
 from robustft.studies.main import main, tables
 from robustft.studies.store import Results
@@ -27,6 +29,7 @@ from robustft.studies.study import Entry
 HERE = Path(__file__).resolve().parent
 SEARCH_SEEDS, SEEDS, DRAW = (100, 101), range(1, 6), 1000
 COMMON = "recipe=common"
+COST = HERE.parent / "speed" / "methods_tiny.json"
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ def chosen(system: str, results: Results) -> float | None:
 
 
 def summarise(folder: Path, results: Results) -> None:
-    """search.md: the dials as far as they are searched; with all seeds comparison.md, the picture and matched.md."""
+    """search.md: the dials, as far as they are searched; with all seeds comparison.md, matched.md and measures.md."""
     write(folder / "search.md", searched(results))
     if "zeroshot" not in results or not all(entry.name in results for entry in entries(DictConfig({}))):
         return
-    tables(folder, {key: value for key, value in results.items() if not key.startswith("search_")}, ["vanilla_seed-1"])
+    tables(folder, results, baselines=["vanilla_seed-1"], leave_out="search_")
     write(folder / "matched.md", matched(results) + "\n" + differences(results))
+    write(folder / "measures.md", measures(results))
 
 
 def searched(results: Results) -> str:
@@ -187,22 +191,114 @@ def matched(results: Results) -> str:
 
 
 def differences(results: Results) -> str:
-    """OOD of every method minus vanilla's, paired by seed, with Holm's correction for their number."""
-    found = {}
-    base = {seed: results[name("vanilla", None, seed)]["ood_avg"] for seed in SEEDS}
-    for system in SYSTEMS:
-        value = chosen(system, results)
-        ours = {seed: results[name(system, value, seed)]["ood_avg"] for seed in SEEDS}
-        difference = paired_difference(ours, base) if system != "vanilla" else None
-        if difference is not None and difference.p is not None:
-            found[system] = difference
-    rows = ["| system | Δ OOD to vanilla [95%] | p | p, Holm |", "|---|---:|---:|---:|"]
+    """OOD of every method at its dial minus vanilla's, and minus the WiSE-FT curve's at no less ID; paired by seed."""
+    ours = {system: of_seeds(system, results) for system in SYSTEMS}
+    curve = {
+        seed: [point(results["zeroshot"])]
+        + [point(results[name("wiseft", value, seed)]) for value in reversed(ALPHAS)]
+        + [point(results[name("vanilla", None, seed)])]
+        for seed in SEEDS
+    }
+    gaps = {
+        system: {seed: gap(point(record), curve[seed]) for seed, record in runs.items()}
+        for system, runs in ours.items()
+        if system not in ("vanilla", "wiseft")
+    }
+    vanilla = {seed: record["ood_avg"] for seed, record in ours["vanilla"].items()}
+    above = {
+        system: paired_difference({seed: record["ood_avg"] for seed, record in runs.items()}, vanilla)
+        for system, runs in ours.items()
+        if system != "vanilla"
+    }
+    over = {
+        system: paired_difference({seed: one.ood for seed, one in found.items()}, dict.fromkeys(found, 0.0))
+        for system, found in gaps.items()
+    }
+    beyond = {system for system, found in gaps.items() if any(one.beyond for one in found.values())}
+    return "\n".join(
+        [
+            "OOD average minus vanilla fine-tuning's, in points, paired by seed.",
+            "",
+            corrected(above, "Δ OOD to vanilla"),
+            "OOD average minus the best that WiSE-FT of the same seed's vanilla model has at no less ID, in points;",
+            "† beyond the curve's highest ID in some seed: above its OOD there.",
+            "",
+            corrected(over, "gap to WiSE", beyond),
+        ]
+    )
+
+
+def corrected(found: Mapping[str, Difference | None], what: str, marked: Collection[str] = ()) -> str:
+    """Differences by their p, each with Holm's: at most so likely somewhere in the table if there were none."""
+    told = {system: one for system, one in found.items() if one is not None and one.p is not None}
+    rows = [f"| system | {what} [95%] | p | p, Holm |", "|---|---:|---:|---:|"]
     worst = 0.0
-    for place, (system, difference) in enumerate(sorted(found.items(), key=lambda item: item[1].p)):
-        worst = max(worst, min(1.0, difference.p * (len(found) - place)))
-        low, high = percent(difference.low), percent(difference.high)
-        rows.append(f"| {system} | {percent(difference.mean)} [{low}, {high}] | {difference.p:.2g} | {worst:.2g} |")
+    for place, (system, one) in enumerate(sorted(told.items(), key=lambda item: item[1].p)):
+        worst = max(worst, min(1.0, one.p * (len(told) - place)))
+        value = f"{signed(one.mean)}{'†' * (system in marked)} [{signed(one.low)}, {signed(one.high)}]"
+        rows.append(f"| {system} | {value} | {one.p:.2g} | {worst:.2g} |")
     return "\n".join(rows) + "\n"
+
+
+def measures(results: Results) -> str:
+    """Accuracy, calibration, what is still known, and cost, at the chosen dials: means of the seeds."""
+    columns = [
+        "ID",
+        "OOD",
+        "ECE, ID",
+        "calibrated",
+        "ECE, OOD",
+        "calibrated",
+        "NLL, OOD",
+        "Δ knows",
+        "models",
+        "F",
+        "s",
+    ]
+    rows = [f"| system | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    cost = json.loads(COST.read_text("utf-8"))["methods"] if COST.exists() else {}
+    for system in ("zeroshot", *SYSTEMS):
+        runs = dict.fromkeys(SEEDS, results["zeroshot"]) if system == "zeroshot" else of_seeds(system, results)
+        every, made = runs.values(), SYSTEMS.get(system)
+        cells = [percent(mean(run["id"]["top1"] for run in every)), percent(mean(run["ood_avg"] for run in every))]
+        for where in (lambda run, metric: run["id"][metric], shifts):
+            cells += [percent(mean(where(run, metric) for run in every)) for metric in ("ece", "ece_calibrated")]
+        cells += [f"{mean(shifts(run, 'nll') for run in every):.2f}"]
+        known = [forgotten(run) for run in every]
+        cells += ["–" if None in known else signed(mean(one for one in known if one is not None))]
+        cells += [str(runs[1]["protocol"]["models_at_inference"])]
+        step = cost.get(typed(made)) if made and not made.of else None
+        cells += [f"{step['forwards']:.1f}", f"{1000 / step['images_per_s']:.1f}"] if step else ["–", "–"]
+        rows.append(f"| {system} | {' | '.join(cells)} |")
+    told = (
+        "In %; NLL in nats. Δ knows: mean change of top-1 on context and style by their prompts, in points. Models: at"
+        " inference. F: a training step's cost in forward passes of the image tower; s: seconds for 1,000 images"
+        " (../speed/methods_tiny.json, one thread)."
+    )
+    return "\n".join([*rows, "", told]) + "\n"
+
+
+def typed(made: System) -> str:
+    """A method as ``robustft bench --methods`` takes it."""
+    settings = made.at(made.values[0] if made.values else None)
+    method = next((one.partition("=")[2] for one in settings if one.startswith("method=")), "counterfactual")
+    return ",".join([method, *(one for one in settings if not one.startswith("method="))])
+
+
+def of_seeds(system: str, results: Results) -> dict[int, dict[str, Any]]:
+    """The results of a method at its dial, by seed."""
+    value = chosen(system, results)
+    return {seed: results[name(system, value, seed)] for seed in SEEDS}
+
+
+def shifts(record: dict[str, Any], metric: str) -> float:
+    return mean(of_set[metric] for of_set in record["ood"].values())
+
+
+def forgotten(record: dict[str, Any]) -> float | None:
+    """Mean change of top-1 on the other tasks; None where there is no text tower to ask with."""
+    tasks = record["retention"]
+    return mean(task["top1"] - task["zeroshot_top1"] for task in tasks.values()) if tasks else None
 
 
 if __name__ == "__main__":

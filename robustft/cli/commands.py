@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 from robustft.common import imports
 from robustft.common.entry import answer, program
@@ -78,12 +77,7 @@ def behind_configs(arguments: Sequence[str]) -> list[str]:
 def run(name: str, arguments: Sequence[str]) -> int:
     """Run a command; the exit status. Its module is imported only now."""
 
-    def main() -> int | None:
-        with imports.quick():
-            module = import_module(COMMANDS[name].module)
-        return module.main(list(arguments))
-
-    return answer(main)
+    return answer(lambda: imports.quickly(COMMANDS[name].module).main(list(arguments)))
 
 
 def summaries() -> str:

@@ -180,10 +180,10 @@ def run_in(cfg: DictConfig, folder: Path, typed: list[str], *, sweep: bool = Fal
         log.info("%s%s", "continuing " if cfg.resume else "", paths.readable(folder))
 
         homes.stand_in()
-        if not sweep:  # whose runs have the cores already
+        if first and not sweep:  # the others have the cores already
             ahead.begin(places.class_folders(cfg))
-        with imports.quick():
-            from robustft import experiment  # torch, lightning and open_clip take seconds
+        imports.quickly("robustft.experiment")  # torch, lightning and open_clip take seconds
+        from robustft import experiment
 
         with _interruptions(folder, sweep=sweep), run_folder.disk_errors(folder, sweep=sweep):
             return experiment.run(cfg)

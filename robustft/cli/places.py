@@ -7,7 +7,7 @@ takes:
       words: give the folder that holds the data sets
   places:                       # what is a place, and what is expected there
     data.root: {words: one folder per domain}
-    data.shifts.*: {words: one folder per class, under: data.root, holds: classes}  # of images: looked through ahead
+    data.shifts.*: {words: one folder per class, under: data.root, listed: true}  # may be looked at ahead
     data.path: {words: a table, kind: file}
     data.class_names: {words: JSON or CSV, kind: file, endings: [.json, .csv]}
     data.copies: {advice: what to do where it is not there}
@@ -23,7 +23,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from robustft.common.errors import UserError
 from robustft.common.paths import expand, located
-from robustft.data.walk import folders_in
 
 
 def check(cfg: DictConfig) -> None:
@@ -44,14 +43,12 @@ def check(cfg: DictConfig) -> None:
 
 
 def class_folders(cfg: DictConfig) -> list[Path]:
-    """The folders of class folders that the data are read from, those of domains one by one."""
-    found: list[Path] = []
+    """The folders of class folders whose images are listed, all of them."""
+    found = []
     for pattern, place in (_takes(cfg).get("places") or {}).items():
-        for _, value in _matching(cfg, pattern) if "holds" in place else ():
-            folder = _located(value, place, cfg) if isinstance(value, str) else None
-            if folder is None or not folder.is_dir():
-                continue
-            found += [folder] if place["holds"] == "classes" else [folder / name for name in folders_in(folder)]
+        for _, value in _matching(cfg, pattern) if place.get("listed") else ():
+            if isinstance(value, str):
+                found.append(_located(value, place, cfg))
     return found
 
 

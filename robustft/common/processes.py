@@ -1,8 +1,10 @@
 """Which process of a run this is, told from the environment, before torch is imported, and how long it lives."""
 
+import multiprocessing
 import os
 import threading
 import time
+from multiprocessing.connection import wait
 
 from robustft.common.locks import here
 
@@ -54,6 +56,18 @@ def follow() -> None:
         if by_lightning and launched_together() is None:  # whoever started it is no more
             os._exit(1)
     os.environ[LEADER] = own
+
+
+def end_with_parent() -> None:
+    """Let this process end with the one that has started it by multiprocessing, however that ends."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _end_with(parent: int) -> None:

@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from robustft.data.walk import folders_in, images_below
+from robustft.common import processes, signals
+from robustft.data.walk import QUICK_LOOK_S, folders_in, images_below, stamp
 
-QUICK_LOOK_S = 3e-5  # at a file: by a local disk that has it in memory, many times as quick as across a network
+STOPS = (signal.SIGINT, signal.SIGTERM)
+PIECE = 512  # files that are looked at between two looks at the clock
+HICCUP_S = 0.5  # that the others of this machine may cost
 
 
 @dataclass
@@ -28,20 +32,37 @@ class Inside:
     Attributes:
         names: by class folder, the paths of its images inside of it, sorted.
         stamps: by class folder, size and time of change (ns) of each image as two int64; -1 where it cannot be looked
-            at. Fewer class folders than `names` has, where looking takes long.
+            at. Of some class folders there are none where looking takes long.
     """
 
     names: dict[str, list[str]] = field(default_factory=dict)
     stamps: dict[str, bytes] = field(default_factory=dict)
 
 
-_begun: dict[str, Connection] = {}  # by folder: where what was found there comes from
-_came: dict[str, Inside] = {}  # and what came before somebody asked for it
+@dataclass
+class Other:
+    """The process that looks.
+
+    Attributes:
+        awaited: the places that it will still tell of.
+        came: what it told of places that nobody has asked for.
+    """
+
+    process: BaseProcess
+    connection: Connection
+    awaited: list[str]
+    came: dict[str, Inside] = field(default_factory=dict)
+
+
+_others: list[Other] = []
 
 
 def begin(folders: Sequence[Path]) -> bool:
     """Start to look at folders of class folders, where that gains something: torch is to be imported, and there is a
     second core. A process with threads is not forked.
+
+    Args:
+        folders: all of them are to be asked for.
 
     Returns:
         Whether it was started.
@@ -53,70 +74,78 @@ def begin(folders: Sequence[Path]) -> bool:
         return False
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    places = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
+    places = list(dict.fromkeys(map(_place, folders)))
+    process = context.Process(target=_look, args=(here, there, places), daemon=True)
+    held_back = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM}
+    )  # until it has its own answers
     try:
-        context.Process(target=_look, args=(there, places, os.getpid()), daemon=True).start()
+        process.start()
     except OSError:  # no room for another process
+        here.close()
         return False
-    there.close()
-    _begun.update(dict.fromkeys(places, here))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held_back)
+        there.close()
+    _others.append(Other(process, here, places))
     return True
 
 
 def found(folder: Path) -> Inside:
     """What was found in a folder of class folders, once; nothing where nobody looked."""
-    place = os.path.abspath(folder)
-    connection = _begun.get(place)
-    while connection is not None and place not in _came:
-        try:
-            where, inside = connection.recv()
-        except (EOFError, OSError):  # it has ended before
-            break
-        _came[where] = inside
-    _begun.pop(place, None)
-    if connection is not None and connection not in _begun.values():
-        connection.close()
-        multiprocessing.active_children()  # lets the system forget the one that has ended
-    return _came.pop(place, None) or Inside()
-
-
-def _look(connection: Connection, places: Sequence[str], leader: int) -> None:
-    """In the other process: everything is left out that it cannot look into."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with the leader
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with suppress(BrokenPipeError):
-        for place in places:
-            inside = Inside()
-            with suppress(OSError):
-                for name in folders_in(place):
-                    if os.getppid() != leader:
-                        os._exit(1)
-                    _look_into(os.path.join(place, name), name, inside)
-            connection.send((place, inside))
-
-
-def _look_into(folder: str, name: str, inside: Inside) -> None:
-    with suppress(OSError):
-        names = sorted(images_below(Path(folder)))
-        slow = len(inside.stamps) < len(inside.names)
-        inside.names[name] = names
-        if not slow:
-            began = time.perf_counter()
-            handle = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))
+    place = _place(folder)
+    answer = Inside()
+    for other in _others:
+        while place in other.awaited:
             try:
-                stamps = array("q")
-                for one in names:
-                    stamps.extend(stamp(one, handle))
-            finally:
-                os.close(handle)
-            if time.perf_counter() - began < QUICK_LOOK_S * max(len(names), 100):
-                inside.stamps[name] = stamps.tobytes()
+                where, inside = other.connection.recv()
+            except (EOFError, OSError):  # it has ended before
+                other.awaited.clear()
+                break
+            other.awaited.remove(where)
+            other.came[where] = inside
+        if not other.awaited:
+            other.connection.close()
+            other.process.join()
+        answer = other.came.pop(place, answer)
+    _others[:] = [other for other in _others if other.awaited or other.came]
+    return answer
 
 
-def stamp(path: str | bytes, folder: int | None) -> tuple[int, int]:
-    """Size and time of the last change (ns) of a file; -1 where it cannot be looked at."""
-    try:
-        status = os.stat(path, dir_fd=folder)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
+def _place(folder: Path) -> str:
+    return str(folder.absolute())  # with its "..", which may stand behind a link
+
+
+def _look(here: Connection, there: Connection, places: Sequence[str]) -> None:
+    """In the other process: everything is left out that it cannot look into."""
+    signals.leave_to_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+    here.close()  # it is not to wait for itself to read
+    processes.end_with_parent()
+    with suppress(Exception):  # whoever asks looks himself
+        for place in places:
+            there.send((place, _inside(place)))
+
+
+def _inside(place: str) -> Inside:
+    inside = Inside()
+    with suppress(OSError):
+        for name in folders_in(place):
+            with suppress(OSError):
+                inside.names[name] = sorted(images_below(Path(place, name)))
+    looked, began = 0, time.perf_counter()
+    for name, paths in inside.names.items():
+        stamps = array("q")
+        handle = os.open(os.path.join(place, name), os.O_PATH)
+        try:
+            for start in range(0, len(paths), PIECE):
+                for path in paths[start : start + PIECE]:
+                    stamps.extend(stamp(path, handle))
+                looked += PIECE
+                if time.perf_counter() - began > QUICK_LOOK_S * looked + HICCUP_S:  # for many threads, not for one
+                    return inside
+        finally:
+            os.close(handle)
+        inside.stamps[name] = stamps.tobytes()
+    return inside

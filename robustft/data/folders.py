@@ -23,12 +23,9 @@ from torch.utils.data import Dataset
 
 from robustft.common.errors import UserError
 from robustft.common.wording import counted, noun, some
-from robustft.data.ahead import QUICK_LOOK_S, stamp
 from robustft.data.reading import read_image
 from robustft.data.sets import EvaluationSet, ImageSet, Preprocess, Selection
-from robustft.data.walk import EXTENSIONS
-
-UNKNOWN = -2  # of a file that has not been looked at
+from robustft.data.walk import EXTENSIONS, QUICK_LOOK_S, UNKNOWN, stamp
 
 
 class ImageFiles(Dataset):
@@ -42,7 +39,7 @@ class ImageFiles(Dataset):
         border: pixels cut off each side before the transform (ObjectNet's red frame).
         read: gives the image of a path, as RGB.
         how: what is particular about `read`, for the identity of the pixels.
-        stamps: what `stamps` would find, where that is known.
+        stamps: what `stamps` would find; UNKNOWN where it has to look.
     """
 
     def __init__(
@@ -125,7 +122,7 @@ class ImageFiles(Dataset):
     def stamps(self, positions: Int64[np.ndarray, " images"]) -> Int64[np.ndarray, "images 2"]:
         """Size and time of the last change (ns) of these image files; -1 where a file cannot be looked at.
 
-        Each file is looked at once by this object: what is known of a set holds for the images it was asked about.
+        Each file is looked at once, by this object or when it was listed.
         """
         if self._stamps is None:
             self._stamps = np.full((len(self), 2), UNKNOWN)

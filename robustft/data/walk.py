@@ -1,4 +1,4 @@
-"""Which files below a folder are images, by their names; nothing heavy is imported."""
+"""Which files below a folder are images, by their names, and when they changed; nothing heavy is imported."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ HEIF = (".heic", ".heif", ".hif")
 OWN_EXTENSIONS = (*EXTENSIONS, ".jfif", ".jpe", ".gif", ".avif", ".jp2", ".apng", *HEIF)
 ENDINGS = frozenset(OWN_EXTENSIONS)
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+UNKNOWN = -2  # size and time of a file that has not been looked at
+QUICK_LOOK_S = 3e-5  # at a file: by a local disk that has it in memory, many times as quick as across a network
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 
 
@@ -76,3 +78,16 @@ def is_folder(entry: "os.DirEntry[str]") -> bool:
 def is_system(folder: str) -> bool:
     """Whether a folder is one that programs leave: hidden, of a Mac's archive, or a file system's own."""
     return folder.startswith(".") or folder in SYSTEM
+
+
+def stamp(path: str | bytes, folder: int | None) -> tuple[int, int]:
+    """Size and time of the last change (ns) of a file; -1 where it cannot be looked at.
+
+    Args:
+        folder: a descriptor of the folder that the path is relative to.
+    """
+    try:
+        status = os.stat(path, dir_fd=folder)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

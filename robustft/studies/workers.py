@@ -3,21 +3,18 @@
 import contextlib
 import logging
 import multiprocessing
-import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
 from omegaconf import open_dict
 
 from robustft.cli import compose, resuming, sources
-from robustft.common import signals
+from robustft.common import processes, signals
 from robustft.common.errors import UserError
 from robustft.common.wording import first_line
 
@@ -58,14 +55,7 @@ def _start_worker(configs: Path | None) -> None:
     if configs is not None:
         sources.add(configs)
     logging.basicConfig(level=logging.WARNING)  # before a library does, with what is then standard error
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    processes.end_with_parent()
     signals.leave_to_parent()  # which passes it on
 
 

@@ -132,8 +132,8 @@ def loaded(root: Path, each: int, processes: int, workers: int) -> Case:
     return Case(name, processes, tuple(lost), max(a["scan_s"] for a in good), f"{figure}; longest: the scan")
 
 
-# In sitecustomize: after how many seconds a command takes its first step, and what memory it had in use at most, in MB.
-# Torch is imported when the command does, not before.
+# In sitecustomize: after how many seconds a command takes its first step, and what memory (MB) it had in use at most,
+# with the largest process that it has started and that has ended. Torch is imported when the command does, not before.
 FIRST_STEP = """
 import sys, time
 STARTED = time.monotonic()
@@ -150,7 +150,8 @@ def watch():
 
     def step(self, closure=None):
         import pathlib, resource
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        who = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN  # the one that lists images is no more
+        most = sum(resource.getrusage(one).ru_maxrss for one in who) / 1024
         pathlib.Path("first_step").write_text(f"{time.monotonic() - STARTED} {most}")
         torch.optim.AdamW.step = original
         return original(self, closure)

@@ -316,6 +316,7 @@ class OwnImages(FileData):
         else:
             size = self._holdout_size(labels)
             held = drawn("hold-out", labels, self._keys_of(self._positions), size, self.holdout_seed)
+        self.__dict__.pop("_keys", None)  # a million strings, and nothing is drawn any more
         return (~held).nonzero().flatten(), held.nonzero().flatten()
 
     def _holdout_size(self, labels: Int64[Tensor, " images"]) -> int:

@@ -23,7 +23,7 @@ from robustft.common.files import atomic
 from robustft.common.wording import counted, noun, some
 from robustft.data import ahead
 from robustft.data.sampling import shares
-from robustft.data.walk import folders_in, images_below, is_image_name
+from robustft.data.walk import UNKNOWN, folders_in, images_below, is_image_name
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Listing:
         inner: the path of each image inside of its class folder: with the class what draws go by.
         domains: the domain of each image; none where there is only one.
         groups: the group of each image, of those among which the worst counts; none where there are none.
-        stamps: size and time of change (ns) of each image's file, where these are known.
+        stamps: size and time of change (ns) of each image's file, UNKNOWN where it was not looked at; None: of all.
     """
 
     root: Path
@@ -83,11 +83,11 @@ def joined(listings: Sequence[Listing], domains: Sequence[str]) -> Listing:
     """Several domains as one listing; of one alone nothing tells that it is a domain."""
     if len(listings) == 1:
         return listings[0]
-    parts = {key: [v for one in listings for v in getattr(one, key)] for key in ("names", "classes", "inner")}
+    parts: dict[str, Any] = {
+        key: [v for one in listings for v in getattr(one, key)] for key in ("names", "classes", "inner")
+    }
     of_each = [domain for one, domain in zip(listings, domains, strict=True) for _ in one.names]
-    known = [one.stamps for one in listings if one.stamps is not None]
-    stamps = np.concatenate(known) if len(known) == len(listings) else None
-    return Listing(listings[0].root, **parts, domains=of_each, stamps=stamps).ordered()
+    return Listing(listings[0].root, **parts, domains=of_each).ordered()
 
 
 def shared(ours: Listing, theirs: Listing) -> list[str]:
@@ -124,12 +124,12 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
     _refuse_splits(folder, folders, what)
     seen = ahead.found(folder)
     for class_folder in folders:
-        inside = seen.names.get(class_folder)
+        inside, looked = seen.names.get(class_folder), seen.stamps.get(class_folder)
         try:
             inside = sorted(images_below(folder / class_folder)) if inside is None else inside
         except OSError as error:
             raise UserError(f"{what}={folder}: {error.filename} cannot be looked into ({reason(error)})") from error
-        stamps.append(seen.stamps.get(class_folder, b""))
+        stamps.append(np.full(2 * len(inside), UNKNOWN).tobytes() if looked is None else looked)
         if not inside:
             empty.append(class_folder)
         start = f"{before}{class_folder}{os.sep}"
@@ -158,9 +158,10 @@ def scan(folder: Path, what: str, root: Path | None = None) -> Listing:
             *(what, folder, some(list(dict.fromkeys(classes))), some(inside)),
             which if what == "data.train" else f"{what}={folder / classes[0]}",
         )
-    looked = np.frombuffer(bytearray().join(stamps), np.int64).reshape(-1, 2)
-    known = looked if len(looked) == len(names) else None
-    return Listing(root, names, classes, inner, stamps=known)  # in the order that `ordered` gives
+    known = np.frombuffer(bytearray().join(stamps), np.int64).reshape(-1, 2)
+    return Listing(
+        root, names, classes, inner, stamps=known if seen.stamps else None
+    )  # in the order that `ordered` gives
 
 
 def _shared_folders(classes: Sequence[str], inner: Sequence[str]) -> list[str]:
