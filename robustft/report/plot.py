@@ -1,7 +1,7 @@
 """The ID–OOD scatter for a paper: shape per fill and colour per mask, one marker per other method."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OTHER = ("#CC79A7", ">")  # of a system that does not say
 DASHES = {"alpha": "-", None: ":"}
 TOP1 = {"label": "top-1", "unit": "%"}
+SHAPES = "o^svD<>pPXhd8H"  # for systems that would look like another
+LINES = 24  # of a legend's column
+LINE, COLUMN = 0.19, 2.9  # their height and width in inches
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ def style(group: Group) -> Style:
     return Style(told["marker"]["colour"] or OTHER[0], told["marker"]["shape"] or OTHER[1], told["label"])
 
 
+def styles(groups: Sequence[Group]) -> dict[str, Style]:
+    """By what the legend calls them, how systems are drawn: no two alike, as far as there are shapes."""
+    found: dict[str, Style] = {}
+    for group in groups:
+        look = style(group)
+        if look.name in found:
+            continue
+        taken = {(other.colour, other.marker) for other in found.values()}
+        free = (shape for shape in (look.marker, *SHAPES) if (look.colour, shape) not in taken)
+        found[look.name] = look if group.published else replace(look, marker=next(free, look.marker))
+    return found
+
+
 def scatter(
     panels: Sequence[Sequence[Group]], path: Path, line: LogitLine | None = None, metric: str | None = None
 ) -> list[Path]:
@@ -49,7 +65,10 @@ def scatter(
     import matplotlib
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4 * len(panels) + 2.2, 4.6), layout="constrained")
+    longest = max(len(styles(groups)) for groups in panels) + 3  # and what lines mean
+    columns = -(-longest // LINES)
+    size = ((3.2 + COLUMN * columns) * len(panels) + 1.5, max(4.6, LINE * min(longest, LINES) + 0.6))
+    figure = Figure(figsize=size, layout="constrained")
     for ax, groups in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         _draw(ax, groups, line, metric)
     files = [path.with_suffix(".png"), path.with_suffix(".svg")]
@@ -70,8 +89,9 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, metric: s
     def scaled(group: Group) -> list[tuple[float, float]]:
         return [(scale * x, scale * y) for x, y in group.points(*axes)]
 
+    looks = styles(groups)
     for group in groups:
-        look = style(group)
+        look = looks[style(group).name]
         points = scaled(group)
         if not points:
             continue
@@ -93,7 +113,7 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, metric: s
         means = [(mean_std(x)[0], mean_std(y)[0]) for x, y in ends]
         if not means:
             continue
-        look, dashes = style(curve.groups[0]), DASHES.get(curve.dial, DASHES[None])
+        look, dashes = looks[style(curve.groups[0]).name], DASHES.get(curve.dial, DASHES[None])
         ax.plot(*zip(*means, strict=True), dashes, color=look.colour, linewidth=1, zorder=1)
         if (name := f"over {curve.name}") not in drawn:
             (drawn[name],) = ax.plot([], [], dashes, color="#555555", linewidth=1)
@@ -113,4 +133,12 @@ def _draw(ax: "Axes", groups: Sequence[Group], line: LogitLine | None, metric: s
     ax.grid(color="#dddddd", linewidth=0.5)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(drawn.values(), drawn.keys(), fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.01))
+    ax.legend(
+        drawn.values(),
+        drawn.keys(),
+        fontsize=8,
+        frameon=False,
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.01),
+        ncols=-(-len(drawn) // LINES),
+    )

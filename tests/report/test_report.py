@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from robustft.common.errors import UserError
+from robustft.evaluation.results import write_results
+from robustft.report import plot, schema1
 from robustft.report.__main__ import main, panels_of
 from robustft.report.groups import curves, group_over_seeds
 from robustft.report.page import payload
@@ -445,3 +448,19 @@ def test_what_runs_are_asked_makes_no_other_system_of_them(make_run, tmp_path: P
         make_run("finetune", seed, config={"retain": {"pets": {"path": f"/data/{seed}"}}})
     (group,) = group_over_seeds(read_runs([tmp_path / "runs"]))
     assert len(group.runs) == 2
+
+
+def test_many_systems_are_told_apart_and_leave_room_for_the_picture(make_run, tmp_path: Path, recwarn):
+    for number in range(40):
+        file = make_run("finetune", 0, 0.8, 0.6, name=f"run-{number}", config={"lr": number}) / "results.json"
+        record = json.loads(file.read_text())
+        record["display"] = schema1.display(record) | {"label": f"system {number}"}
+        write_results(file, record)
+    groups = group_over_seeds(read_runs([tmp_path / "runs"]))
+    looks = plot.styles(groups)
+    assert len(looks) == 40 and len({(look.colour, look.marker) for look in looks.values()}) == len(plot.SHAPES)
+    assert len({look.marker for look in list(looks.values())[:12]}) == 12
+    plot.scatter([groups], tmp_path / "many")
+    assert not [one for one in recwarn if "constrained_layout" in str(one.message)]
+    width, height = Image.open(tmp_path / "many.png").size
+    assert height >= 200 * plot.LINE * plot.LINES and width > 200 * 2 * plot.COLUMN
