@@ -58,6 +58,7 @@ def module(study: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"study_{study}", HERE / study / "study.py")
     assert spec is not None and spec.loader is not None
     made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made  # where dataclasses look
     spec.loader.exec_module(made)
     return made
 
@@ -244,17 +245,30 @@ def published() -> str:
         command = f"`{row['command']}`" if row["command"] else "not here"
         system = f"{BACKBONES[row['model']]} {row['system'].replace('_', ' ')}"
         cells = [system, row["imagenet"], average, row["source"], row["trap"] or "–", command]
-        rows.append([*cells, *([_ours(row, ours)] if ours else [])])
-    return markdown([*head, *(["ours, embedded benchmark: ID / OOD avg"] if ours else [])], rows)
+        rows.append([*cells, *([_ours(_system(row), ours)] if ours else [])])
+    if not ours:
+        return markdown(head, rows)
+    named = {_system(row) for row in rows_of(HERE / "neighbours" / "published.csv")}
+    for system, made in module("neighbours").SYSTEMS.items():
+        if system not in named:
+            command = f"`{' '.join([*made.settings, *['checkpoint=RUN'] * bool(made.of)])}`"
+            rows.append([system, "–", "–", "none on these sets that we know of", "–", command, _ours(system, ours)])
+    return markdown([*head, "ours, embedded benchmark: ID / OOD avg"], rows)
 
 
 OURS = {"object_single": "counterfactual", "flyp_as_published": "flyp", "lpft_vrf": "lpft"}  # where names differ
+OURS |= {"model_stock": "model-stock"}
 
 
-def _ours(row: Mapping[str, str], ours: Mapping[str, dict[str, Any]]) -> str:
-    """Mean over seeds of the system of that name, at the value of its dial that was chosen; a dash: there is none."""
+def _system(row: Mapping[str, str]) -> str:
+    """What the study calls the system of a published number."""
     system = row["system"].partition(" (")[0]
-    system = OURS.get(system, system) + searched().get(OURS.get(system, system), "")
+    return OURS.get(system, system)
+
+
+def _ours(system: str, ours: Mapping[str, dict[str, Any]]) -> str:
+    """Mean over seeds of a system, at the value of its dial that was chosen; a dash: there is none."""
+    system += searched().get(system, "")
     if not any(re.fullmatch(rf"{re.escape(system)}(_seed-\d+)?", name) for name in ours):
         return "–"
     found = group("neighbours", system)
