@@ -24,7 +24,7 @@ from robustft.common import configs
 from robustft.common.errors import UserError
 from robustft.common.files import disk_error, save_tensors
 from robustft.common.memory import is_out_of_memory
-from robustft.common.paths import readable
+from robustft.common.paths import expand, readable
 from robustft.common.processes import is_first_process
 from robustft.components import component, make_data, make_moving, make_parts, make_recipe
 from robustft.data.check import known_leaks
@@ -106,6 +106,10 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
             inputs.load(path)
     loggers = make_loggers(cfg, folder, None if position is None else position.step)
 
+    if takes.trains:
+        check_start(cfg, inputs)
+    if takes.get("fits") == "holdout":
+        check_holdout(cfg)
     metrics = make_metrics(cfg, inputs)
     inputs.zeroshot  # noqa: B018 -- refused now, if it cannot do what is asked
     retention = make_retention(cfg, inputs)
@@ -120,6 +124,47 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     trains = isinstance(system, Method)
     trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
     return finish(trained, baseline, retention, metrics, cfg, inputs, loggers, started)
+
+
+def check_start(cfg: DictConfig, inputs: Inputs) -> None:
+    """Try what is trained and what is held, on a model that is thrown away.
+
+    Raises:
+        UserError: there are no such parts, or a constraint holds nothing or loses what training starts from.
+    """
+    constraints = make_constraints(cfg, inputs)
+    if cfg.train.name == "all" and not constraints:
+        return
+    student = inputs.student()
+    make_parts(cfg).start(student, cfg.seed)
+    for constraint in constraints:
+        constraint.attach(student, next(student.parameters()).device)
+        constraint.check_start()
+
+
+def check_holdout(cfg: DictConfig) -> None:
+    """What is fitted to the hold-out has to be fitted to what the checkpoint was not trained on.
+
+    Raises:
+        UserError: the checkpoint's run held out other images of the same data.
+    """
+    path = expand(cfg.checkpoint)
+    saved = resuming.saved_config(path if path.is_dir() else path.parent)
+    theirs, ours = (saved or {}).get("data"), configs.plain(cfg)["data"]
+    same = ("_target_", "root", "train", "path", "data_seed", "source", "target")
+    if not isinstance(saved, dict) or not isinstance(theirs, dict) or not theirs.get("holdout", True):
+        return
+    if any(theirs.get(name) != ours.get(name) for name in same):
+        return
+    seeds = [one["data"].get("holdout_seed") for one in (saved, {"data": ours})]
+    of_theirs, of_ours = (
+        seed if own is None else own for own, seed in zip(seeds, (saved.get("seed"), cfg.seed), strict=True)
+    )
+    if of_theirs != of_ours:
+        raise UserError(
+            f"method={cfg.method.name} is fitted to the hold-out, and {cfg.checkpoint} was trained on images of this"
+            f" one: its own is another draw. Add data.holdout_seed={of_theirs}"
+        )
 
 
 def settle(cfg: DictConfig, data: RobustnessData) -> None:

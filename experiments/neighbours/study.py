@@ -90,6 +90,7 @@ SYSTEMS = {
     "vrf": System(("method=vrf",), of=1),
     "dawin": System(("method=dawin",), of=1),
 }
+STICK = tuple(k / 10 for k in range(1, 10))  # WiSE-FT's values on the curve that all are measured against; it is bent
 CURVES = ("distillation", "kd", "counterfactual", "wiseft", "carot", "tracer")
 
 
@@ -110,6 +111,9 @@ def entries(cfg: DictConfig) -> Iterator[Entry]:
             values = made.values if system in CURVES else (chosen(system, results),)
             for value in values:
                 yield entry(system, value, seed)
+        for value in STICK:
+            if value not in ALPHAS:
+                yield entry("wiseft", value, seed)
 
 
 def search(_: DictConfig) -> Iterator[Entry]:
@@ -195,7 +199,7 @@ def differences(results: Results) -> str:
     ours = {system: of_seeds(system, results) for system in SYSTEMS}
     curve = {
         seed: [point(results["zeroshot"])]
-        + [point(results[name("wiseft", value, seed)]) for value in reversed(ALPHAS)]
+        + [point(results[name("wiseft", value, seed)]) for value in sorted({*STICK, *ALPHAS})]
         + [point(results[name("vanilla", None, seed)])]
         for seed in SEEDS
     }

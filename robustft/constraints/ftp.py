@@ -30,6 +30,8 @@ class TrainableProjection(Constraint):
         shrinking: k, 0…1: what gradients by which a radius shrinks are multiplied by; with 0 radii only grow.
     """
 
+    from_anchor = True
+
     def __init__(self, anchor: nn.Module, head: bool, rate: float = 1e-2, shrinking: float = 1.0) -> None:
         super().__init__(anchor, head)
         self.rate, self.shrinking, self.steps = rate, shrinking, 0

@@ -43,5 +43,5 @@ class DecoupledL2SP(Constraint):
     @torch.no_grad()
     def project(self) -> None:
         moves = self.moves()
-        fused.scale_(moves, [rate * self.weight for rate in self.rates()])
+        fused.scale_(moves, [rate * self.weight for rate in self.decay_rates()])
         fused.add_([weight for weight, _ in self.pairs], moves, -1)

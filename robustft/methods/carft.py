@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from robustft.common.errors import UserError
 from robustft.counterfactual.distillation import directions, encode_frozen
 from robustft.counterfactual.fill import Counterfactual
 from robustft.methods.counterfactual import CounterfactualFinetune
@@ -23,6 +24,9 @@ class CARFT(CounterfactualFinetune):
 
     Args:
         contexts: s ctx_k, a row for each prompt template.
+
+    Raises:
+        UserError: there is one template alone.
     """
 
     contexts: Tensor
@@ -37,6 +41,11 @@ class CARFT(CounterfactualFinetune):
         mask: Mapping[str, Any],
         fill: str,
     ) -> None:
+        if beta and len(contexts) < 2:
+            raise UserError(
+                "method=carft compares what is said of the prompt templates, and there is one alone: give several"
+                " (data.templates=imagenet)"
+            )
         super().__init__(student, teacher, beta=beta, mask=mask, fill=fill)
         self.register_buffer("contexts", contexts, persistent=False)
         self.distance = self._distance

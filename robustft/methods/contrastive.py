@@ -274,6 +274,11 @@ class Contrastive(Method):
     def on_train_end(self) -> None:
         self._renew_head()  # there may have been no evaluation after the last step, or none at all
 
+    def result(self) -> Classifier:
+        if self._renewed_at is None:  # a run that went on from its last state, which is older than any renewal
+            self.classifier().renew_head()
+        return super().result()
+
     def _renew_head(self) -> None:
         """Make the classifier of the text tower as it is now: of many prompts, so once after a step."""
         if self._renewed_at != self.trainer.global_step:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from robustft.common.errors import UserError
 from robustft.common.randomness import generator
 from robustft.counterfactual.distillation import directions, encode_frozen
 from robustft.counterfactual.fill import Counterfactual
@@ -54,7 +55,13 @@ class LipsumFT(CounterfactualFinetune):
         self.distance = self._distance
         self.drawn: tuple[int, Tensor] | None = None  # the step, and its texts
         if unit_head:
-            torch.nn.init.zeros_(student.head.bias).requires_grad_(False)
+            bias = student.head.bias
+            if not torch.allclose(bias, bias.mean()):  # the same for all classes means nothing
+                raise UserError(
+                    "method.unit_head=true: the head has no bias, and the model that training starts from has one. Add"
+                    " method.unit_head=false"
+                )
+            torch.nn.init.zeros_(bias).requires_grad_(False)
 
     def parameters_to_train(self) -> Sequence[ParameterGroup]:
         head = [p for p in self.student.head.parameters() if p.requires_grad]
@@ -62,8 +69,9 @@ class LipsumFT(CounterfactualFinetune):
         rest: ParameterGroup = {"params": [p for p in self.student.parameters() if id(p) not in of_head]}
         if not self.unit_head:
             return [rest, {"params": head}]
-        decay = self.recipe.adam["weight_decay"] / self.text.scale  # decay is times the learning rate
-        return [rest, {"params": head, "lr_scale": self.text.scale, "weight_decay": decay}]
+        scale = self.text.scale
+        decay = self.recipe.adam["weight_decay"] / scale  # decay is times the learning rate
+        return [rest, {"params": head, "lr_scale": scale, "weight_decay": decay, "decay_scale": 1 / scale}]
 
     def forwards(self, batch: Batch) -> float:
         if self.teacher is None:

@@ -48,7 +48,8 @@ class VarianceReduction(Ensemble):
 
     def distance(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
         """d, 0…4."""
-        cosines = F.normalize(features, dim=-1) @ self.won.T
+        with torch.autocast(features.device.type, enabled=False):  # near neighbours would be one
+            cosines = F.normalize(features, dim=-1) @ self.won.T
         return 2 - 2 * cosines.topk(self.nearest, dim=1).values[:, -1]
 
     def weight(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, " batch"]:
@@ -60,6 +61,22 @@ def weight(distance: Float[Tensor, " batch"], middle: float, width: float) -> Fl
     return torch.sigmoid((middle - distance) / width)
 
 
+def nearest_of(won: int, images: int, share: float, of: str) -> int:
+    """K, at least 1 and at most |V|.
+
+    Args:
+        won: |V|.
+        images: N, what V was chosen from.
+        of: "won": ``share`` of |V|, as the paper says; "images": |V| / (``share`` · N), as its public code counts. Of
+            ImageNet's images the two are much alike, of fewer images they are not.
+
+    Example:
+        >>> nearest_of(300_000, 1_281_167, 0.001, "won"), nearest_of(300_000, 1_281_167, 0.001, "images")
+        (300, 234)
+    """
+    return min(won, max(1, round(share * won if of == "won" else won / (share * images))))
+
+
 def vrf(
     zeroshot: Classifier,
     checkpoint: Classifier,
@@ -67,13 +84,15 @@ def vrf(
     encode: Encode,
     *,
     share: float,
+    of: str,
     middle: float,
     width: float,
 ) -> VarianceReduction:
     """The mixture of ``zeroshot`` and ``checkpoint`` for ``data``'s training images.
 
     Args:
-        share: K as a share of V.
+        share: by which K is found.
+        of: how, see ``nearest_of``.
         middle: a.
         width: b.
 
@@ -95,5 +114,5 @@ def vrf(
     for model in models:
         logits = logits_of(model, encode(model, holdout.dataset))
         temperatures.append(confident_temperature(logits, is_right(logits, holdout.dataset.labels)))
-    nearest = max(1, round(share * int(won.sum())))
+    nearest = nearest_of(int(won.sum()), len(images), share, of)
     return VarianceReduction(*models, (temperatures[0], temperatures[1]), seen[1][won], nearest, middle, width)

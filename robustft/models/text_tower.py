@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from robustft.common.errors import UserError
 from robustft.models.attention import attend, heads
 from robustft.models.open_clip_private import ResidualAttentionBlock, can_be_cut, text_features, text_tower
 
@@ -80,12 +81,18 @@ class TextTower:
     def blocks(self) -> list[Any]:
         """The transformer's blocks, first to last."""
         tower = self._tower
-        return list(tower.transformer.resblocks)
+        found = getattr(tower.transformer, "resblocks", None)
+        if found is None:
+            raise UserError("the text tower has no blocks of open_clip's, which train=lora updates: leave out train=")
+        return list(found)
 
     def set_grad_checkpointing(self, enable: bool) -> None:
         """Recompute activations in the backward pass."""
         tower = self._tower
-        tower.transformer.grad_checkpointing = enable
+        if hasattr(tower.transformer, "resblocks"):
+            tower.transformer.grad_checkpointing = enable
+        else:  # one of Hugging Face's
+            tower.set_grad_checkpointing(enable)
 
 
 def _all_tokens(

@@ -39,6 +39,8 @@ class Constraint:
         names: of these, in their order.
     """
 
+    from_anchor = False  # whether training has to start at the anchor: the first step goes back to it
+
     def __init__(self, anchor: nn.Module, head: bool = True) -> None:
         named = anchor.named_parameters()
         self.anchors = {name: p.detach().clone() for name, p in named if head or not name.startswith("head.")}
@@ -62,6 +64,18 @@ class Constraint:
                 " constraint, or change constraint.head or train"
             )
 
+    def check_start(self) -> None:
+        """Refuse a start that would be lost.
+
+        Raises:
+            UserError: ``from_anchor``, and the weights are elsewhere.
+        """
+        if self.from_anchor and any(not torch.equal(weight, start) for weight, start in self.pairs):
+            raise UserError(
+                f"{type(self).__name__} begins by taking the weights back to its anchor, and training starts elsewhere"
+                " (init=): add constraint.anchor=init"
+            )
+
     def moves(self) -> list[Any]:
         """θ − θ₀ of ``pairs``."""
         weights, starts = ([pair[k] for pair in self.pairs] for k in (0, 1))
@@ -74,11 +88,13 @@ class Constraint:
                 weight.grad = torch.zeros_like(weight)
         return [weight.grad for weight, _ in self.pairs]
 
-    def rates(self) -> list[float]:
-        """Learning rates of ``pairs`` in this step."""
+    def decay_rates(self) -> list[float]:
+        """How fast ``pairs`` decay in this step, for a weight of 1: their learning rates, as AdamW takes them, where a
+        group of parameters does not say otherwise (``decay_scale``).
+        """
         assert self.stepped_by is not None
         groups = self.stepped_by.param_groups  # other objects once a state has been loaded
-        rates = {id(weight): float(group["lr"]) for group in groups for weight in group["params"]}
+        rates = {id(p): float(g["lr"]) * g.get("decay_scale", 1.0) for g in groups for p in g["params"]}
         return [rates.get(id(weight), 0.0) for weight, _ in self.pairs]
 
     def add_gradient(self) -> None:

@@ -75,7 +75,7 @@ def test_decoupled_l2sp_is_a_decay_towards_the_anchor() -> None:
     torch.manual_seed(0)
     student, anchor = (Weights({"a": torch.randn(3, 2), "b": torch.randn(4)}) for _ in range(2))
     before = {name: weight.detach().clone() for name, weight in student.named_parameters()}
-    groups = [{"params": [student.a], "lr": 0.1}, {"params": [student.b], "lr": 0.3}]
+    groups = [{"params": [student.a], "lr": 0.1}, {"params": [student.b], "lr": 0.6, "decay_scale": 0.5}]
     optimizer = torch.optim.SGD(groups, lr=1.0)
     optimizer.load_state_dict(optimizer.state_dict())  # as a resumed run does
     constraint = attached(DecoupledL2SP(anchor, head=True, weight=0.5), student, optimizer)
@@ -84,9 +84,9 @@ def test_decoupled_l2sp_is_a_decay_towards_the_anchor() -> None:
     constraint.add_gradient()
     optimizer.step()
     constraint.project()
-    for name, rate in (("a", 0.1), ("b", 0.3)):
+    for name, rate, decay in (("a", 0.1, 0.1), ("b", 0.6, 0.3)):  # of a head in other units
         stepped = before[name] - rate
-        expected = stepped - rate * 0.5 * (stepped - getattr(anchor, name))
+        expected = stepped - decay * 0.5 * (stepped - getattr(anchor, name))
         torch.testing.assert_close(getattr(student, name), expected)
 
 

@@ -22,7 +22,7 @@ from robustft.evaluation.predictions import read_logits
 from robustft.methods import dawin, ensembles
 from robustft.methods.lines import factors, scaled
 from robustft.methods.model_stock import ratio, stock
-from robustft.methods.vrf import VarianceReduction, weight
+from robustft.methods.vrf import VarianceReduction, nearest_of, weight
 from robustft.models.classifier import Classifier
 from robustft.models.files import model_files
 from robustft.models.weights import save_classifier
@@ -138,6 +138,34 @@ def test_the_distance_of_vrf() -> None:
     golden.close(made.weight(golden["test_features"]), "mixture_weight")
 
 
+def test_which_neighbour_vrf_asks() -> None:
+    golden = Golden("vrf", torch.float32)
+    assert nearest_of(int(golden["V_count"]), int(golden["train_count"]), 0.001, "images") == golden["K"]
+    assert nearest_of(700, 2000, 0.001, "won") == 1 and nearest_of(3, 10**6, 0.9, "images") == 1
+    assert nearest_of(3000, 10**6, 0.001, "won") == 3 and nearest_of(7, 7, 0.001, "images") == 7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_near_neighbours_are_told_apart_in_mixed_precision(dtype: torch.dtype) -> None:
+    golden = Golden("vrf", torch.float32)
+    model = micro(0)
+    made = VarianceReduction(model, model, (1.0, 1.0), golden["train_features_V"], golden["K"], 1.5, 0.6)
+    with torch.autocast("cpu", dtype):
+        golden.close(made.distance(golden["test_features"]), "knn_distance")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["tpgm", "vrf", "dawin"])
+def test_what_is_fitted_to_the_hold_out_was_not_trained_on_it(work, method: str) -> None:  # noqa: F811
+    path = tuned(work)
+    typed = (f"method={method}", "model.pretrained=embedded", f"checkpoint={path}", *KEPT)
+    with pytest.raises(UserError, match=f"method={method} is fitted to the hold-out.*Add data.holdout_seed=0"):
+        do(work / f"{method}-other-seed", *typed, "seed=3")
+    assert not (work / f"{method}-other-seed" / "results.json").exists()
+    if method == "vrf":
+        do(work / "vrf-same-hold-out", *typed, "data.holdout_seed=0", "method.share=0.2")
+
+
 @pytest.mark.parametrize("who", ["tuned", "zero_shot"])
 def test_the_temperature_of_vrf(who: str) -> None:
     """The public search ends at a gap of 1e-3 of confidence and accuracy; here there is none."""
@@ -246,7 +274,7 @@ def test_vrf(work) -> None:  # noqa: F811
     path = tuned(work) / "model.safetensors"
     record = untrained(work / "vrf", "vrf", f"checkpoint={path}", "method.share=0.2", "method.middle=0.3")
     says_so(work / "vrf", record, models=2)
-    assert record["settings"] == {"method.share": 0.2, "method.middle": 0.3, "method.width": 0.6}
+    assert record["settings"] == {"method.share": 0.2, "method.of": "won", "method.middle": 0.3, "method.width": 0.6}
     whole = Whole(work, 0.2)
     assert len(whole.won) > 10 and whole.nearest > 1
     held = next(s for s in whole.data.sets if s.name == "holdout")

@@ -266,6 +266,25 @@ def test_stopped_at_every_point(work, stops) -> None:  # noqa: F811
     assert same_results(work / "whole", work / "stopped")
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_after_its_last_step_has_the_head_of_its_text_tower(work, monkeypatch) -> None:  # noqa: F811
+    """Without a hold-out nothing is evaluated in training, and the last state is older than the head."""
+    settings = (*FLYP, "data.holdout=0")
+    do(work / "unheld", *settings)
+    with monkeypatch.context() as patch:
+        patch.setattr("robustft.experiment.finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            do(work / "unheld-stopped", *settings)
+    do(work / "unheld-stopped", *settings, resume=True)
+    assert same_results(work / "unheld", work / "unheld-stopped")
+    ours, theirs = (load_file(work / name / "model.safetensors") for name in ("unheld", "unheld-stopped"))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("model", ["model=timm", "model=timm model.pretrained=timm"])
 def test_without_a_text_tower_it_is_refused(tmp_path, model: str) -> None:
     typed = [*model.split(), "model.architecture=vit_small_patch16_224", "method=flyp", "data=scenes"]

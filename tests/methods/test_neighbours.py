@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from robustft.common.errors import UserError
 from robustft.common.randomness import generator
 from robustft.counterfactual.distillation import between_directions
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.sets import Batch
-from robustft.methods.carft import context_divergence
+from robustft.methods.carft import CARFT, context_divergence
 from robustft.methods.ldifs import states_distance
 from robustft.methods.lipsum import text_difference
 from robustft.models.frozen_text import FrozenText, frozen_text
@@ -23,6 +24,7 @@ from robustft.models.tower import quarters
 from tests.golden.neighbours import DTYPES, Golden
 from tests.small import do, method_of, prepared, work  # noqa: F401 (a fixture)
 
+TEXT = ("model.pretrained=embedded",)
 NEIGHBOURS = ["carft", "lipsum", "ldifs"]
 
 
@@ -249,3 +251,34 @@ def test_the_head_of_lipsum_moves_as_one_of_unit_rows(work):  # noqa: F811
     theirs.step()
     torch.testing.assert_close(system.student.head.weight, scale * unit, rtol=1e-5, atol=1e-7)
     assert not any(system.student.head.bias is p for group in groups for p in group["params"] if p.requires_grad)
+
+
+def test_one_context_is_nothing_to_compare(work) -> None:  # noqa: F811
+    run = prepared(work / "one-context", "method=carft", *TEXT)
+    contexts = torch.randn(1, 96)
+    with pytest.raises(UserError, match="there is one alone: give several"):
+        CARFT(run.student(), run.student(), contexts, beta=1.0, mask={"kind": "none"}, fill="none")
+    CARFT(run.student(), run.student(), contexts, beta=0.0, mask={"kind": "none"}, fill="none")
+
+
+def test_a_head_without_bias_loses_none(work) -> None:  # noqa: F811
+    run = prepared(work / "unit-head", "method=lipsum", *TEXT)
+    start = run.student()
+    with torch.no_grad():
+        start.head.bias.fill_(0.5)  # the same for all classes: it changes no probability
+    run._makers["student"] = lambda: start
+    assert not method_of(run).student.head.bias.any()
+    with torch.no_grad():
+        start.head.bias[0] = 1.0
+    with pytest.raises(UserError, match="Add method.unit_head=false"):
+        method_of(run)
+    run.cfg.method.unit_head = False
+    assert method_of(run).student.head.bias[0] == 1.0
+
+
+def test_the_published_head_decays_as_its_unit_rows_do(work) -> None:  # noqa: F811
+    method = method_of(prepared(work / "decay", "method=lipsum", *TEXT))
+    group = method.parameters_to_train()[1]
+    assert group["lr_scale"] * group["decay_scale"] == pytest.approx(1.0)
+    expected = method.recipe.adam["weight_decay"] * group["decay_scale"]
+    assert group["weight_decay"] == pytest.approx(expected)

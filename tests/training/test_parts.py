@@ -11,6 +11,7 @@ from torch import nn
 from robustft import load
 from robustft.common.errors import UserError
 from robustft.models.lora import LowRank, add_updates, merge, merged_state, named_weights
+from robustft.models.text_tower import TextTower
 from robustft.training.moving import MovingAverage
 from robustft.training.parts import (
     Head,
@@ -171,3 +172,50 @@ def zeroshot(work):  # noqa: F811
     if not (work / "zeroshot" / "results.json").exists():
         do(work / "zeroshot", "method=zeroshot")
     return work / "zeroshot"
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (("method=finetune", "train=last_k", "train.blocks=99"), "train.blocks=99: the image tower has 4 blocks"),
+        (("method=finetune", "train=head", "constraint=l2sp", "constraint.head=false"), "L2SP has nothing to hold"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_evaluated(work, monkeypatch, settings, expected):  # noqa: F811
+    monkeypatch.setattr("robustft.experiment.zeroshot_scores", lambda *_: pytest.fail("time was spent"))
+    with pytest.raises(UserError, match=expected):
+        do(work / "refused", "model.pretrained=embedded", *settings)
+
+
+@pytest.mark.slow
+def test_a_start_that_ftp_would_take_back_is_refused(work):  # noqa: F811
+    typed = ("method=finetune", "constraint=ftp", "trainer.max_epochs=1")
+    do(work / "ftp-start", "method=finetune", "trainer.max_epochs=1")
+    start = f"init={work / 'ftp-start'}"
+    with pytest.raises(UserError, match="training starts elsewhere .init=.: add constraint.anchor=init"):
+        do(work / "ftp-lost", *typed, start)
+    do(work / "ftp-kept", *typed, start, "constraint.anchor=init")
+    do(work / "ftp", *typed)
+
+
+def test_towers_of_hugging_face_are_run_as_they_are_evaluated():
+    """Dropout would make two passes over one batch differ, and those of a gradient cache have to agree."""
+
+    class Elsewhere(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.transformer, self.asked = nn.Sequential(nn.Dropout(0.5)), []
+
+        def set_grad_checkpointing(self, enable):
+            self.asked.append(enable)
+
+    student = micro(0)
+    student.text = nn.Module()
+    student.text.text = Elsewhere()
+    student.train()
+    assert student.training and not student.text.text.transformer[0].training
+    tower = TextTower(student.text)
+    tower.set_grad_checkpointing(True)
+    assert student.text.text.asked == [True]
+    with pytest.raises(UserError, match="train=lora updates: leave out train="):
+        _ = tower.blocks
