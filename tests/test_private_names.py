@@ -6,6 +6,7 @@ import re
 import tomllib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -247,6 +248,16 @@ def test_a_csv_loggers_rows_stay(tmp_path):
     assert (first["step"], first["a"], first["b"]) == ("1", "2", "")
     assert (second["step"], second["a"], second["b"]) == ("2", "", "3.0")
     assert type(logger.experiment) is private.KeptRows
+
+
+def test_a_device_without_images_stays_in_an_evaluation():
+    trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False)
+    private.evaluate_on_every_device(trainer)
+    for loop in (trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop):
+        for devices, batches, skips in ((1, [0], True), (2, [0], False), (2, [0, 3], False), (2, [], True)):
+            loop._max_batches = batches
+            loop.trainer = SimpleNamespace(world_size=devices, sanity_checking=False)
+            assert loop.skip == skips
 
 
 # Where each is asked for, from robustft/ on.

@@ -94,6 +94,7 @@ class Offer(Mapping[str, Any]):
         clip: Any = create_clip(name, None, seed)
         with seeded("method bench head", seed):
             head = nn.Linear(self._width, len(self.data.class_names))
+        nn.init.zeros_(head.bias)  # as in a zero-shot head
         visual = clip.visual
         text = without_visual(clip) if self.cfg.method.takes.get("text") in ("trained", "frozen") else None
         model = Classifier(visual, head, Architecture(name, model_config(name), preprocess_of(name, None)), text)

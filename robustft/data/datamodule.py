@@ -105,9 +105,6 @@ class RobustnessData(LightningDataModule, ABC):
         UserError: a number out of range; in `setup`: what the class gives is not what it should be.
     """
 
-    # A device may get none of a small evaluation set's images: none is repeated to fill up.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     name: str
     class_names: Sequence[str]
     templates: Sequence[Callable[[str], str] | str]
@@ -127,6 +124,8 @@ class RobustnessData(LightningDataModule, ABC):
         validate: str = "holdout",
     ) -> None:
         super().__init__()
+        # A device may get none of a small evaluation set's images: none is repeated to fill up.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.preprocess, self.seed, self.validate = preprocess, seed, validate
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.holdout, self.eval_images, self.num_workers = holdout, eval_images, num_workers

@@ -48,6 +48,7 @@ class Evaluator(LightningModule):
         temperature: float | None = None,
     ) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # see RobustnessData
         self.model = model
         self.keep_predictions, self.keep_logits = keep_predictions, keep_logits
         self.make_metrics, self.temperature = metrics or dict, temperature

@@ -209,6 +209,7 @@ class _Asked(LightningModule):
 
     def __init__(self, model: Classifier, asked: Sequence[Sequence[Question]]) -> None:
         super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # see RobustnessData
         self.model, self.asked = model, asked
         self.tops = nn.ModuleList(
             nn.ModuleList(Top1(question.task.images.correct) for question in questions) for questions in asked

@@ -88,8 +88,8 @@ class Classifier(nn.Module):
         super().train(mode)
         if "visual" in self._modules:  # a head on known features has none
             self.visual.eval()
-        if self.text is not None:
-            self.text.eval()
+        if (text := self._modules.get("text")) is not None:
+            text.eval()
         return self
 
     @property

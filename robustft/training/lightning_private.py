@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loops.evaluation_loop import _EvaluationLoop
 
 from robustft.common.files import atomic
 
@@ -30,6 +31,21 @@ def leave_to_each_device(module: LightningModule, names: Iterable[str]) -> None:
 def micro_batches_done(trainer: Trainer) -> int:
     """Micro-batches of the running epoch that have been taken."""
     return trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+class _Evaluation(_EvaluationLoop):
+    """An evaluation that a device without images takes part in: the others wait for its counts of none."""
+
+    @property
+    def skip(self) -> bool:
+        return bool(super().skip) and (self.trainer.world_size == 1 or not self.max_batches)
+
+
+def evaluate_on_every_device(trainer: Trainer) -> None:
+    """Keep a device that has none of a small set's images from leaving an evaluation at once."""
+    loops: list[Any] = [trainer.validate_loop, trainer.fit_loop.epoch_loop.val_loop]
+    for loop in loops:
+        loop.__class__ = _Evaluation
 
 
 def is_last_batch(trainer: Trainer) -> bool:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from robustft.common.errors import UserError
 from robustft.common.wording import first_line
 from robustft.training.callbacks import progress
-from robustft.training.lightning_private import connect
+from robustft.training.lightning_private import connect, evaluate_on_every_device
 
 AUTO = "auto"
 
@@ -44,9 +44,11 @@ def make_trainer(
         "enable_progress_bar": any(isinstance(callback, ProgressBar) for callback in bar),
     }
     try:
-        return Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
+        made = Trainer(**chosen, callbacks=[*callbacks, *bar], logger=loggers or False, default_root_dir=folder)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {first_line(error)}") from error
+    evaluate_on_every_device(made)
+    return made
 
 
 def agreement(trainer: Trainer) -> Callable[[bool], bool] | None:
