@@ -7,7 +7,6 @@ A table stands between `<!-- table: NAME -->` and `<!-- end of table -->`; TABLE
 sentences, or parts of them, with their numbers computed.
 """
 
-import importlib.util
 import json
 import re
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from io import StringIO
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from types import ModuleType
 from typing import Any
 
@@ -23,12 +22,13 @@ from rich.console import Console
 
 from robustft.common import terminal
 from robustft.common.files import write
+from robustft.common.imports import script
 from robustft.evaluation.summary import percent, print_table, signed
 from robustft.report.groups import Group
 from robustft.report.published import SETS
 from robustft.report.published import rows as rows_of
 from robustft.report.runs import Run
-from robustft.report.stats import Difference, paired_difference
+from robustft.report.stats import Difference, holm, paired_difference
 from robustft.report.table import comparison
 from robustft.report.tradeoff import match
 from robustft.studies import store
@@ -44,6 +44,7 @@ def results(study: str) -> dict[str, dict[str, Any]]:
     return store.read(HERE / study / store.FILE)
 
 
+WHOLE = "prompts of whole length"
 NOT_YET = "*Not run on this version of the benchmark yet.*"
 
 
@@ -55,12 +56,7 @@ def is_run(study: str) -> bool:
 @cache
 def module(study: str) -> ModuleType:
     """A study's own functions."""
-    spec = importlib.util.spec_from_file_location(f"study_{study}", HERE / study / "study.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # where dataclasses look
-    spec.loader.exec_module(made)
-    return made
+    return script(HERE / study / "study.py")
 
 
 def group(study: str, system: str, label: str = "") -> Group:
@@ -202,6 +198,20 @@ def steps(model: str) -> str:
     return markdown(head, step_rows(model))
 
 
+def methods(model: str) -> str:
+    """Every training method against its own floor, by what the study of the neighbours calls it."""
+    study, found = module("neighbours"), benched(f"methods_{model}")["methods"]
+    keys = ("images_per_s", "vs_vanilla", "forwards", "floor", "floor_share", "timed_share")
+    rows = []
+    for system, made in study.SYSTEMS.items():
+        typed = "" if made.of else study.typed(made)
+        for name, label in ((typed, system), (f"{typed}, {WHOLE}", f"{system}, {WHOLE}")):
+            if values := found.get(name):
+                rows.append([label, *(f"{values[key]:.2f}" for key in keys)])
+    head = ["method", "images/s", "cost in vanilla steps", "in forwards", "floor", "share of floor", "texts as timed"]
+    return markdown(head, rows)
+
+
 def speed() -> str:
     found = bench("vitb32")
     rows = []
@@ -249,10 +259,16 @@ def published() -> str:
     if not ours:
         return markdown(head, rows)
     named = {_system(row) for row in rows_of(HERE / "neighbours" / "published.csv")}
-    for system, made in module("neighbours").SYSTEMS.items():
+    study = module("neighbours")
+    for system, made in study.SYSTEMS.items():
         if system not in named:
-            command = f"`{' '.join([*made.settings, *['checkpoint=RUN'] * bool(made.of)])}`"
-            rows.append([system, "–", "–", "none on these sets that we know of", "–", command, _ours(system, ours)])
+            typed = made.at(study.chosen(system, ours))
+            command = f"`{' '.join([*typed, *['checkpoint=RUN'] * bool(made.of)])}`"
+            combination = system in dict(study.COMBINED) and system != "counterfactual"
+            source = "unpublished" if combination else "not looked up"
+            protocol = study.of_seeds(system, ours)[study.SEEDS[0]]["protocol"]
+            trap = "looks at whole unlabelled test sets" if protocol["transductive"] else "–"
+            rows.append([system, "–", "–", source, trap, command, _ours(system, ours)])
     return markdown([*head, "ours, embedded benchmark: ID / OOD avg"], rows)
 
 
@@ -268,19 +284,13 @@ def _system(row: Mapping[str, str]) -> str:
 
 def _ours(system: str, ours: Mapping[str, dict[str, Any]]) -> str:
     """Mean over seeds of a system, at the value of its dial that was chosen; a dash: there is none."""
-    system += searched().get(system, "")
-    if not any(re.fullmatch(rf"{re.escape(system)}(_seed-\d+)?", name) for name in ours):
+    study = module("neighbours")
+    runs = [ours[system]] if system in ours else []
+    if system in study.SYSTEMS:
+        runs = list(study.of_seeds(system, ours).values())
+    if not runs:
         return "–"
-    found = group("neighbours", system)
-    return " / ".join(percent(sum(values) / len(values)) for values in map(found.values, ("id", "ood_avg")))
-
-
-@cache
-def searched() -> dict[str, str]:
-    """By system with a dial, how its run at the chosen value is called behind its name: _beta-1."""
-    lines = (HERE / "neighbours" / "search.md").read_text("utf-8").splitlines()[2:]
-    cells = ([cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines)
-    return {system: f"_{dial.rpartition('.')[2]}-{value}" for system, dial, _, value in cells}
+    return " / ".join(percent(mean(values)) for values in zip(*(point_of(run) for run in runs), strict=True))
 
 
 BETA_1 = {
@@ -310,6 +320,8 @@ NEEDS = {
     "kd_beta": "kd_beta/beta.md",
     "cam_truth": "cam_truth/table.md",
     "probe": "probe/probe.md",
+    "methods_tiny": "speed/methods_tiny.json",
+    "methods_vitb32": "speed/methods_vitb32.json",
     "targets": "targets/targets.md",
     "targets_systems": "targets/targets.md",
 } | {
@@ -330,6 +342,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "retention": lambda: module("retention").table(results("retention")).rstrip(),
     "probe": lambda: (HERE / "probe" / "probe.md").read_text("utf-8").rstrip(),
     "speed": speed,
+    "methods_tiny": lambda: methods("tiny"),
+    "methods_vitb32": lambda: methods("vitb32"),
     "speed_tiny": lambda: steps("tiny"),
     "speed_vitb32": lambda: steps("vitb32"),
     "speed_vitb16": lambda: steps("vitb16"),
@@ -368,6 +382,10 @@ def said() -> Iterator[tuple[str, str]]:
         yield from said_of_seeds()
     if is_run("comparison"):
         yield from said_of_comparison()
+    if (HERE / "neighbours" / "comparison.md").is_file():
+        yield from said_of_neighbours()
+    flyp = [benched("methods_vitb32")["methods"][name]["forwards"] for name in ("flyp", f"flyp, {WHOLE}")]
+    yield "experiments/speed/README.md", f"FLYP costs {flyp[0]:.2f} forwards, {flyp[1]:.2f} with {WHOLE}"
     b16 = bench("vitb16")
     fp32, bf16 = (b16[name]["vs_direct"] for name in ("exact_fp32", "exact"))
     memory = [b16[name]["peak_bytes"] / b16["direct_fp32"]["peak_bytes"] for name in ("exact_fp32", "exact")]
@@ -423,11 +441,107 @@ def said_of_comparison() -> Iterator[tuple[str, str]]:
     yield page, f"{size(wise[0])} points more OOD than this method for {size(wise[1])} points less ID"
 
 
+def said_of_neighbours() -> Iterator[tuple[str, str]]:
+    """Bullet by bullet."""
+    page, study, found = "experiments/neighbours/README.md", module("neighbours"), results("neighbours")
+    curves, gaps, gains = study.between_curves(found), study.over_wise(found), study.over_vanilla(found)
+    curve = {label: full(one) for label, one in curves.items()}
+    four = ("counterfactual images", "distillation", "KD", "TRACER")
+    names = ("counterfactual", "distillation", "kd", "tracer")
+    above = ", ".join(f"{told} {curve[f'{name} − wiseft']}" for told, name in zip(four, names, strict=True))
+    yield page, f"{above} points of OOD; CaRot {curve['carot − wiseft']}."
+    assert all(p < 0.05 for p in _holm(curves)[:-1])
+
+    shown = {system for system, p in zip(gaps, _holm(gaps), strict=True) if p < 0.05}
+    assert shown == {"dawin", "model-stock", "tracer-counterfactual", "tracer", "l2sp", "lora"}
+    gap, number_of = {system: full(one) for system, one in gaps.items()}, len(gaps)
+    yield (
+        page,
+        f"four of {number_of} systems are shown to lie above WiSE-FT's curve, and two below**: DaWin {gap['dawin']} (",
+    )
+    yield page, f"Model Stock {gap['model-stock']} (two"
+    yield page, f"TRACER on counterfactual images {gap['tracer-counterfactual']} and TRACER {gap['tracer']};"
+    yield page, f"L2-SP {gap['l2sp']} and LoRA {gap['lora']}, at"
+    others = [one for system, one in gaps.items() if system not in shown]
+    yield page, f"Of the other {len(others)}, {sum(one.mean > 0 for one in others)} have a positive mean"
+    yield "README.md", f"four of the {number_of} that can be compared are shown to lie above the WiSE-FT curve: DaWin ("
+    yield "README.md", f"DaWin ({gap['dawin']} points of OOD; it uses the unlabelled test sets), Model Stock ("
+    yield "README.md", f"Model Stock ({gap['model-stock']}; two trainings), TRACER ({gap['tracer']}) and"
+    yield "README.md", f"TRACER on counterfactual images ({gap['tracer-counterfactual']}); two are shown to lie below"
+    yield "README.md", f"and for the other {len(others)} five seeds do not decide"
+
+    better = [one.mean > 0 and p < 0.05 for one, p in zip(gains.values(), _holm(gains), strict=True)]
+    yield page, f"{sum(better)} of {len(better)} are shown to gain OOD over vanilla fine-tuning.**"
+    gain = {system: full(one) for system, one in gains.items()}
+    yield page, f"{gain['flyp']} OOD, and so are FLYP with all prompts of the class ({gain['flyp-class']})"
+    yield page, f"LP-FT ({gain['lpft']}, p = {gains['lpft'].p:.3f})"
+    yield from said_of_calibration(page)
+    yield from said_of_other_tasks(page)
+
+    masks = curves["counterfactual − distillation"]
+    yield page, f"{full(masks)} over the curves, p = {masks.p:.2f}"
+    ours = {system: study.of_seeds(system, found) for system in study.SYSTEMS}
+    change = {
+        new: [full(study.difference(of(ours[new]), of(ours[old]))) for of in (study.ood_of, study.id_of)]
+        for new, old in study.COMBINED
+    }
+    timed = benched("methods_tiny")["methods"]
+    cost = [timed[study.typed(study.SYSTEMS[name])]["forwards"] for name in ("counterfactual", "distillation")]
+    yield page, f"at twice the cost ({cost[0]:.1f} F against {cost[1]:.1f})"
+    yield page, f"At β = 0.3 both, {change['counterfactual'][0]} OOD for {change['counterfactual'][1]} ID"
+    for new in ("flyp-counterfactual", "counterfactual-trajectory"):
+        yield page, f"{change[new][0]} OOD for {change[new][1]} ID"
+    runs = [name.startswith("search_") for name in found]
+    yield page, f"{len(runs)} runs on scenes: {sum(runs)} of the search and {len(runs) - sum(runs)} that are reported"
+
+
+def _holm(differences: Mapping[str, Difference]) -> list[float]:
+    return holm([one.p for one in differences.values() if one.p is not None])
+
+
+def said_of_calibration(page: str) -> Iterator[tuple[str, str]]:
+    study = module("neighbours")
+
+    def ece(system: str, metric: str = "ece") -> str:
+        runs = study.of_seeds(system, results("neighbours")).values()
+        return f"{percent(mean(study.shifts(run, metric) for run in runs))}%"
+
+    def warm(system: str) -> str:
+        return ece(system, "ece_calibrated")
+
+    yield page, f"{ece('carot')[:-1]} and {ece('tracer')}, against {ece('vanilla')} of vanilla fine-tuning and"
+    yield page, f"FLYP's ({ece('flyp')}) is that of distillation ({ece('distillation')}) and WiSE-FT ({ece('wiseft')})."
+    yield (
+        page,
+        f"lowers vanilla's to {warm('vanilla')} and raises CaRot's ({warm('carot')}), TRACER's ({warm('tracer')}),",
+    )
+    yield page, f"OSE's ({warm('ose')}) and VRF's ({warm('vrf')}). With it TRACER and DaWin have {warm('dawin')},"
+    yield page, f"counterfactual images {warm('counterfactual')}."
+
+
+def said_of_other_tasks(page: str) -> Iterator[tuple[str, str]]:
+    study, found = module("neighbours"), results("neighbours")
+
+    def lost(system: str, value: float | None = None) -> str:
+        value = study.chosen(system, found) if value is None else value
+        runs = [found[study.name(system, value, seed)] for seed in study.SEEDS]
+        return number(-mean(study.forgotten(run) for run in runs))
+
+    yield page, f"KD at β = 0.1 and 0.3 loses {lost('kd', 0.1)} and {lost('kd', 0.3)} points on context and style"
+    yield page, f"distillation at β = 1 and 3 loses {lost('distillation', 1)} and {lost('distillation', 3)}."
+    yield page, f"Vanilla fine-tuning loses {lost('vanilla')}, WiSE-FT {lost('wiseft')}, CAR-FT {lost('carft')},"
+    yield page, f"counterfactual images {lost('counterfactual')}, TRACER {lost('tracer')}, Lipsum-FT {lost('lipsum')};"
+    yield page, f"LDIFS, made for this, {lost('ldifs')} at the value"
+
+
 METRICS = ("id", "ood_avg", "scenes_objectnet", "scenes_a")
 
 
 def point(study: str, name: str) -> tuple[float, float]:
-    record = results(study)[name]
+    return point_of(results(study)[name])
+
+
+def point_of(record: Mapping[str, Any]) -> tuple[float, float]:
     return record["id"]["top1"], record["ood_avg"]
 
 

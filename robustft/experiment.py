@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from robustft.cli import compose, recipes, resuming
 from robustft.cli.checks import least_images
 from robustft.cli.display import dials, display
-from robustft.cli.run_folder import start_over
+from robustft.cli.run_folder import keep, start_over
 from robustft.cli.settings import Settings
 from robustft.common import configs
 from robustft.common.errors import UserError
@@ -121,6 +121,7 @@ def run(cfg: DictConfig) -> dict[str, Any] | None:
     if is_first_process():
         start_over(folder)  # with overwrite=true: from here on there is no way back to what lies there
     system = make()
+    keep()
     trains = isinstance(system, Method)
     trained = train_method(system, cfg, inputs, loggers, started) if trains else Trained(system)
     return finish(trained, baseline, retention, metrics, cfg, inputs, loggers, started)
@@ -143,28 +144,40 @@ def check_start(cfg: DictConfig, inputs: Inputs) -> None:
 
 
 def check_holdout(cfg: DictConfig) -> None:
-    """What is fitted to the hold-out has to be fitted to what the checkpoint was not trained on.
+    """Refuse to fit to images that the checkpoint was trained on.
 
     Raises:
-        UserError: the checkpoint's run held out other images of the same data.
+        UserError: the checkpoint's run held out other images of the same data, or was given another number of them.
     """
     path = expand(cfg.checkpoint)
     saved = resuming.saved_config(path if path.is_dir() else path.parent)
-    theirs, ours = (saved or {}).get("data"), configs.plain(cfg)["data"]
-    same = ("_target_", "root", "train", "path", "data_seed", "source", "target")
-    if not isinstance(saved, dict) or not isinstance(theirs, dict) or not theirs.get("holdout", True):
+    if saved is None or not isinstance(saved.get("data"), dict):
         return
-    if any(theirs.get(name) != ours.get(name) for name in same):
+    theirs = saved["data"]
+    if not theirs.get("holdout", True):
         return
-    seeds = [one["data"].get("holdout_seed") for one in (saved, {"data": ours})]
-    of_theirs, of_ours = (
-        seed if own is None else own for own, seed in zip(seeds, (saved.get("seed"), cfg.seed), strict=True)
-    )
-    if of_theirs != of_ours:
+    ours = configs.plain(cfg)["data"]
+    if ours["holdout"] == 0:  # the method says what it misses
+        return
+    images = ("_target_", "root", "train", "path", "data_seed", "source", "target")
+    if any(theirs.get(name) != ours.get(name) for name in images):
+        return
+    draw = holdout_draw(theirs, saved.get("seed"))
+    wrong: dict[str, Any] = {} if draw == holdout_draw(ours, cfg.seed) else {"holdout_seed": draw}
+    for name in ("train_images", "shots", "holdout"):  # from which, how many of each class, and how many
+        if theirs.get(name) != ours.get(name):
+            wrong[name] = "null" if theirs.get(name) is None else theirs[name]
+    if wrong:
         raise UserError(
             f"method={cfg.method.name} is fitted to the hold-out, and {cfg.checkpoint} was trained on images of this"
-            f" one: its own is another draw. Add data.holdout_seed={of_theirs}"
+            f" one: its own is another. Add {' '.join(f'data.{name}={value}' for name, value in wrong.items())}"
         )
+
+
+def holdout_draw(data: Mapping[str, Any], seed: int | None) -> int | None:
+    """The seed that says which images are held out: the data's own, or the run's."""
+    own = data.get("holdout_seed")
+    return seed if own is None else own
 
 
 def settle(cfg: DictConfig, data: RobustnessData) -> None:

@@ -36,3 +36,15 @@ def test_it_is_as_it_was(module):
     gc.disable()
     imports.quickly(module)
     assert not gc.isenabled()
+
+
+def test_a_script_is_one_module_or_none(tmp_path):
+    file = tmp_path / "study.py"
+    file.write_text("from dataclasses import dataclass\n\n\n@dataclass\nclass One:\n    two: 'int' = 2\n")
+    assert imports.script(file) is imports.script(tmp_path / "." / "study.py")
+    assert imports.script(file).One().two == 2
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise KeyError\n")
+    for _ in range(2):  # what failed is not taken for imported
+        with pytest.raises(KeyError):
+            imports.script(broken)

@@ -1,7 +1,6 @@
 """Pre-training of the tiny CLIP: one curve, however often it is stopped."""
 
 import csv
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from robustft.common.errors import UserError
+from robustft.common.imports import script
 from robustft.data.scenes.generate import generate
 from robustft.data.scenes.recipes import PRETRAINING
 from tests.small import ROOT
 
 SCRIPT = ROOT / "experiments" / "pretrain_tiny" / "pretrain.py"
-spec = importlib.util.spec_from_file_location("pretrain", SCRIPT)
-pretrain = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(pretrain)
+pretrain = script(SCRIPT)
 
 SHORT = ["--steps=4", "--images=32", "--batch-size=8"]
 

@@ -1,18 +1,16 @@
 """The tables and numbers of the READMEs are those of the result files, and so are the studies' own tables."""
 
 import csv
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from robustft.common.imports import script
 from robustft.studies import store
 from tests.small import ROOT
 
-spec = importlib.util.spec_from_file_location("readme", ROOT / "experiments" / "readme.py")
-readme = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(readme)
+readme = script(ROOT / "experiments" / "readme.py")
 
 
 def test_tables_and_numbers_are_those_of_the_result_files():

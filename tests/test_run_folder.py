@@ -493,6 +493,8 @@ def test_a_run_that_is_refused_before_it_does_anything_leaves_no_folder(tmp_path
     late = ("method=finetune", "trainer.limit_val_batches=0.01")  # known once the data is
     environment = {"ROBUSTFT_CACHE": str(tmp_path / "cache")}
     assert_refused(command(tmp_path, *late, **environment), "limit_val_batches=0.01")
+    alone = ("method=flyp", "data.batch_size=1", "logger=none")  # the method itself says so
+    assert_refused(command(tmp_path, *alone, **environment), "data.batch_size=1")
     (tmp_path / "kept").mkdir()
     assert_refused(command(tmp_path, *late, "hydra.run.dir=kept/new/run", **environment), "limit_val_batches=0.01")
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "kept"} and not list((tmp_path / "kept").iterdir())

@@ -7,60 +7,59 @@ two processes are from one.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from robustft.common import paths
 from robustft.common.files import write
+from robustft.common.imports import script
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+STUDY = script(HERE / "study.py")
 SETTINGS = """model=vitb32 data=imagenet data.templates=simple data.eval_images=16 data.holdout=16 trainer=cpu
     trainer.precision=32-true logger=none trainer.enable_progress_bar=false""".split()
 STEPS = ["data.batch_size=8", "trainer.max_epochs=null", "trainer.max_steps=2"]
-
-
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("neighbours_study", HERE / "study.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # where its dataclasses look
-    spec.loader.exec_module(made)
-    return made
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=paths.expand, help="data.root: ImageNet and its five shifts")
     parser.add_argument("work", type=paths.expand, help="a folder for weights and runs")
+    parser.add_argument("--jobs", type=int, default=2, help="runs of one process at a time, one thread each")
     parser.add_argument("--only", nargs="*", help="these systems alone")
     arguments = parser.parse_args()
     paths.make_folder(arguments.work, "WORK")
     weights = random_weights(arguments.work / "random.pt")
     common = [*SETTINGS, f"data.root={arguments.root}", f"model.pretrained={weights}"]
-    failed = 0
-    for system, made in study().SYSTEMS.items():
-        if arguments.only and system not in arguments.only:
-            continue
+    vanilla, vanilla2 = arguments.work / "vanilla", arguments.work / "vanilla2"
+    alone: dict[Path, list[str]] = {}
+    for system, made in STUDY.SYSTEMS.items():
         settings = [*common, *made.at(made.values[0] if made.values else None)]
-        settings += [] if made.of else STEPS
-        settings += [f"checkpoint={arguments.work / 'vanilla'}"] if made.of == 1 else []
-        if made.of > 1:
-            settings += [f"checkpoints=[{arguments.work / 'vanilla'},{arguments.work / 'vanilla2'}]"]
-            failed += not run(arguments.work / "vanilla2", [*common, *STEPS, "method=finetune", "seed=1"])
-        failed += not run(arguments.work / system, settings)
-        if not made.of:
-            failed += not run(arguments.work / f"{system}-two", [*settings, "trainer.devices=2"])
+        settings += STEPS if not made.of else ["method.iterations=2"] if system == "tpgm" else []
+        settings += [f"checkpoint={vanilla}"] if made.of == 1 else []
+        settings += [f"checkpoints=[{vanilla},{vanilla2}]"] if made.of > 1 else []
+        if not arguments.only or system in arguments.only:
+            alone[arguments.work / system] = settings
+    together = {
+        folder.with_name(f"{folder.name}-two"): [*settings, "trainer.devices=2"]
+        for folder, settings in alone.items()
+        if not STUDY.SYSTEMS[folder.name].of
+    }
+    done = [run(vanilla, [*common, *STEPS, "method=finetune"])]  # leaves the head that nearly all start from
+    done += [run(vanilla2, [*common, *STEPS, "method=finetune", "seed=1"])]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        done += pool.map(run, alone, alone.values())
+    done += map(run, together, together.values())
     write(HERE / "once.md", table(arguments.work))
     print(table(arguments.work))
-    return int(failed > 0)
+    return int(not all(done))
 
 
 def random_weights(file: Path) -> Path:
@@ -81,8 +80,10 @@ def run(folder: Path, settings: list[str]) -> bool:
         return True
     began = time.monotonic()
     line = [sys.executable, str(ROOT / "run.py"), *settings, f"hydra.run.dir={folder}", "overwrite=true"]
-    done = subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(line, env=env, capture_output=True, text=True)
     seconds.write_text(f"{time.monotonic() - began:.0f}")
+    (folder / "last.ckpt").unlink(missing_ok=True)  # gigabytes, to go on from
     print(f"{folder.name}: {'done' if done.returncode == 0 else 'FAILED'} in {seconds.read_text()} s", flush=True)
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
@@ -94,7 +95,7 @@ def table(work: Path) -> str:
         "| system | seconds | seconds, two processes | largest difference of a weight | counts |",
         "|---|---:|---:|---:|---|",
     ]
-    for system in study().SYSTEMS:
+    for system in STUDY.SYSTEMS:
         if not (work / system / "results.json").exists():
             continue
         two = work / f"{system}-two"

@@ -18,9 +18,10 @@ from omegaconf import DictConfig
 
 from robustft.common.files import write
 from robustft.evaluation.summary import percent, signed
-from robustft.report.stats import Difference, paired_difference
-from robustft.report.tradeoff import markdown, match
-from robustft.report.wise import gap
+from robustft.report.forest import forest
+from robustft.report.stats import Difference, holm, paired_difference
+from robustft.report.tradeoff import contrast
+from robustft.report.wise import Gap, gap
 from robustft.studies import store
 from robustft.studies.main import main, tables
 from robustft.studies.store import Results
@@ -91,6 +92,14 @@ SYSTEMS = {
     "dawin": System(("method=dawin",), of=1),
 }
 STICK = tuple(k / 10 for k in range(1, 10))  # WiSE-FT's values on the curve that all are measured against; it is bent
+COMBINED = (  # a combination, and what it is made of
+    ("counterfactual", "distillation"),
+    ("distillation-trajectory", "distillation"),
+    ("counterfactual-trajectory", "counterfactual"),
+    ("flyp-counterfactual", "flyp"),
+    ("carot-counterfactual", "carot"),
+    ("tracer-counterfactual", "tracer"),
+)
 CURVES = ("distillation", "kd", "counterfactual", "wiseft", "carot", "tracer")
 
 
@@ -154,7 +163,8 @@ def summarise(folder: Path, results: Results) -> None:
     if "zeroshot" not in results or not all(entry.name in results for entry in entries(DictConfig({}))):
         return
     tables(folder, results, baselines=["vanilla_seed-1"], leave_out="search_")
-    write(folder / "matched.md", matched(results) + "\n" + differences(results))
+    write(folder / "matched.md", "\n".join(part(results) for part in (matched, differences, combined)))
+    draw(folder / "gaps.png", results)
     write(folder / "measures.md", measures(results))
 
 
@@ -185,63 +195,153 @@ def point(record: dict[str, Any]) -> tuple[float, float]:
 
 
 def matched(results: Results) -> str:
-    curves = {
-        system: {
-            seed: [point(results[name(system, value, seed)]) for value in SYSTEMS[system].values] for seed in SEEDS
-        }
-        for system in CURVES
-    }
-    return markdown(match(curves), "wiseft")
+    """OOD where curves over the dial have equal ID, paired by seed."""
+    told = (
+        "OOD average at equal ID: first curve minus second, the mean over the ID range that both have, in points."
+        " Curves\nare straight between their points. One of three points lies below the bent curve that it stands for;"
+        " WiSE-FT's has 13,\nzero-shot and vanilla fine-tuning among them.\n"
+    )
+    return f"{told}\n{corrected(between_curves(results), 'Δ OOD at equal ID', first='curves')}"
 
 
 def differences(results: Results) -> str:
     """OOD of every method at its dial minus vanilla's, and minus the WiSE-FT curve's at no less ID; paired by seed."""
-    ours = {system: of_seeds(system, results) for system in SYSTEMS}
-    curve = {
-        seed: [point(results["zeroshot"])]
-        + [point(results[name("wiseft", value, seed)]) for value in sorted({*STICK, *ALPHAS})]
-        + [point(results[name("vanilla", None, seed)])]
-        for seed in SEEDS
-    }
-    gaps = {
-        system: {seed: gap(point(record), curve[seed]) for seed, record in runs.items()}
-        for system, runs in ours.items()
-        if system not in ("vanilla", "wiseft")
-    }
-    vanilla = {seed: record["ood_avg"] for seed, record in ours["vanilla"].items()}
-    above = {
-        system: paired_difference({seed: record["ood_avg"] for seed, record in runs.items()}, vanilla)
-        for system, runs in ours.items()
-        if system != "vanilla"
-    }
-    over = {
-        system: paired_difference({seed: one.ood for seed, one in found.items()}, dict.fromkeys(found, 0.0))
-        for system, found in gaps.items()
-    }
-    beyond = {system for system, found in gaps.items() if any(one.beyond for one in found.values())}
     return "\n".join(
         [
             "OOD average minus vanilla fine-tuning's, in points, paired by seed.",
             "",
-            corrected(above, "Δ OOD to vanilla"),
+            corrected(over_vanilla(results), "Δ OOD to vanilla"),
             "OOD average minus the best that WiSE-FT of the same seed's vanilla model has at no less ID, in points;",
             "† beyond the curve's highest ID in some seed: above its OOD there.",
             "",
-            corrected(over, "gap to WiSE", beyond),
+            corrected(over_wise(results), "gap to WiSE", beyond(results)),
         ]
     )
 
 
-def corrected(found: Mapping[str, Difference | None], what: str, marked: Collection[str] = ()) -> str:
+def combined(results: Results) -> str:
+    """What a combination changes of the method that it is made of, each at its own dial."""
+    gaps = all_gaps(results)
+    rows = ["| | Δ ID [95%] | Δ OOD [95%] | Δ gap to WiSE [95%] | p of the gap, Holm |", "|---|---:|---:|---:|---:|"]
+    changes = {}
+    for new, old in COMBINED:
+        first, second = of_seeds(new, results), of_seeds(old, results)
+        changes[f"{new} − {old}"] = (
+            difference(id_of(first), id_of(second)),
+            difference(ood_of(first), ood_of(second)),
+            difference(*({seed: one.ood for seed, one in gaps[system].items()} for system in (new, old))),
+        )
+    corrections = holm([p_of(change[-1]) for change in changes.values()])
+    for (label, change), p in zip(changes.items(), corrections, strict=True):
+        rows.append(f"| {label} | {' | '.join(map(shown, change))} | {p:.2g} |")
+    return "\n".join(["Combinations minus what they are made of, each at its own dial.", "", *rows]) + "\n"
+
+
+def between_curves(results: Results) -> dict[str, Difference]:
+    """Of the curves: each minus WiSE-FT's, and counterfactual images minus the same images as they are."""
+    wise = wise_curves(results)
+    curves = {
+        system: {
+            seed: wise[seed]
+            if system == "wiseft"
+            else [point(results[name(system, value, seed)]) for value in SYSTEMS[system].values]
+            for seed in SEEDS
+        }
+        for system in CURVES
+    }
+    pairs = [(system, "wiseft") for system in CURVES if system != "wiseft"] + [("counterfactual", "distillation")]
+    found = {f"{first} − {second}": contrast(curves, [(first, second)]) for first, second in pairs}
+    return {label: one for label, one in found.items() if one is not None}
+
+
+def over_vanilla(results: Results) -> dict[str, Difference]:
+    """OOD of every other system minus vanilla's."""
+    vanilla = ood_of(of_seeds("vanilla", results))
+    others = (system for system in SYSTEMS if system != "vanilla")
+    return {system: difference(ood_of(of_seeds(system, results)), vanilla) for system in others}
+
+
+def over_wise(results: Results) -> dict[str, Difference]:
+    """The gap to WiSE-FT's curve of every system that is not on it."""
+    return {
+        system: difference({seed: one.ood for seed, one in found.items()}, dict.fromkeys(found, 0.0))
+        for system, found in all_gaps(results).items()
+    }
+
+
+def beyond(results: Results) -> set[str]:
+    """Which systems have, in some seed, an ID that the curve never reaches."""
+    return {system for system, found in all_gaps(results).items() if any(one.beyond for one in found.values())}
+
+
+def all_gaps(results: Results) -> dict[str, dict[int, Gap]]:
+    """Of every system that is not on the curve, by seed."""
+    wise = wise_curves(results)
+    return {
+        system: {seed: gap(point(record), wise[seed]) for seed, record in of_seeds(system, results).items()}
+        for system in SYSTEMS
+        if system not in ("vanilla", "wiseft")
+    }
+
+
+def wise_curves(results: Results) -> dict[int, list[tuple[float, float]]]:
+    """Of every seed's vanilla model: zero-shot, WiSE-FT by α, the model itself."""
+    return {
+        seed: [
+            point(results["zeroshot"]),
+            *(point(results[name("wiseft", value, seed)]) for value in sorted({*STICK, *ALPHAS})),
+            point(results[name("vanilla", None, seed)]),
+        ]
+        for seed in SEEDS
+    }
+
+
+def id_of(runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    return {seed: run["id"]["top1"] for seed, run in runs.items()}
+
+
+def ood_of(runs: Mapping[int, Mapping[str, Any]]) -> dict[int, float]:
+    return {seed: run["ood_avg"] for seed, run in runs.items()}
+
+
+def difference(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Difference:
+    found = paired_difference({**ours}, {**theirs})
+    assert found is not None
+    return found
+
+
+def p_of(one: Difference) -> float:
+    assert one.p is not None
+    return one.p
+
+
+def corrected(found: Mapping[str, Difference], what: str, marked: Collection[str] = (), first: str = "system") -> str:
     """Differences by their p, each with Holm's: at most so likely somewhere in the table if there were none."""
-    told = {system: one for system, one in found.items() if one is not None and one.p is not None}
-    rows = [f"| system | {what} [95%] | p | p, Holm |", "|---|---:|---:|---:|"]
-    worst = 0.0
-    for place, (system, one) in enumerate(sorted(told.items(), key=lambda item: item[1].p)):
-        worst = max(worst, min(1.0, one.p * (len(told) - place)))
-        value = f"{signed(one.mean)}{'†' * (system in marked)} [{signed(one.low)}, {signed(one.high)}]"
-        rows.append(f"| {system} | {value} | {one.p:.2g} | {worst:.2g} |")
+    told = sorted((p_of(one), label, one) for label, one in found.items())
+    rows = [f"| {first} | {what} [95%] | p | p, Holm |", "|---|---:|---:|---:|"]
+    for (p, label, one), worst in zip(told, holm([p for p, _, _ in told]), strict=True):
+        rows.append(f"| {label} | {shown(one, '†' * (label in marked))} | {p:.2g} | {worst:.2g} |")
     return "\n".join(rows) + "\n"
+
+
+def shown(one: Difference, mark: str = "") -> str:
+    """In points, with its interval."""
+    assert one.low is not None and one.high is not None
+    return f"{signed(one.mean)}{mark} [{signed(one.low)}, {signed(one.high)}]"
+
+
+def draw(file: Path, results: Results) -> None:
+    """Draw every system's gap to the WiSE-FT curve, the largest first."""
+    over, marked = over_wise(results), beyond(results)
+    named = {system: f"{system}†" if system in marked else system for system in over}
+    largest = sorted(over, key=lambda system: -over[system].mean)
+    corrections = dict(zip(over, holm([p_of(one) for one in over.values()]), strict=True))
+    undecided = {named[system] for system, p in corrections.items() if p >= 0.05}
+    what = "OOD top-1 above WiSE-FT of vanilla fine-tuning at no less ID, points; 95% intervals\n"
+    what += "† in some seed the curve never reaches that ID: above its OOD at its highest"
+    what += "\nrings: not shown after Holm's correction"
+    found = {named[system]: over[system] for system in largest}
+    forest(file, {"gap": found}, what=what, title="Gap to the WiSE-FT curve", hollow=undecided)
 
 
 def measures(results: Results) -> str:
@@ -271,15 +371,22 @@ def measures(results: Results) -> str:
         known = [forgotten(run) for run in every]
         cells += ["–" if None in known else signed(mean(one for one in known if one is not None))]
         cells += [str(runs[1]["protocol"]["models_at_inference"])]
-        step = cost.get(typed(made)) if made and not made.of else None
-        cells += [f"{step['forwards']:.1f}", f"{1000 / step['images_per_s']:.1f}"] if step else ["–", "–"]
+        cells += spent(made, cost) if made and cost else ["–", "–"]
         rows.append(f"| {system} | {' | '.join(cells)} |")
     told = (
-        "In %; NLL in nats. Δ knows: mean change of top-1 on context and style by their prompts, in points. Models: at"
-        " inference. F: a training step's cost in forward passes of the image tower; s: seconds for 1,000 images"
-        " (../speed/methods_tiny.json, one thread)."
+        "In %; NLL in nats. Δ knows: mean change of top-1 on context and style by their prompts, in points."
+        "\nModels: at inference. F: a training step's cost in forward passes of the image tower; s: seconds for 1,000"
+        "\nimages, by the time of a vanilla step (../speed/methods_tiny.json, one thread). After training: those of the"
+        "\nmodels that a method is of."
     )
     return "\n".join([*rows, "", told]) + "\n"
+
+
+def spent(made: System, cost: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """F and seconds of training: the bench's, or those of the vanilla models that a method works on."""
+    vanilla = cost[typed(SYSTEMS["vanilla"])]
+    times = made.of * vanilla["vs_vanilla"] if made.of else cost[typed(made)]["vs_vanilla"]
+    return [f"{3 * times:.1f}", f"{1000 * times / vanilla['images_per_s']:.1f}"]
 
 
 def typed(made: System) -> str:

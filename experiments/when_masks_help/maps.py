@@ -4,10 +4,7 @@ python experiments/when_masks_help/maps.py runs/studies/experiments/when_masks_h
 """
 
 import argparse
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -15,6 +12,7 @@ from torch import Tensor
 from robustft.common import paths
 from robustft.common.errors import UserError
 from robustft.common.files import write
+from robustft.common.imports import script
 from robustft.counterfactual.cam import make_cam
 from robustft.counterfactual.mask import object_mask
 from robustft.counterfactual.true_maps import patch_coverage
@@ -31,20 +29,11 @@ THRESHOLDS, IMAGES = (0.05, 0.1, 0.3), 500
 KINDS = {"correlation": float, "train_images": int}
 
 
-def study() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("when_masks_help", HERE / "study.py")
-    assert spec is not None and spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made  # where its dataclasses look
-    spec.loader.exec_module(made)
-    return made
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=paths.expand, help="the folder in which the study leaves its runs")
     arguments = parser.parse_args()
-    plan = study()
+    plan = script(HERE / "study.py")
     seed = plan.SEEDS[0]
     zeroshot = zeroshot_classifier(
         tiny.ARCHITECTURE, "embedded", ScenesData.class_names, ScenesData.templates, tokenizer=tiny.tokenizer()

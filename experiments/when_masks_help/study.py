@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from robustft.common.files import write
 from robustft.evaluation.summary import percent
-from robustft.report.stats import Difference, ood_at_matched_id, paired_difference
+from robustft.report.forest import forest
+from robustft.report.stats import Difference, holm, ood_at_matched_id, paired_difference
 from robustft.studies.main import main
 from robustft.studies.store import Results
 from robustft.studies.study import Entry
@@ -253,18 +254,8 @@ def difference(outcome: Outcome) -> Difference:
 def primary(results: Results) -> list[tuple[str, Difference, float]]:
     """Each conclusion's contrast, and its p after Holm's correction."""
     found = [(name, difference(contrast(results, wanted))) for name, wanted in PRIMARY.items()]
-    corrected = holm([one.p for _, one in found])
+    corrected = holm([one.p for _, one in found if one.p is not None])
     return [(name, one, p) for (name, one), p in zip(found, corrected, strict=True)]
-
-
-def holm(values: Sequence[float | None]) -> list[float]:
-    """Correct p values for their number (Holm, 1979), in their order."""
-    order = sorted(range(len(values)), key=lambda place: values[place] or 0.0)
-    corrected, worst = [0.0] * len(values), 0.0
-    for rank, place in enumerate(order):
-        worst = max(worst, min(1.0, (values[place] or 0.0) * (len(values) - rank)))
-        corrected[place] = worst
-    return corrected
 
 
 def verdict(found: Difference, unmatched: float = 0.0) -> str:
@@ -288,7 +279,7 @@ def summarise(folder: Path, results: Results) -> None:
         return
     write(folder / "primary.md", tests(results))
     write(folder / "conditions.md", conditions(results) + "\n" + explanations(results))
-    forest(folder / "forest.png", results)
+    picture(folder / "forest.png", results)
 
 
 def interval(found: Difference) -> str:
@@ -364,26 +355,14 @@ def logged(run: Mapping[str, Any], what: str) -> list[float]:
     return [float(row[column]) for row in rows if row[column]]
 
 
-def forest(file: Path, results: Results) -> None:
+def picture(file: Path, results: Results) -> None:
     """Draw every cell's gain with its interval: on unusual contexts and on styles."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.6, 0.3 * len(CELLS) + 1.2), layout="constrained")
-    ax = figure.subplots()
-    for group, colour, shift in (("contexts", "#D55E00", -0.13), ("styles", "#0072B2", 0.13)):
-        found = [difference(above_the_curve(results, cell, group)) for cell in CELLS.values()]
-        centre = [100 * one.mean for one in found]
-        half = [100 * ((one.high or 0) - one.mean) for one in found]
-        places = [number + shift for number in range(len(found))]
-        ax.errorbar(centre, places, xerr=half, fmt="o", color=colour, markersize=4, linewidth=1.2, label=group)
-    ax.axvline(0, color="#333333", linewidth=0.8)
-    ax.axvspan(-100 * ENOUGH, 100 * ENOUGH, color="#eeeeee", zorder=0)
-    ax.set_yticks(range(len(CELLS)), list(CELLS))
-    ax.invert_yaxis()
-    ax.set(xlabel="OOD top-1 above no mask at equal ID, points; 95% intervals", title="When do masks help?")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, loc="best")
-    figure.savefig(file, dpi=160)
+    gains = {
+        group: {name: difference(above_the_curve(results, cell, group)) for name, cell in CELLS.items()}
+        for group in ("contexts", "styles")
+    }
+    what = "OOD top-1 above no mask at equal ID, points; 95% intervals"
+    forest(file, gains, what=what, title="When do masks help?", noise=ENOUGH)
 
 
 if __name__ == "__main__":

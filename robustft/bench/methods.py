@@ -7,6 +7,7 @@ is: loss, backward, clipping, AdamW, constraints, moving average.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import count
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from robustft.models.classifier import Architecture, Classifier
 from robustft.models.frozen_text import FrozenText
 from robustft.models.text import without_visual
 from robustft.models.weights import create_clip, model_config
+from robustft.models.work import Forward, compared_by
 from robustft.models.zeroshot import open_clip_tokenizer, preprocess_of, prompts_of
 from robustft.training.method import AUTOCAST, Method
 
@@ -189,6 +191,32 @@ class MethodBench:
         """What a step cannot cost less than, in forward passes of the image tower: the method's own word."""
         return self.method.forwards(self.data)
 
+    def floor_as_timed(self, rounds: int, wall: bool) -> float:
+        """``floor``, where a forward pass of the text tower counts by the time it takes beside one of the image tower,
+        and a backward pass by as much: of small matrices a machine does less arithmetic in a second.
+        """
+        precision = self._precision()
+
+        def compare(part: Forward, whole: Forward) -> float:
+            def step(forward: Forward) -> Callable[[], None]:
+                @torch.no_grad()
+                def run() -> None:
+                    with precision():
+                        forward()
+
+                return run
+
+            steps = {"part": step(part), "whole": step(whole)}
+            taken = seconds_by_round(steps, rounds, self.device, lambda _: None, wall)
+            return median(a / b for a, b in zip(taken["part"], taken["whole"], strict=True))
+
+        with compared_by(compare):
+            return self.floor
+
+    def _precision(self) -> Callable[[], torch.autocast]:
+        dtype = AUTOCAST.get(self.precision)
+        return partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
+
     def step(self) -> Step:
         """A whole training step; ready to be called many times."""
         method, batch, options = self.method, self.data, configs.plain(self.cfg)["trainer"]
@@ -197,12 +225,11 @@ class MethodBench:
         made: Any = method.configure_optimizers()
         method.trainer = None
         optimizer = made["optimizer"]
-        dtype = AUTOCAST.get(self.precision)
-        precision = partial(torch.autocast, self.device, dtype or torch.bfloat16, enabled=dtype is not None)
+        precision, numbers = self._precision(), count()
 
         def step() -> None:
             with precision():
-                loss: Tensor = method.training_step(batch, 0)
+                loss: Tensor = method.training_step(batch, next(numbers))  # what is drawn for a step is drawn anew
             loss.backward()
             method.configure_gradient_clipping(
                 optimizer, options["gradient_clip_val"], options["gradient_clip_algorithm"]
@@ -220,12 +247,14 @@ class Timed:
     Attributes:
         seconds: of a step, the median.
         vs_vanilla: times a vanilla step, the median over rounds.
-        floor: forward passes that it cannot do without.
+        floor: forward passes that it cannot do without, the text tower's by their arithmetic.
+        floor_as_timed: the same, the text tower's by their time.
     """
 
     seconds: float
     vs_vanilla: float
     floor: float
+    floor_as_timed: float
 
     @property
     def forwards(self) -> float:
@@ -236,6 +265,11 @@ class Timed:
     def floor_share(self) -> float:
         """The floor as a share of what it costs."""
         return self.floor / self.forwards
+
+    @property
+    def timed_share(self) -> float:
+        """The same of ``floor_as_timed``."""
+        return self.floor_as_timed / self.forwards
 
 
 def rows(names: Sequence[str], whole: bool) -> list[tuple[str, bool]]:
@@ -255,4 +289,4 @@ def time_method(
     steps = {"method": method.step(), "vanilla": vanilla.step()}
     taken = seconds_by_round(steps, rounds, method.device, lambda _: progress(method.name), wall)
     ratio = median(a / b for a, b in zip(taken["method"], taken["vanilla"], strict=True))
-    return Timed(median(taken["method"]), ratio, method.floor)
+    return Timed(median(taken["method"]), ratio, method.floor, method.floor_as_timed(rounds, wall))

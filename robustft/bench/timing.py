@@ -31,10 +31,11 @@ CAPTION = (
     " Share of floor: what the passes that a step cannot do without would cost at the vanilla step's speed,"
     " as a share of what it costs."
 )
-COLUMNS = ("images_per_s", "vs_vanilla", "forwards", "floor", "floor_share")
+COLUMNS = ("images_per_s", "vs_vanilla", "forwards", "floor", "floor_share", "timed_share")
 OF_METHODS = (
     "A forward is one of the image tower over the batch: a vanilla step is three. Floor: those that a method cannot do"
-    " without, the text tower's and the teacher's among them. Each was timed in turn with vanilla steps."
+    " without, the text tower's and the teacher's among them; the text tower's count by their arithmetic, and in the"
+    " last column by the time they take. Each was timed in turn with vanilla steps."
 )
 
 
@@ -112,6 +113,8 @@ def time_methods(options: argparse.Namespace, precision: str) -> None:
                 "forwards": timed.forwards,
                 "floor": timed.floor,
                 "floor_share": timed.floor_share,
+                "floor_as_timed": timed.floor_as_timed,
+                "timed_share": timed.timed_share,
             }
             del method
             gc.collect()
@@ -126,7 +129,7 @@ def time_methods(options: argparse.Namespace, precision: str) -> None:
     }
     shown = Table(title=_heading(record), caption=OF_METHODS, caption_justify="left")
     shown.add_column("method")
-    for heading in ("images/s", "cost in vanilla steps", "in forwards", "floor", "share of floor"):
+    for heading in ("images/s", "cost in vanilla steps", "in forwards", "floor", "share of floor", "texts as timed"):
         shown.add_column(heading, justify="right")
     for name, values in found.items():
         shown.add_row(name, *(f"{values[key]:.2f}" for key in COLUMNS))

@@ -176,7 +176,6 @@ def start_over(folder: Path) -> None:
 
     Without settings that were put aside there is nothing to do.
     """
-    MADE.clear()
     aside = folder / ASIDE
     if not aside.is_dir():
         return
@@ -193,6 +192,11 @@ def start_over(folder: Path) -> None:
     for path in sorted(aside.iterdir()):
         os.replace(path, folder / path.name)
     aside.rmdir()
+
+
+def keep() -> None:
+    """Say that the run does something from here on: its folder stays, whatever comes."""
+    MADE.clear()
 
 
 def leave_nothing(folder: Path) -> bool:

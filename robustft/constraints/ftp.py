@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from robustft.constraints.radius import LEAST, row_lengths, shortened
+from robustft.constraints.radius import LEAST, row_lengths
+from robustft.training import fused
 from robustft.training.constraint import Constraint
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8  # of the radii's Adam
@@ -20,7 +21,7 @@ class TrainableProjection(Constraint):
     """θ₀ + clip(γ/N, 0, 1) · c after every step: c = θ̃ − θ₀, N the L1 length of its rows, γ a radius for each tensor.
 
     The radii begin at 1e-8, so that the first step is taken back. From the second on Adam moves them, by the gradient
-    Σ_rows ⟨g, c⟩/N of this step's g and the last step's c as it was before it was shortened.
+    Σ_rows ⟨g, c/N⟩ of this step's g and the last step's c and N, from before c was shortened.
 
     Adam corrects its bias as if it had taken one step more, as the authors' code does: a radius first moves by 0.744 of
     its rate.
@@ -36,20 +37,19 @@ class TrainableProjection(Constraint):
         super().__init__(anchor, head)
         self.rate, self.shrinking, self.steps = rate, shrinking, 0
         self.radii = self.first = self.second = torch.empty(0)
-        self.last: dict[str, Tensor] = {}  # the moves of the step before, by name
+        self.slants: dict[str, Tensor] = {}  # c/N of the step before, by name
 
     def attach(self, student: nn.Module, device: torch.device) -> None:
         super().attach(student, device)
         self.radii, self.first, self.second = (value.to(device) for value in (self.radii, self.first, self.second))
-        self.last = {name: move.to(device) for name, move in self.last.items()}
+        self.slants = {name: slant.to(device) for name, slant in self.slants.items()}
 
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Take the radii's gradient, and add nothing."""
         if self.steps == 0:
             return
-        found = zip(self.gradients(), self.last.values(), strict=True)
-        slopes = torch.stack([(g * move / (row_lengths(move) + LEAST)).sum() for g, move in found])
+        slopes = fused.dots(self.gradients(), list(self.slants.values()))
         self._move_radii(slopes.nan_to_num(0.0, 0.0, 0.0))  # of a step that float16 will skip
 
     def _move_radii(self, slopes: Float[Tensor, " tensors"]) -> None:
@@ -62,23 +62,33 @@ class TrainableProjection(Constraint):
 
     @torch.no_grad()
     def project(self) -> None:
-        moves = self.moves()
-        lengths = [row_lengths(move) + LEAST for move in moves]
-        longest = torch.stack([length.max() for length in lengths])
         if self.steps == 0:
-            self.radii = torch.full_like(longest, LEAST)
-            self.first, self.second = torch.zeros_like(longest), torch.zeros_like(longest)
-        else:
-            self.radii = self.radii.clamp(min=LEAST).minimum(longest)
-        for (weight, start), move, length, radius in zip(self.pairs, moves, lengths, self.radii, strict=True):
-            weight.copy_(start + shortened(move, length, radius))
-        self.last = dict(zip(self.names, moves, strict=True))
+            self.radii = self.pairs[0][1].new_full((len(self.pairs),), LEAST)
+            self.first, self.second = torch.zeros_like(self.radii), torch.zeros_like(self.radii)
+            moves = [torch.empty_like(start) for _, start in self.pairs]
+            self.slants = dict(zip(self.names, moves, strict=True))
+        radii, slants = [], list(self.slants.values())
+        for piece in self.pieces:
+            weights, starts = zip(*self.pairs[piece], strict=True)
+            moves = slants[piece]  # in their place: no further copy of the model
+            fused.put_(moves, weights)
+            fused.add_(moves, starts, -1)
+            lengths = [row_lengths(move) for move in moves]
+            fused.shift_(lengths, LEAST)
+            longest = torch.stack([length.max() for length in lengths])
+            radii.append(self.radii[piece].clamp(min=LEAST).minimum(longest))
+            shares = fused.quotients(radii[-1].unbind(), lengths)
+            fused.limit_(shares, 1.0)
+            fused.put_(weights, starts)
+            fused.add_products_(weights, shares, moves)
+            fused.divide_(moves, lengths)
+        self.radii = torch.cat(radii)
         self.steps += 1
 
     def state_dict(self) -> dict[str, Any]:
         moments = {"radii": self.radii, "first": self.first, "second": self.second}
-        return {"steps": self.steps, "last": self.last, **moments}
+        return {"steps": self.steps, "slants": self.slants, **moments}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.steps, self.last = state["steps"], dict(state["last"])
+        self.steps, self.slants = state["steps"], dict(state["slants"])
         self.radii, self.first, self.second = state["radii"], state["first"], state["second"]

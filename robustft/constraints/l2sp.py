@@ -26,7 +26,8 @@ class L2SP(Constraint):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Add 2α(θ − θ₀)."""
-        fused.add_(self.gradients(), self.moves(), 2 * self.weight)
+        for piece in self.pieces:
+            fused.add_(self.gradients(piece), self.moves(piece), 2 * self.weight)
 
 
 class DecoupledL2SP(Constraint):
@@ -42,6 +43,8 @@ class DecoupledL2SP(Constraint):
 
     @torch.no_grad()
     def project(self) -> None:
-        moves = self.moves()
-        fused.scale_(moves, [rate * self.weight for rate in self.decay_rates()])
-        fused.add_([weight for weight, _ in self.pairs], moves, -1)
+        rates = [rate * self.weight for rate in self.decay_rates()]
+        for piece in self.pieces:
+            moves = self.moves(piece)
+            fused.scale_(moves, rates[piece])
+            fused.add_([weight for weight, _ in self.pairs[piece]], moves, -1)

@@ -35,14 +35,18 @@ class SelectiveProjection(Constraint):
     @torch.no_grad()
     def add_gradient(self) -> None:
         """Look at the gradient, and add nothing."""
-        moves = self.moves()
-        self.lengths = fused.norms(moves)
-        self.opposed = torch.stack([each.sum() for each in fused.products(moves, self.gradients())]) > 0
+        lengths, slopes = [], []
+        for piece in self.pieces:
+            moves = self.moves(piece)
+            lengths.append(fused.norms(moves))
+            slopes.append(fused.dots(moves, self.gradients(piece)))
+        self.lengths, self.opposed = torch.cat(lengths), torch.cat(slopes) > 0
 
     @torch.no_grad()
     def project(self) -> None:
-        moves = self.moves()
-        lengths = fused.norms(moves)
-        ratio = ((lengths - self.lengths) / lengths).clamp(0, 1)  # not a number where nothing has moved
-        fused.scale_(moves, (self.weight * ratio * self.opposed).nan_to_num())
-        fused.add_([weight for weight, _ in self.pairs], moves, -1)
+        for piece in self.pieces:
+            moves = self.moves(piece)
+            lengths = fused.norms(moves)
+            ratio = ((lengths - self.lengths[piece]) / lengths).clamp(0, 1)  # not a number where nothing has moved
+            fused.scale_(moves, (self.weight * ratio * self.opposed[piece]).nan_to_num())
+            fused.add_([weight for weight, _ in self.pairs[piece]], moves, -1)

@@ -26,16 +26,14 @@ def feature_distance(
     Args:
         features: f(x_cf) where it is known already (x_cf = x).
     """
-    target = encode_frozen(teacher, x_cf)
-    return F.mse_loss(student.encode(*x_cf) if features is None else features, target)
+    return F.mse_loss(*encode_both(student, teacher, x_cf, features))
 
 
 def direction_distance(
     student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None = None
 ) -> Float[Tensor, ""]:
     """Mean over batch and dimensions of (n(f̂(x_cf)) − n(f(x_cf)))², n L2 normalisation."""
-    target = encode_frozen(teacher, x_cf)
-    return between_directions(student.encode(*x_cf) if features is None else features, target)
+    return between_directions(*encode_both(student, teacher, x_cf, features))
 
 
 def between_directions(
@@ -59,10 +57,22 @@ def logit_distance(
     temperature: float,
 ) -> Float[Tensor, ""]:
     """T² · KL(teacher ‖ student) of the softened class distributions on x_cf (Hinton et al., 2015), batch mean."""
-    target = teacher.classify(encode_frozen(teacher, x_cf)).detach() / temperature
-    logits = student.classify(student.encode(*x_cf) if features is None else features) / temperature
+    ours, theirs = encode_both(student, teacher, x_cf, features)
+    logits, target = student.classify(ours) / temperature, teacher.classify(theirs).detach() / temperature
     divergence = F.kl_div(logits.log_softmax(-1), target.log_softmax(-1), reduction="batchmean", log_target=True)
     return temperature**2 * divergence
+
+
+def encode_both(
+    student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None = None
+) -> tuple[Float[Tensor, "batch features"], Float[Tensor, "batch features"]]:
+    """f(x_cf), and f̂(x_cf) without a graph.
+
+    Args:
+        features: f(x_cf) where it is known already (x_cf = x).
+    """
+    target = encode_frozen(teacher, x_cf)
+    return student.encode(*x_cf) if features is None else features, target
 
 
 def encode_frozen(teacher: Classifier, x_cf: Counterfactual) -> Float[Tensor, "batch features"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from robustft.common.errors import UserError
-from robustft.counterfactual.distillation import directions, encode_frozen
+from robustft.counterfactual.distillation import directions, encode_both
 from robustft.counterfactual.fill import Counterfactual
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Classifier
@@ -53,8 +53,7 @@ class CARFT(CounterfactualFinetune):
     def _distance(
         self, student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None
     ) -> Float[Tensor, ""]:
-        target = encode_frozen(teacher, x_cf)
-        return context_divergence(student.encode(*x_cf) if features is None else features, target, self.contexts)
+        return context_divergence(*encode_both(student, teacher, x_cf, features), self.contexts)
 
 
 def context_divergence(

@@ -15,7 +15,7 @@ from torch import Tensor
 from robustft.counterfactual.distillation import encode_frozen
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
-from robustft.methods.contrastive import Contrastive, Pairs, Seen, encode_texts_frozen
+from robustft.methods.contrastive import Contrastive, Pairs, Seen
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models.classifier import Classifier
 from robustft.models.projections import image_projection, text_projection
@@ -34,6 +34,8 @@ class CaRot(Contrastive):
     Raises:
         UserError: a tower has no projection.
     """
+
+    teaches_texts = True
 
     def __init__(
         self,
@@ -54,9 +56,6 @@ class CaRot(Contrastive):
 
     def taught(self, pairs: Pairs, sample: Counterfactual) -> Seen:
         return {} if self.teacher is None else {"images": encode_frozen(self.teacher, sample)}
-
-    def taught_texts(self, pairs: Pairs) -> Seen:
-        return {} if self.teacher is None else {"texts": encode_texts_frozen(self.teacher, pairs)}
 
     def forwards_of_teacher(self, text: float) -> float:
         return self.of_sample + text

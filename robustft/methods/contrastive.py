@@ -22,7 +22,8 @@ from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
 from robustft.data.sets import Batch
 from robustft.models.classifier import Classifier
-from robustft.models.work import flops
+from robustft.models.prompts import part_of
+from robustft.models.work import share
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import Method
 
@@ -53,7 +54,11 @@ class Contrastive(Method):
 
     At every epoch an image gets one of its class's prompts at random, whatever the devices and micro-batches. A
     subclass says in ``objective`` what is minimised over the features of a whole batch and, where it has a teacher, in
-    ``taught`` what that gives. The classifier is made of the text tower again before every evaluation.
+    ``taught`` and ``teaches_texts`` what that gives. The classifier is made of the text tower again before every
+    evaluation.
+
+    Attributes:
+        teaches_texts: whether the teacher's features of the prompts are compared too; a subclass says so.
 
     Args:
         student: with its text tower.
@@ -64,6 +69,8 @@ class Contrastive(Method):
         UserError: a batch is one image.
     """
 
+    teaches_texts = False
+
     def __init__(
         self, student: Classifier, teacher: Classifier | None, data: RobustnessData, mask: Mapping[str, Any], fill: str
     ) -> None:
@@ -71,7 +78,7 @@ class Contrastive(Method):
         assert student.prompts is not None
         if data.batch_size < 2:
             raise UserError(
-                f"data.batch_size={data.batch_size}: an image is set against the prompts of others. Raise it"
+                f"data.batch_size={data.batch_size}: an image is set against the prompts of others. Give 2 or more"
             )
         student.head.requires_grad_(False)  # it is made of the text tower
         if getattr(student.text, "logit_bias", None) is not None:
@@ -100,8 +107,10 @@ class Contrastive(Method):
         return {}
 
     def taught_texts(self, pairs: Pairs) -> Seen:
-        """The teacher's features of the prompts, as ``texts``."""
-        return {}
+        """The teacher's features of the prompts, as ``texts``, where those are compared."""
+        if self.teacher is None or not self.teaches_texts:
+            return {}
+        return {"texts": encode_texts_frozen(self.teacher, pairs)}
 
     def forwards_of_teacher(self, text: float) -> float:
         """What ``taught`` and ``taught_texts`` cost, in forward passes of the image tower; one of the text tower is
@@ -115,7 +124,7 @@ class Contrastive(Method):
         """Forward and backward of both towers, of x_cf where there is one, its map, and the teacher."""
         pairs = batch if isinstance(batch, Pairs) else self._on_device(self.pairs(batch))
         encode, encode_text = self.student.encode, self.student.encode_text
-        text = flops(lambda: encode_text(pairs.tokens)) / flops(lambda: encode(pairs.images))
+        text = share(lambda: encode_text(pairs.tokens), lambda: encode(pairs.images))
         needed = 3 + 3 * text + (0.0 if self.teacher is None else self.forwards_of_teacher(text))
         if self.mask is None:
             return needed
@@ -282,8 +291,19 @@ class Contrastive(Method):
     def _renew_head(self) -> None:
         """Make the classifier of the text tower as it is now: of many prompts, so once after a step."""
         if self._renewed_at != self.trainer.global_step:
-            self.classifier().renew_head()
+            model = self.classifier()
+            model.renew_head(None if self.trainer.world_size == 1 else self._rows_together(model))
             self._renewed_at = self.trainer.global_step
+
+    def _rows_together(self, model: Classifier) -> Float[Tensor, "classes features"]:
+        """The embeddings of the classes' prompts, a part of them from every device."""
+        classes, devices = len(self.prompts.class_names), self.trainer.world_size
+        mine = part_of(classes, self.global_rank, devices)
+        rows = model.head.weight.new_zeros(len(part_of(classes, 0, devices)), model.head.in_features)
+        if mine:
+            rows[: len(mine)] = self.prompts.rows(model.text, mine)
+        everywhere: Any = self.all_gather(rows)
+        return everywhere.flatten(0, 1)[:classes]
 
 
 def _in_float32(seen: Seen) -> Seen:

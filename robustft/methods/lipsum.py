@@ -12,13 +12,13 @@ from torch import Tensor
 
 from robustft.common.errors import UserError
 from robustft.common.randomness import generator
-from robustft.counterfactual.distillation import directions, encode_frozen
+from robustft.counterfactual.distillation import directions, encode_both
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.sets import Batch
 from robustft.methods.counterfactual import CounterfactualFinetune
 from robustft.models.classifier import Classifier
 from robustft.models.frozen_text import FrozenText
-from robustft.models.work import flops
+from robustft.models.work import share
 from robustft.training.lightning_private import is_attached
 from robustft.training.method import ParameterGroup
 
@@ -78,8 +78,8 @@ class LipsumFT(CounterfactualFinetune):
             return super().forwards(batch)
         random = generator("random texts", 0, device=batch.images.device)
         texts = self.text.random_tokens(self.texts, self.length, random)
-        share = flops(lambda: self.text.encode(texts)) / flops(lambda: self.student.encode(batch.images))
-        return super().forwards(batch) + share
+        text = share(lambda: self.text.encode(texts), lambda: self.student.encode(batch.images))
+        return super().forwards(batch) + text
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -97,9 +97,7 @@ class LipsumFT(CounterfactualFinetune):
         self, student: Classifier, teacher: Classifier, x_cf: Counterfactual, features: Tensor | None
     ) -> Float[Tensor, ""]:
         assert self.drawn is not None
-        target = encode_frozen(teacher, x_cf)
-        ours = student.encode(*x_cf) if features is None else features
-        return text_difference(ours, target, self.drawn[1], self.text.scale)
+        return text_difference(*encode_both(student, teacher, x_cf, features), self.drawn[1], self.text.scale)
 
 
 def text_difference(

@@ -16,7 +16,7 @@ from robustft.counterfactual.distillation import encode_frozen
 from robustft.counterfactual.fill import Counterfactual
 from robustft.data.datamodule import RobustnessData
 from robustft.methods.carot import overlap
-from robustft.methods.contrastive import Contrastive, Pairs, Seen, encode_texts_frozen
+from robustft.methods.contrastive import Contrastive, Pairs, Seen
 from robustft.methods.flyp import info_nce, of_units
 from robustft.models.classifier import Classifier
 from robustft.models.projections import image_projection, text_projection
@@ -41,6 +41,8 @@ class TRACER(Contrastive):
     Raises:
         UserError: a tower has no projection.
     """
+
+    teaches_texts = True
 
     def __init__(
         self,
@@ -70,9 +72,6 @@ class TRACER(Contrastive):
         if self.mask is not None and self.weights["icl"]:
             found["factual"] = encode_frozen(self.teacher, Counterfactual(pairs.images))
         return found
-
-    def taught_texts(self, pairs: Pairs) -> Seen:
-        return {} if self.teacher is None else {"texts": encode_texts_frozen(self.teacher, pairs)}
 
     def forwards_of_teacher(self, text: float) -> float:
         factual = self.mask is not None and bool(self.weights["icl"])

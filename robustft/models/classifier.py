@@ -179,11 +179,16 @@ class Classifier(nn.Module):
         """s = exp(logit_scale), of similarities to texts; trained with the towers."""
         return self.text.logit_scale.exp().reshape(())
 
-    def renew_head(self) -> None:
-        """Make the head anew, where a text tower makes it: s times the embeddings of the classes' prompts."""
+    def renew_head(self, rows: Float[Tensor, "classes features"] | None = None) -> None:
+        """Make the head anew, where a text tower makes it: s times the embeddings of the classes' prompts.
+
+        Args:
+            rows: these embeddings, where they are known; they are encoded else.
+        """
         if self.text is None or self.prompts is None:
             return
-        rows, bias = self.prompts.rows(self.text), getattr(self.text, "logit_bias", None)
+        rows = self.prompts.rows(self.text) if rows is None else rows
+        bias = getattr(self.text, "logit_bias", None)
         with torch.no_grad():
             self.head.weight.copy_(rows * self.text.logit_scale.exp())
             self.head.bias.fill_(0.0 if bias is None else float(bias))

@@ -15,6 +15,20 @@ Template = str | Callable[[str], str]
 Tokenizer = Callable[[list[str]], Int64[Tensor, "texts context"]]
 
 
+AT_ONCE = 4  # classes whose prompts are encoded together
+
+
+def part_of(classes: int, number: int, parts: int) -> range:
+    """The classes of one of several parts, alike in size, which are encoded as they would be all together.
+
+    Example:
+        >>> [part_of(10, number, 2) for number in range(2)]
+        [range(0, 8), range(8, 10)]
+    """
+    size = AT_ONCE * -(-classes // (AT_ONCE * parts))
+    return range(min(classes, number * size), min(classes, (number + 1) * size))
+
+
 class Chosen(NamedTuple):
     """The prompts of a batch, each once and none longer than the longest needs.
 
@@ -69,10 +83,13 @@ class Prompts:
         longest = int(self.ends[distinct].max())
         return Chosen(self.tokens.flatten(0, 1)[distinct, :longest], which)
 
-    def rows(self, clip: Any) -> Float[Tensor, "classes features"]:
+    def rows(self, clip: Any, classes: range | None = None) -> Float[Tensor, "classes features"]:
         """Unit-norm class embeddings of the prompt ensemble by ``clip``'s text tower, without a graph, on its device.
 
         They are computed as those of a zero-shot head are, to the bit.
+
+        Args:
+            classes: these alone, one or more, which begin where a ``part_of`` does; None: all.
         """
 
         def lookup(pairs: list[tuple[int, int]]) -> Int64[Tensor, "texts context"]:
@@ -81,7 +98,7 @@ class Prompts:
 
         templates = [lambda c, t=t: (c, t) for t in range(len(self.templates))]
         columns = open_clip.build_zero_shot_classifier(
-            TextTower(clip), lookup, range(len(self.class_names)), templates, num_classes_per_batch=4,
-            device=clip.logit_scale.device,
+            TextTower(clip), lookup, range(len(self.class_names)) if classes is None else classes, templates,
+            num_classes_per_batch=AT_ONCE, device=clip.logit_scale.device,
         )  # fmt: skip
         return columns.T.float().contiguous()

@@ -4,6 +4,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,23 @@ def _kinds(twins: list[dict[str, Any]], name: str) -> set[str]:
 
 
 def _short(name: str, value: Any) -> str:
-    """`optimizer.lr` and a value as "lr=0.001"; a path as the folder of its run."""
-    if isinstance(value, str) and "/" in value:
-        path = Path(value)
-        value = (path.parent if path.suffix else path).name.strip("*_-. ") or path.name
+    """`optimizer.lr` and a value as "lr=0.001"; paths as the folders of their runs, each once."""
+    paths = value
+    if isinstance(value, str) and value.startswith("["):
+        with suppress(ValueError):
+            paths = json.loads(value)
+    several = paths if isinstance(paths, list) else [paths]
+    if all(isinstance(path, str) and "/" in path for path in several):
+        value = " + ".join(f"{n} × {of}" if n > 1 else of for of, n in Counter(map(_folder, several)).items())
     shown = f"{value:g}" if isinstance(value, float) else value
     return f"{name.rpartition('.')[2]}={shown}"
+
+
+def _folder(value: str) -> str:
+    """Of a run: its last part that is more than a seed or a time, which stand as stars."""
+    path = Path(value)
+    parts = [part.strip("*_-. ") for part in (path.parent if path.suffix else path).parts]
+    return next(filter(None, reversed(parts)), path.name)
 
 
 def label(run: Run, count: int = 1) -> str:

@@ -36,6 +36,27 @@ class LogitLine:
         return float(1 / (1 + np.exp(-(self.slope * _logit(id_top1) + self.intercept))))
 
 
+def holm(values: Sequence[float]) -> list[float]:
+    """Correct p values for their number (Holm, 1979).
+
+    Args:
+        values: p, each 0…1.
+
+    Returns:
+        One for each, in their order, 0…1.
+
+    Example:
+        >>> [round(p, 2) for p in holm([0.04, 0.01, 0.03, 0.5])]
+        [0.09, 0.04, 0.09, 0.5]
+    """
+    order = sorted(range(len(values)), key=lambda place: values[place])
+    corrected, worst = [0.0] * len(values), 0.0
+    for rank, place in enumerate(order):
+        worst = max(worst, min(1.0, values[place] * (len(values) - rank)))
+        corrected[place] = worst
+    return corrected
+
+
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and standard deviation of the sample (n − 1; None for one value)."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None

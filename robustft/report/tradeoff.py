@@ -94,4 +94,4 @@ def cells(found: Difference | None) -> tuple[str, str]:
     change = signed(found.mean)
     if found.low is not None and found.high is not None:
         change += f" [{signed(found.low)}, {signed(found.high)}]"
-    return change, "–" if found.p is None else f"{found.p:.3f}"
+    return change, "–" if found.p is None else "<0.001" if found.p < 0.0005 else f"{found.p:.3f}"

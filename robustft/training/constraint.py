@@ -9,6 +9,24 @@ from torch import Tensor, nn
 from robustft.common.errors import UserError
 from robustft.training import fused
 
+PIECE = 2**22  # values
+
+
+def pieces_of(sizes: Sequence[int], most: int = PIECE) -> list[slice]:
+    """Cut a list of tensors into ranges of at most ``most`` values, one that is larger by itself.
+
+    Example:
+        >>> pieces_of([2, 3, 9, 1], most=5)
+        [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    """
+    found, first, values = [], 0, 0
+    for place, size in enumerate(sizes):
+        if values and values + size > most:
+            found.append(slice(first, place))
+            first, values = place, 0
+        values += size
+    return [*found, slice(first, len(sizes))]
+
 
 class Constraint:
     """Keeps the student's weights near an anchor; combines with every method, and with other constraints.
@@ -37,6 +55,8 @@ class Constraint:
     Attributes:
         pairs: (weight, anchor) of every parameter that is held, on the weights' device; while training.
         names: of these, in their order.
+        pieces: ranges of ``pairs``, each of some millions of values: what is made of one piece at a time takes no copy
+            of the model, and is still in a CPU's cache when it is used.
     """
 
     from_anchor = False  # whether training has to start at the anchor: the first step goes back to it
@@ -46,6 +66,7 @@ class Constraint:
         self.anchors = {name: p.detach().clone() for name, p in named if head or not name.startswith("head.")}
         self.pairs: list[tuple[nn.Parameter, Tensor]] = []
         self.names: list[str] = []
+        self.pieces: list[slice] = []
         self.stepped_by: torch.optim.Optimizer | None = None
 
     def attach(self, student: nn.Module, device: torch.device) -> None:
@@ -63,6 +84,7 @@ class Constraint:
                 f"{type(self).__name__} has nothing to hold: none of the weights that are trained. Leave out the"
                 " constraint, or change constraint.head or train"
             )
+        self.pieces = pieces_of([start.numel() for _, start in self.pairs])
 
     def check_start(self) -> None:
         """Refuse a start that would be lost.
@@ -76,17 +98,18 @@ class Constraint:
                 " (init=): add constraint.anchor=init"
             )
 
-    def moves(self) -> list[Any]:
-        """θ − θ₀ of ``pairs``."""
-        weights, starts = ([pair[k] for pair in self.pairs] for k in (0, 1))
-        return fused.differences(weights, starts)
+    def moves(self, piece: slice = slice(None)) -> list[Any]:
+        """θ − θ₀ of ``pairs``, or of a piece of them."""
+        return fused.differences(*zip(*self.pairs[piece], strict=True))
 
-    def gradients(self) -> list[Any]:
-        """Of ``pairs``, as they are when ``add_gradient`` is called; zero where the loss has not reached a weight."""
-        for weight, _ in self.pairs:
+    def gradients(self, piece: slice = slice(None)) -> list[Any]:
+        """Of ``pairs`` or a piece of them, as they are when ``add_gradient`` is called; zero where the loss has not
+        reached a weight.
+        """
+        for weight, _ in self.pairs[piece]:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        return [weight.grad for weight, _ in self.pairs]
+        return [weight.grad for weight, _ in self.pairs[piece]]
 
     def decay_rates(self) -> list[float]:
         """How fast ``pairs`` decay in this step, for a weight of 1: their learning rates, as AdamW takes them, where a

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from robustft.bench import __main__ as bench
+from robustft.bench import methods
 from robustft.bench.methods import MethodBench, Timed, rows
 from robustft.bench.names import chosen
 from robustft.bench.steps import Bench
+from robustft.bench.timing import COLUMNS
 from robustft.cli import described, sources
 from robustft.common.errors import UserError
+from robustft.models.frozen_text import FrozenText
 from robustft.models.work import flops
 
 TRAINING = [name for name in sources.groups()["method"] if described.takes("method", name)["trains"]]
@@ -99,7 +102,8 @@ def test_what_is_timed() -> None:
     ):
         with pytest.raises(UserError, match=what):
             chosen([name])
-    assert Timed(seconds=1.0, vs_vanilla=1.5, floor=4.0).floor_share == pytest.approx(4 / 4.5)
+    assert Timed(seconds=1.0, vs_vanilla=1.5, floor=4.0, floor_as_timed=4.2).floor_share == pytest.approx(4 / 4.5)
+    assert Timed(seconds=1.0, vs_vanilla=1.5, floor=4.0, floor_as_timed=4.2).timed_share == pytest.approx(4.2 / 4.5)
 
 
 @pytest.mark.parametrize("typed", [*TIMED, "finetune,constraint=spd", "finetune,train=lora", "kd,moving=ema"])
@@ -119,13 +123,31 @@ def test_a_step_is_a_whole_one(typed: str) -> None:
     assert all(p.grad is None for p in one.method.trained)
 
 
+def test_what_is_new_at_every_step_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, seen = made("lipsum"), []
+    encode = FrozenText.encode
+    monkeypatch.setattr(FrozenText, "encode", lambda text, tokens: seen.append(tokens) or encode(text, tokens))
+    step = one.step()
+    step(), step()
+    assert len(seen) == 2 and not torch.equal(*seen)
+
+
+def test_texts_count_by_arithmetic_or_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = made("flyp")
+    monkeypatch.setattr(methods, "seconds_by_round", lambda *_: {"part": [1.0, 9.0, 2.0], "whole": [4.0, 4.0, 4.0]})
+    assert one.floor_as_timed(3, wall=False) == pytest.approx(3 + 3 * 0.5)
+    assert one.floor < 3.5  # as before
+
+
 def test_the_table_and_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--model=tiny", "--batch=4", "--rounds=1", "--device=cpu", "--precision=32-true", "--clock=cpu"]
     bench.main([*line, "--json", str(tmp_path / "b.json"), "--whole-prompts", "--methods", "finetune", "flyp"])
     record = json.loads((tmp_path / "b.json").read_text())
     assert list(record["methods"]) == ["finetune", "flyp", "flyp, prompts of whole length"]
     for values in record["methods"].values():
-        assert values.keys() == {"images_per_s", "vs_vanilla", "forwards", "floor", "floor_share"}
+        assert values.keys() == {*COLUMNS, "floor_as_timed"}
         assert values["floor_share"] == pytest.approx(values["floor"] / values["forwards"])
+        assert values["timed_share"] == pytest.approx(values["floor_as_timed"] / values["forwards"])
         assert values["forwards"] == pytest.approx(3 * values["vs_vanilla"])
+    assert record["methods"]["finetune"]["floor_as_timed"] == record["methods"]["finetune"]["floor"] == 3
     assert record["clock"] == "cpu" and "share of floor" in capsys.readouterr().out

@@ -139,6 +139,37 @@ def test_ftp(case: str, dtype) -> None:
         golden.close(found[name], f"{case}.param.{name}")
 
 
+MADE: dict[str, Callable[[nn.Module], Constraint]] = {
+    "l2sp": lambda anchor: L2SP(anchor, head=True, weight=0.3),
+    "decoupled": lambda anchor: DecoupledL2SP(anchor, head=True, weight=0.3),
+    "spd": lambda anchor: SelectiveProjection(anchor, head=True, weight=1.0),
+    "ftp": lambda anchor: TrainableProjection(anchor, head=True),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_piece_by_piece_is_the_same_as_at_once(name: str) -> None:
+    torch.manual_seed(0)
+    start = {"a": torch.randn(5, 4), "b": torch.randn(6), "c": torch.randn(2, 3, 2), "d": torch.randn(())}
+    gradients = [{name: torch.randn_like(value) for name, value in start.items()} for _ in range(4)]
+    found = []
+    for pieces in ([slice(0, 4)], [slice(0, 1), slice(1, 3), slice(3, 4)]):
+        student, anchor = Weights(start), Weights(start)
+        optimizer = torch.optim.Adam(student.parameters(), 0.1)
+        constraint = attached(MADE[name](anchor), student, optimizer)
+        assert constraint.pieces == [slice(0, 4)]
+        constraint.pieces = pieces
+        for step in gradients:
+            for label, weight in student.named_parameters():
+                weight.grad = step[label].clone()
+            constraint.add_gradient()
+            optimizer.step()
+            constraint.project()
+        found.append([weight.detach() for weight in student.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert any(not torch.equal(weight, value) for weight, value in zip(found[0], start.values(), strict=True))
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_spd_never_lengthens_where_the_gradient_opposes(seed: int) -> None:
     """Of a tensor the distance from the anchor is, with λ = 1, at most what it was before the step."""

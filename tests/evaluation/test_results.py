@@ -1,6 +1,5 @@
 """results.json: the contract, atomic writing, what bad files get, and the table."""
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -9,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from robustft.common.errors import UserError
+from robustft.common.imports import script
 from robustft.evaluation.results import Score, Scores, read_results, results_record, write_results
 from robustft.evaluation.summary import metrics_table, percent, print_table, set_label
 from tests.needs import SHARED, shared
@@ -74,11 +74,7 @@ def test_record_keeps_the_contract():
 
 
 def contract() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results_contract", CONTRACT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script(CONTRACT)
 
 
 @shared("checks/results_contract.py")

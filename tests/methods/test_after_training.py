@@ -161,6 +161,10 @@ def test_what_is_fitted_to_the_hold_out_was_not_trained_on_it(work, method: str)
     typed = (f"method={method}", "model.pretrained=embedded", f"checkpoint={path}", *KEPT)
     with pytest.raises(UserError, match=f"method={method} is fitted to the hold-out.*Add data.holdout_seed=0"):
         do(work / f"{method}-other-seed", *typed, "seed=3")
+    with pytest.raises(UserError, match="its own is another. Add data.holdout_seed=0 data.holdout=40$"):
+        do(work / f"{method}-other-size", *typed, "seed=3", "data.holdout=60")
+    with pytest.raises(UserError, match="its own is another. Add data.train_images=200$"):
+        do(work / f"{method}-of-more", *typed, "data.holdout_seed=0", "data.train_images=300")
     assert not (work / f"{method}-other-seed" / "results.json").exists()
     if method == "vrf":
         do(work / "vrf-same-hold-out", *typed, "data.holdout_seed=0", "method.share=0.2")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import open_clip
@@ -20,7 +21,7 @@ from robustft.data.scenes import ScenesData
 from robustft.experiment import make_training
 from robustft.methods.flyp import info_nce, similarities
 from robustft.models import tiny
-from robustft.models.prompts import Prompts
+from robustft.models.prompts import Prompts, part_of
 from robustft.models.text_tower import TextTower
 from robustft.models.weights import create_clip
 from robustft.models.zeroshot import text_rows
@@ -101,6 +102,18 @@ def test_a_renewed_head_is_the_zero_shot_head_to_the_bit() -> None:
     clip = create_clip("tiny", "embedded", 0)
     rows = text_rows(clip, tiny.tokenizer(), CLASSES, TEMPLATES)
     assert torch.equal(prompts().rows(clip), rows)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 7])
+def test_devices_share_out_the_classes_of_a_head(devices: int) -> None:
+    names = [f"{colour} {one}" for colour in ("red", "green", "blue") for one in CLASSES]
+    assert len(names) > 8  # more than are encoded together, twice
+    many, clip = replace(prompts(), class_names=names), create_clip("tiny", "embedded", 0)
+    parts = [part_of(len(names), number, devices) for number in range(devices)]
+    assert [number for part in parts for number in part] == list(range(len(names)))
+    assert max(map(len, parts)) == len(parts[0])
+    rows = torch.cat([many.rows(clip, part) for part in parts if part])
+    assert torch.equal(rows, many.rows(clip))
 
 
 def plain_flyp(run, steps: int, by_class: bool = False) -> open_clip.CLIP:

@@ -72,6 +72,20 @@ def test_equal_labels_are_told_apart_by_the_config(make_run, tmp_path: Path):
     }
 
 
+def test_models_made_of_several_are_told_by_the_folders_of_these(make_run, tmp_path: Path):
+    at = ("2026-11-30_20-55-52", "2026-11-30_20-58-00")
+    for name, folders in {"a": ("flyp_tiny", "flyp_tiny"), "b": ("flyp_tiny", "tracer_tiny")}.items():
+        paths = [f"runs/{folder}/{time}" for folder, time in zip(folders, at, strict=True)]
+        make_run("soup", 0, name=name, config={"method": {"greedy": False}, "checkpoints": paths})
+    for name, folder in {"c": "flyp_tiny", "d": "vanilla_tiny"}.items():
+        make_run("wiseft", 0, name=name, alpha=0.5, config={"checkpoint": f"runs/{folder}/{at[0]}/model.safetensors"})
+    labels = {group.label for group in group_over_seeds(read_runs([tmp_path / "runs"]))}
+    assert {label[label.index("(") :] for label in labels} == {
+        *("(checkpoints=2 × flyp_tiny)", "(checkpoints=flyp_tiny + tracer_tiny)"),
+        *("(checkpoint=flyp_tiny)", "(checkpoint=vanilla_tiny)"),
+    }
+
+
 def test_curves_follow_their_dial(sweep: Path):
     groups = group_over_seeds(read_runs([sweep]))
     (alpha,) = [c for c in curves(groups) if c.dial == "alpha"]
