@@ -21,6 +21,7 @@ from robustft.bench.measure import median_seconds, peak_bytes, peak_bytes_apart
 from robustft.bench.names import TITLES, VARIANTS
 from robustft.bench.steps import Bench
 from robustft.common import files, terminal
+from robustft.common.allocator import keep_freed
 from robustft.common.errors import UserError
 from robustft.common.machine import cpu_name
 from robustft.common.wording import counted
@@ -51,6 +52,8 @@ def measure(options: argparse.Namespace) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device=cuda: PyTorch finds no such device here. Try --device=cpu")
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cpu":
+        keep_freed()  # as a training does
     if options.threads:
         torch.set_num_threads(options.threads)
     precision = resolve_precision(options.precision, options.device)

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from robustft.common.allocator import keep_freed
 from robustft.common.errors import UserError
 from robustft.common.wording import first_line
 from robustft.training.callbacks import progress
@@ -30,6 +31,8 @@ def make_trainer(
     Raises:
         UserError: Lightning does not take the options, or not on this machine.
     """
+    if device_type(options["accelerator"]) == "cpu":
+        keep_freed()
     bar = [progress()] if options["enable_progress_bar"] else []
     accumulate = options.get("accumulate_grad_batches", 1)
     chosen = dict(options) | {
