@@ -164,6 +164,7 @@ MISTAKES: dict[str, dict[str, str]] = {
         "SHORT method=finetune init=code.pt": "code.pt",
         "SHORT model.pretrained=noise.safetensors": "noise.safetensors",
         f"{OTHERS} method=evaluate checkpoint=done": "done/model.safetensors is a tiny",
+        "robustft method=model_stock checkpoints=[done]": "1 model. method=model_stock needs 2 or more",
     },
     "other commands": {
         "robustft predict": "required",

@@ -235,7 +235,13 @@ def _check_inputs(cfg: DictConfig) -> None:
         listed = [cfg.checkpoints] if isinstance(cfg.checkpoints, str) else list(cfg.checkpoints)
         if not listed or not all(isinstance(item, str) for item in listed):
             raise UserError(f"checkpoints={listed}: expected model.safetensors of runs, or their folders")
-        for path in model_files(listed):
+        found, least = model_files(listed), cfg.method.takes.get("checkpoints", 1)
+        if len(found) < least:
+            names = ",".join(listed)
+            raise UserError(
+                f"checkpoints={names}: {counted(len(found), 'model')}. method={cfg.method.name} needs {least} or more"
+            )
+        for path in found:
             refuse_damaged(path, "checkpoints")
     pretrained = cfg.model.pretrained
     named = pretrained is not None and ("/" in pretrained or Path(pretrained).suffix != "")

@@ -16,6 +16,7 @@ Settings of the core are described in robustft/cli/core_settings.py. Components 
       leaves_model: false         # a method: what it gives is no single model that could be saved
       transductive: true          # a method: it looks at the unlabelled test set, and is reported apart
       needs: [checkpoint]         # a method: settings it cannot do without
+      checkpoints: 2              # a method: models that `checkpoints` has to name at least; else 1
       published: {optimizer.lr: 1.0e-5}  # a method or constraint: what recipe=published sets (robustft/cli/recipes.py)
       given_maps: true            # a method: maps of the training images that are known before can be given to it
       fills: false                # a mask: there is nothing to fill

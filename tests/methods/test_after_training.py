@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy import stats
 
 import robustft
@@ -86,6 +86,12 @@ def test_runs_that_moved_apart_leave_the_anchor() -> None:
     made = stock(list(named), named.__getitem__, zeroshot)
     assert torch.equal(made.head.weight, zeroshot.head.weight) and torch.equal(made.visual.proj, zeroshot.visual.proj)
     assert torch.equal(made.head.bias, models[0].head.bias)
+
+
+def test_one_run_is_refused_before_anything_is_read(tmp_path) -> None:
+    save_file({"head.bias": torch.zeros(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="1 model. method=model_stock needs 2 or more"):
+        checks.check(composed("method=model_stock", f"checkpoints=[{tmp_path}]"))
 
 
 def test_one_run_is_no_stock() -> None:
