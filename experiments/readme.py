@@ -293,6 +293,30 @@ def _ours(system: str, ours: Mapping[str, dict[str, Any]]) -> str:
     return " / ".join(percent(mean(values)) for values in zip(*(point_of(run) for run in runs), strict=True))
 
 
+CHOICES = {
+    "no more than one vanilla training": "wiseft",
+    "two trainings may be spent": "model-stock",
+    "no ID accuracy lost, two models at inference": "ose",
+    "other tasks and ID mostly stay, no text tower in training": "distillation",
+    "OOD accuracy, calibration and other tasks, for some ID": "tracer",
+    "whole unlabelled test sets are at hand": "dawin",
+}
+
+
+def choices() -> str:
+    """What the neighbours study would have one take, by what matters; the numbers of the chosen dials."""
+    study, ours = module("neighbours"), results("neighbours")
+    lines = [line.strip("| ").split(" | ") for line in study.measures(ours).split("\n") if line.startswith("| ")]
+    measured = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines}
+    gaps = {system: full(one) for system, one in study.over_wise(ours).items()}
+    rows = []
+    for what, system in CHOICES.items():
+        typed = " ".join(study.SYSTEMS[system].at(study.chosen(system, ours)))
+        known = [measured[system][name] for name in ("ID", "OOD", "Δ knows", "F")]
+        rows.append([what, f"`{typed}`", *known, gaps.get(system, "–")])
+    return markdown(["what matters", "settings", "ID", "OOD", "Δ knows", "F", "gap to WiSE-FT"], rows)
+
+
 BETA_1 = {
     "zero-shot": "zeroshot",
     "vanilla fine-tuning": "vanilla",
@@ -322,6 +346,7 @@ NEEDS = {
     "probe": "probe/probe.md",
     "methods_tiny": "speed/methods_tiny.json",
     "methods_vitb32": "speed/methods_vitb32.json",
+    "choices": "neighbours/comparison.md",
     "targets": "targets/targets.md",
     "targets_systems": "targets/targets.md",
 } | {
@@ -336,6 +361,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "weight_space": weight_space,
     "kd_beta": kd_beta,
     "published": published,
+    "choices": choices,
     "cam_truth": lambda: (HERE / "cam_truth" / "table.md").read_text("utf-8").rstrip(),
     "targets": lambda: targets()[0],
     "targets_systems": lambda: targets()[1],
