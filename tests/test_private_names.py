@@ -220,10 +220,9 @@ def test_lists_of_tensors():
     same(changed(fused.add_, b, -2.0), [x - 2 * y for x, y in pairs])
     same(fused.dots(a, b), [(x * y).sum() for x, y in pairs])
     same(changed(fused.divide_, b), [x / y for x, y in pairs])
-    same(changed(fused.add_products_, b, b), [x + y * y for x, y in pairs])
+    same(changed(fused.put_sums_, b, a, b), [y + x * y for x, y in pairs])
     same(changed(fused.shift_, 0.5), [x + 0.5 for x in a])
     same(changed(fused.limit_, 0.5), [x.clamp(max=0.5) for x in a])
-    same(changed(fused.put_, b), b)
     rows = [torch.tensor(2.0), torch.tensor([[2.0], [3.0]])]  # of fewer elements
     same(fused.quotients(a, rows), [x / y for x, y in zip(a, rows, strict=True)])
     for given in (factors, factors.tolist()):
@@ -279,7 +278,7 @@ PLACES = {
     "models/timm_private.py": {"_pos_embed"},
     "training/fused.py": {
         "_foreach_norm", "_foreach_sub", "_foreach_div", "_foreach_div_", "_foreach_add_",
-        "_foreach_mul_", "_foreach_lerp_", "_foreach_addcmul_", "_foreach_clamp_max_", "_foreach_copy_",
+        "_foreach_mul_", "_foreach_lerp_", "_foreach_clamp_max_",
     },
     "training/trainer.py": {"_is_avx512_bf16_supported", "_is_amx_tile_supported"},
     "report/dashboard.py": {"_spec"},

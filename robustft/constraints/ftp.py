@@ -65,23 +65,19 @@ class TrainableProjection(Constraint):
         if self.steps == 0:
             self.radii = self.pairs[0][1].new_full((len(self.pairs),), LEAST)
             self.first, self.second = torch.zeros_like(self.radii), torch.zeros_like(self.radii)
-            moves = [torch.empty_like(start) for _, start in self.pairs]
-            self.slants = dict(zip(self.names, moves, strict=True))
-        radii, slants = [], list(self.slants.values())
+        radii = []
         for piece in self.pieces:
             weights, starts = zip(*self.pairs[piece], strict=True)
-            moves = slants[piece]  # in their place: no further copy of the model
-            fused.put_(moves, weights)
-            fused.add_(moves, starts, -1)
+            moves = self.moves(piece)
             lengths = [row_lengths(move) for move in moves]
             fused.shift_(lengths, LEAST)
             longest = torch.stack([length.max() for length in lengths])
             radii.append(self.radii[piece].clamp(min=LEAST).minimum(longest))
             shares = fused.quotients(radii[-1].unbind(), lengths)
             fused.limit_(shares, 1.0)
-            fused.put_(weights, starts)
-            fused.add_products_(weights, shares, moves)
+            fused.put_sums_(weights, starts, shares, moves)
             fused.divide_(moves, lengths)
+            self.slants |= zip(self.names[piece], moves, strict=True)  # in the place of the last step's
         self.radii = torch.cat(radii)
         self.steps += 1
 

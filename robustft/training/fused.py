@@ -45,9 +45,10 @@ def divide_(a: Tensors, b: Tensors) -> None:
     torch._foreach_div_(list(a), list(b))
 
 
-def add_products_(tensors: Tensors, a: Tensors, b: Tensors) -> None:
-    """Make each tensor into tensor + a · b, element by element."""
-    torch._foreach_addcmul_(list(tensors), list(a), list(b))
+def put_sums_(tensors: Tensors, starts: Tensors, a: Tensors, b: Tensors) -> None:
+    """Make each tensor start + a · b, element by element; ``a`` is broadcast."""
+    for tensor, start, x, y in zip(tensors, starts, a, b, strict=True):  # of other shapes, torch would do no better
+        torch.addcmul(start, x, y, out=tensor)
 
 
 def shift_(tensors: Tensors, by: float) -> None:
@@ -58,11 +59,6 @@ def shift_(tensors: Tensors, by: float) -> None:
 def limit_(tensors: Tensors, most: float) -> None:
     """Make what is above ``most`` that."""
     torch._foreach_clamp_max_(list(tensors), most)
-
-
-def put_(tensors: Tensors, values: Tensors) -> None:
-    """Copy each value into its tensor."""
-    torch._foreach_copy_(list(tensors), list(values))
 
 
 def scale_(tensors: Tensors, factors: Sequence[float] | Float[Tensor, " tensors"]) -> None:
