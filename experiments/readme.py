@@ -306,13 +306,12 @@ CHOICES = {
 def choices() -> str:
     """What the neighbours study would have one take, by what matters; the numbers of the chosen dials."""
     study, ours = module("neighbours"), results("neighbours")
-    lines = [line.strip("| ").split(" | ") for line in study.measures(ours).split("\n") if line.startswith("| ")]
-    measured = {cells[0]: dict(zip(lines[0], cells, strict=True)) for cells in lines}
+    measured = study.measured(ours)
     gaps = {system: full(one) for system, one in study.over_wise(ours).items()}
     rows = []
     for what, system in CHOICES.items():
         typed = " ".join(study.SYSTEMS[system].at(study.chosen(system, ours)))
-        known = [measured[system][name] for name in ("ID", "OOD", "Δ knows", "F")]
+        known = [measured[system][study.MEASURES.index(name)] for name in ("ID", "OOD", "Δ knows", "F")]
         rows.append([what, f"`{typed}`", *known, gaps.get(system, "–")])
     return markdown(["what matters", "settings", "ID", "OOD", "Δ knows", "F", "gap to WiSE-FT"], rows)
 

@@ -344,22 +344,24 @@ def draw(file: Path, results: Results) -> None:
     forest(file, {"gap": found}, what=what, title="Gap to the WiSE-FT curve", hollow=undecided)
 
 
-def measures(results: Results) -> str:
-    """Accuracy, calibration, what is still known, and cost, at the chosen dials: means of the seeds."""
-    columns = [
-        "ID",
-        "OOD",
-        "ECE, ID",
-        "calibrated",
-        "ECE, OOD",
-        "calibrated",
-        "NLL, OOD",
-        "Δ knows",
-        "models",
-        "F",
-        "s",
-    ]
-    rows = [f"| system | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+MEASURES = (
+    "ID",
+    "OOD",
+    "ECE, ID",
+    "calibrated",
+    "ECE, OOD",
+    "calibrated",
+    "NLL, OOD",
+    "Δ knows",
+    "models",
+    "F",
+    "s",
+)
+
+
+def measured(results: Results) -> dict[str, list[str]]:
+    """By system, at its chosen dial, what ``MEASURES`` names: means of the seeds."""
+    found = {}
     cost = json.loads(COST.read_text("utf-8"))["methods"] if COST.exists() else {}
     for system in ("zeroshot", *SYSTEMS):
         runs = dict.fromkeys(SEEDS, results["zeroshot"]) if system == "zeroshot" else of_seeds(system, results)
@@ -372,7 +374,14 @@ def measures(results: Results) -> str:
         cells += ["–" if None in known else signed(mean(one for one in known if one is not None))]
         cells += [str(runs[1]["protocol"]["models_at_inference"])]
         cells += spent(made, cost) if made and cost else ["–", "–"]
-        rows.append(f"| {system} | {' | '.join(cells)} |")
+        found[system] = cells
+    return found
+
+
+def measures(results: Results) -> str:
+    """Accuracy, calibration, what is still known, and cost, as a table."""
+    rows = [f"| system | {' | '.join(MEASURES)} |", f"|---|{'---:|' * len(MEASURES)}"]
+    rows += [f"| {system} | {' | '.join(cells)} |" for system, cells in measured(results).items()]
     told = (
         "In %; NLL in nats. Δ knows: mean change of top-1 on context and style by their prompts, in points."
         "\nModels: at inference. F: a training step's cost in forward passes of the image tower; s: seconds for 1,000"
